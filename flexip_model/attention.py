@@ -1,0 +1,65 @@
+"""Gated attention (Eq. 4) on the outputs of the branches, shared by both hosts.
+
+A_text + strength · (γ · A_P + (1 − γ) · A_S): each branch has its own softmax over its own keys and values. P and S
+differ in token count, so the sum in Eq. 4 is read on attention outputs; weighting the tokens instead would change the
+softmax's logits and make γ anything but linear (our choice).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+KeyValue = tuple[Tensor, Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Multi-head attention: q (B, L, C), k and v (B, N, C) → (B, L, C)."""
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def gated_attention(
+    q: Tensor,
+    text: Tensor,
+    preservation: KeyValue | None,
+    personalization: KeyValue | None,
+    weight_p: Tensor,
+    weight_s: Tensor,
+    heads: int,
+    attend: Attend = attend,
+) -> Tensor:
+    """Add the gated branches to the text attention's output (Eq. 4).
+
+    Args:
+        q: (B, L, C) the layer's projected queries.
+        text: (B, L, C) A_text, the frozen model's attention output before `to_out`.
+        preservation, personalization: keys and values (B, N, C) of P and of S; None leaves that branch out.
+        weight_p, weight_s: the gate's weights (`gate_weights`), any shape that broadcasts to (B, L, C).
+        heads: attention heads of the layer.
+        attend: the host's attention function.
+
+    Returns:
+        (B, L, C) in q's dtype.
+    """
+    for pair, weight in ((preservation, weight_p), (personalization, weight_s)):
+        if pair is not None:
+            text = torch.addcmul(text, attend(q, *pair, heads), weight.to(device=q.device, dtype=q.dtype))
+    return text
+
+
+class Branch(nn.Module):
+    """`to_k` and `to_v` of one branch at one site; bias-free as the UNet's own."""
+
+    def __init__(self, token_width: int, channels: int, ops=nn) -> None:
+        super().__init__()
+        self.to_k = ops.Linear(token_width, channels, bias=False)
+        self.to_v = ops.Linear(token_width, channels, bias=False)
+
+    def forward(self, tokens: Tensor) -> KeyValue:
+        """tokens (B, N, token_width) → keys and values (B, N, C)."""
+        return self.to_k(tokens), self.to_v(tokens)

@@ -1,0 +1,92 @@
+"""Every size and constant of an adapter; it travels in the checkpoint's header."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+
+from .errors import FlexIPError
+
+KINDS = ("flexip", "ip-adapter", "ip-adapter-plus")
+
+
+@dataclass(frozen=True)
+class FlexIPConfig:
+    """Sizes of a FlexIP adapter; the defaults are those for SD1.5, OpenCLIP ViT-H/14 and DINOv2-L/14.
+
+    Attributes:
+        kind: `flexip`, or an imported preservation-only adapter (`ip-adapter`, `ip-adapter-plus`).
+        width: d, the width inside the resamplers (§3.1; the number is IP-Adapter-Plus's).
+        depth: PSA layers per resampler ("several" in §3.1; our choice, as IP-Adapter-Plus).
+        heads, head_width: attention heads of a PSA layer (our choice, as IP-Adapter-Plus).
+        feed_forward: width of a feed-forward layer over d (our choice, as IP-Adapter-Plus).
+        queries: N_L, learnable queries; for `ip-adapter` the number of image tokens (§3.2; our choice).
+        clip_width: width of the CLIP [CLS] embedding Z^(C) (after projection).
+        retrieval_width: width of the retrieval embedding Z^(D): DINOv2's patch tokens, or CLIP's hidden states
+            for `ip-adapter-plus`.
+        text_width: width of the text embeddings Z^(T).
+        token_width: width of P and S, the UNet's cross-attention width.
+        channels: the UNet's `block_out_channels`.
+        alpha, beta: the gate's constants (Eq. 5: both "initialized" towards 1; our choice 0.9, because exactly 1
+            would never train the other branch).
+        learnable_gate: alpha and beta are trained through a sigmoid instead.
+    """
+
+    kind: str = "flexip"
+    width: int = 768
+    depth: int = 4
+    heads: int = 12
+    head_width: int = 64
+    feed_forward: int = 4
+    queries: int = 16
+    clip_width: int = 1024
+    retrieval_width: int = 1024
+    text_width: int = 768
+    token_width: int = 768
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    alpha: float = 0.9
+    beta: float = 0.9
+    learnable_gate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise FlexIPError(f"adapter kind is {self.kind!r}; expected one of {', '.join(KINDS)}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise FlexIPError(f"{field.name} is {value!r}; expected a whole number of at least 1")
+        for name in ("alpha", "beta"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise FlexIPError(f"{name} is {getattr(self, name)!r}; expected a number from 0 to 1 (Eq. 5)")
+        if len(self.channels) != 4 or any(not isinstance(c, int) or c < 1 for c in self.channels):
+            raise FlexIPError(f"channels is {self.channels!r}; expected four widths, one per level of the UNet")
+
+    @property
+    def has_personalization(self) -> bool:
+        """Whether the adapter has the personalization branch S; imported IP-Adapters have P alone."""
+        return self.kind == "flexip"
+
+    def to_json(self) -> str:
+        """The config as one line of JSON with sorted keys."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> FlexIPConfig:
+        """Read `to_json`'s form.
+
+        Raises:
+            FlexIPError: not JSON, an unknown or missing field, or a value out of its range.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise FlexIPError(f"the adapter's config is not JSON ({error}); the file is damaged") from error
+        known = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or set(values) != known:
+            found = set(values) if isinstance(values, dict) else set()
+            raise FlexIPError(
+                f"the adapter's config has unknown fields {sorted(found - known)} and lacks {sorted(known - found)}; "
+                "it was written by another version"
+            )
+        values["channels"] = tuple(values["channels"]) if isinstance(values["channels"], list) else ()
+        return cls(**values)

@@ -1,0 +1,89 @@
+"""The resampler with unified input (§3.1, Eq. 1): queries X retrieve from D, keys are X ⊕ D.
+
+Letters: B batch, N tokens of X, M tokens of D, d width, H heads, E head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import FlexIPConfig
+
+
+class PerceiverAttention(nn.Module):
+    """One PSA layer: softmax(Q(X) K(X ⊕ D)ᵀ / √E) V(X ⊕ D), pre-norm (§3.1).
+
+    The paper writes √d; with heads that is the head's width E, as in every multi-head attention (our reading).
+    X among the keys is what keeps the text tokens apart when D is a single [CLS] (Eq. 3).
+    """
+
+    def __init__(self, width: int, heads: int, head_width: int, ops: Any = nn) -> None:
+        super().__init__()
+        self.heads = heads
+        inner = heads * head_width
+        self.norm_x = ops.LayerNorm(width)
+        self.norm_d = ops.LayerNorm(width)
+        self.to_q = ops.Linear(width, inner, bias=False)
+        self.to_k = ops.Linear(width, inner, bias=False)
+        self.to_v = ops.Linear(width, inner, bias=False)
+        self.to_out = ops.Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor, d: Tensor, keep: Tensor | None = None) -> Tensor:
+        """x (B, N, d), d (B, M, d), keep (B, M) bool or None (all) → (B, N, d)."""
+        x = self.norm_x(x)
+        keys = torch.cat([x, self.norm_d(d)], dim=1)
+        q, k, v = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for t in (self.to_q(x), self.to_k(keys), self.to_v(keys))
+        )
+        mask = None
+        if keep is not None:
+            mask = torch.cat([keep.new_ones(x.shape[:2]), keep], dim=1)[:, None, None, :]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """LayerNorm, widen, GELU, narrow; no biases (as IP-Adapter-Plus)."""
+
+    def __init__(self, width: int, factor: int, ops: Any = nn) -> None:
+        super().__init__()
+        self.norm = ops.LayerNorm(width)
+        self.widen = ops.Linear(width, width * factor, bias=False)
+        self.narrow = ops.Linear(width * factor, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, d) → (B, N, d)."""
+        return self.narrow(F.gelu(self.widen(self.norm(x))))
+
+
+class Resampler(nn.Module):
+    """Z^(R,X) = Resampler(Z^(X), Z^(D)) (Eq. 1), then a projection to the UNet's cross-attention width."""
+
+    def __init__(self, config: FlexIPConfig, ops: Any = nn) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "attention": PerceiverAttention(config.width, config.heads, config.head_width, ops),
+                    "feed_forward": FeedForward(config.width, config.feed_forward, ops),
+                }
+            )
+            for _ in range(config.depth)
+        )
+        self.project_out = ops.Linear(config.width, config.token_width)
+        self.norm_out = ops.LayerNorm(config.token_width)
+
+    def forward(self, x: Tensor, d: Tensor, keep: Tensor | None = None) -> Tensor:
+        """x (B, N, d), d (B, M, d), keep (B, M) bool or None → (B, N, token_width).
+
+        `keep` marks the retrieval tokens that may be read: a subject mask drops the others.
+        """
+        for layer in self.layers:
+            x = x + layer["attention"](x, d, keep)
+            x = x + layer["feed_forward"](x)
+        return self.norm_out(self.project_out(x))
