@@ -1,0 +1,144 @@
+"""The subject store: every look of every subject as 144 px RGBA, in one array."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from . import sources
+from .concepts import Subject, draw_heldout, heldout_concepts, select
+
+SIDE = 144
+FRAMES = 4
+STYLES = ("3d", "flat", "line")
+"""3d: rendered still and animation frames; flat: coloured drawing; line: one-colour high-contrast drawing."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One stored picture: its row, whose it is, in which style, and whether it is an animation frame."""
+
+    row: int
+    subject: Subject
+    style: str
+    frame: bool
+
+
+class Store:
+    """Read access to the stored looks.
+
+    Attributes:
+        pixels: uint8, (looks, 144, 144, 4), straight (not premultiplied) alpha.
+        looks: one entry per row of ``pixels``.
+    """
+
+    def __init__(self, pixels: np.ndarray, looks: list[Look]) -> None:
+        self.pixels = pixels
+        self.looks = looks
+        self._by_subject: dict[str, dict[str, list[Look]]] = {}
+        for look in looks:
+            self._by_subject.setdefault(look.subject.code, {}).setdefault(look.style, []).append(look)
+
+    @classmethod
+    def open(cls, folder: Path) -> Store:
+        """The store that ``build`` wrote into ``folder``."""
+        index = json.loads((folder / "looks.json").read_text(encoding="utf-8"))
+        looks = [Look(e["row"], Subject(**e["subject"]), e["style"], e["frame"]) for e in index]
+        return cls(np.load(folder / "looks.npy", mmap_mode="r"), looks)
+
+    def split(self, heldout: bool) -> Store:
+        """The part that training reads (``heldout=False``) or the part that it never reads."""
+        concepts = heldout_concepts()
+        return Store(self.pixels, [x for x in self.looks if (x.subject.concept in concepts) == heldout])
+
+    @property
+    def subjects(self) -> list[Subject]:
+        """Subjects in the order of their codes."""
+        unique = {x.subject.code: x.subject for x in self.looks}
+        return [unique[code] for code in sorted(unique)]
+
+    def looks_of(self, code: str, style: str) -> list[Look]:
+        """All looks of one subject in one style; the still picture first; empty if it has none."""
+        return self._by_subject[code].get(style, [])
+
+    def styles_of(self, code: str) -> list[str]:
+        return [s for s in STYLES if s in self._by_subject[code]]
+
+    def picture(self, look: Look) -> Image.Image:
+        """The look as an RGBA image, 144 × 144."""
+        return Image.fromarray(np.asarray(self.pixels[look.row]), "RGBA")
+
+
+def _webp_pictures(data: bytes, frames: int) -> list[Image.Image]:
+    """The still picture, or ``frames`` frames spread evenly over an animation, as RGBA at 144 px."""
+    with Image.open(io.BytesIO(data)) as image:
+        count = getattr(image, "n_frames", 1)
+        picked = [0] if count == 1 else [round(i * count / frames) for i in range(frames)]
+        pictures = []
+        for index in picked:
+            image.seek(index)
+            pictures.append(image.convert("RGBA").resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+        return pictures
+
+
+def _svg_picture(body: str, size: int) -> Image.Image:
+    import resvg_py
+
+    svg = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}" width="{SIDE}" height="{SIDE}" '
+           f'color="#000">{body}</svg>')
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE)
+    return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+
+
+def build(downloads: Path, folder: Path) -> Store:
+    """Fetch the packages into ``downloads`` and write the store into ``folder`` (about 250 MB, two minutes)."""
+    archives = {p: sources.fetch(p, downloads) for p in sources.PACKAGES}
+    subjects = select(sources.read_json(archives[sources.NAMES], "data-by-emoji.json"))
+    wanted = {s.code for s in subjects}
+    still = sources.read_assets(archives[sources.STATIC], wanted)
+    subjects = [s for s in subjects if s.code in still]
+    animated: dict[str, bytes] = {}
+    for package in sources.ANIMATED:
+        animated.update(sources.read_assets(archives[package], wanted))
+    drawings = {}
+    for style, package in (("flat", sources.FLAT), ("line", sources.HIGH_CONTRAST)):
+        names = sources.read_json(archives[package], "chars.json")
+        icons = sources.read_json(archives[package], "icons.json")
+        drawings[style] = {code: (icons["icons"][name]["body"], icons.get("width", 32))
+                           for code, name in names.items() if name in icons["icons"]}
+
+    looks: list[Look] = []
+    pixels: list[np.ndarray] = []
+
+    def add(subject: Subject, style: str, frame: bool, image: Image.Image) -> None:
+        looks.append(Look(len(looks), subject, style, frame))
+        pixels.append(np.asarray(image))
+
+    for subject in subjects:
+        add(subject, "3d", False, _webp_pictures(still[subject.code], 1)[0])
+        if subject.code in animated:
+            frames = _webp_pictures(animated[subject.code], FRAMES)
+            for frame in frames if len(frames) > 1 else ():
+                add(subject, "3d", True, frame)
+        for style, bodies in drawings.items():
+            drawing = bodies.get(subject.code) or bodies.get(subject.code.replace("-fe0f", ""))
+            if drawing is not None:
+                add(subject, style, False, _svg_picture(*drawing))
+
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "looks.npy", np.stack(pixels))
+    (folder / "looks.json").write_text(json.dumps([asdict(x) for x in looks], ensure_ascii=False), encoding="utf-8")
+    return Store.open(folder)
+
+
+def write_heldout(store: Store, path: Path) -> None:
+    """Draw the held-out concepts of a store and write them with the names that they cover."""
+    concepts = draw_heldout([s.concept for s in store.subjects])
+    names = {c: sorted(s.name for s in store.subjects if s.concept == c) for c in concepts}
+    path.write_text(json.dumps({"concepts": concepts, "subjects": names}, indent=1, ensure_ascii=False) + "\n",
+                    encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Hosts: where the adapter's branches enter a UNet. diffusers' is here; ComfyUI's is the pack's `nodes/`."""
