@@ -1,0 +1,67 @@
+"""Read a `.safetensors` header before its tensors, with one clear sentence for every way a file can be wrong."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import FlexIPError
+
+# safetensors itself allows 100 MB; the largest header of a file in this field (an SDXL checkpoint) is under 1 MB.
+MAX_HEADER_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor in a header: its dtype as safetensors writes it (`F16`, `BF16`, `F32`, `I64` …) and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Header:
+    """A file's tensors by key, and its metadata."""
+
+    tensors: dict[str, Entry]
+    metadata: dict[str, str]
+
+
+def read_header(path: str | Path) -> Header:
+    """Read the header alone; no tensor is touched and memory is bounded by `MAX_HEADER_BYTES`.
+
+    Raises:
+        FlexIPError: no such file, a pickle, not safetensors, a damaged or cut file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FlexIPError(f"there is no file {path}")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start[:2] == b"PK" or start[:1] == b"\x80" or path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
+            raise FlexIPError(
+                f"{path} is a pickle file, which can run code when it is opened and is never loaded here; "
+                "get the .safetensors form of the same file"
+            )
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length < 2 or length > size - 8:
+            raise FlexIPError(f"{path} is not a whole safetensors file ({size} bytes); download or export it again")
+        if length > MAX_HEADER_BYTES:
+            raise FlexIPError(
+                f"{path} has a header of {length} bytes, over the limit of {MAX_HEADER_BYTES}; "
+                "it is no file of this field"
+            )
+        try:
+            raw = json.loads(file.read(length))
+            metadata = {str(k): str(v) for k, v in raw.pop("__metadata__", {}).items()}
+            entries = {key: Entry(value["dtype"], tuple(value["shape"])) for key, value in raw.items()}
+            end = max((value["data_offsets"][1] for value in raw.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+            raise FlexIPError(f"{path} has a damaged safetensors header ({error}); get it again") from error
+    if size != 8 + length + end:
+        raise FlexIPError(
+            f"{path} has {size} bytes where its header tells of {8 + length + end}; it was cut short, get it again"
+        )
+    return Header(entries, metadata)
