@@ -26,7 +26,7 @@ from torch import Tensor
 from .adapter import FlexIPAdapter
 from .config import FlexIPConfig
 from .errors import FlexIPError
-from .safefile import Header, read_header
+from .safefile import Header, load_tensors, read_header
 
 FORMAT_VERSION = "1"
 FLOAT_DTYPES = ("F16", "BF16", "F32")
@@ -136,10 +136,8 @@ def load_adapter_file(path: str | Path) -> tuple[AdapterInfo, dict[str, Tensor]]
     Raises:
         FlexIPError: as `read_info`, and NaN or infinite weights.
     """
-    from safetensors.torch import load_file
-
     info = read_info(path)
-    tensors = load_file(str(path))
+    tensors = load_tensors(path)
     _check_finite(Path(path), tensors)
     return info, tensors
 

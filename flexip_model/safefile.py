@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from .errors import FlexIPError
 
 # safetensors itself allows 100 MB; the largest header of a file in this field (an SDXL checkpoint) is under 1 MB.
@@ -56,8 +58,8 @@ def read_header(path: str | Path) -> Header:
         try:
             raw = json.loads(file.read(length))
             metadata = {str(k): str(v) for k, v in raw.pop("__metadata__", {}).items()}
-            entries = {key: Entry(value["dtype"], tuple(value["shape"])) for key, value in raw.items()}
-            end = max((value["data_offsets"][1] for value in raw.values()), default=0)
+            entries = {key: Entry(str(value["dtype"]), tuple(map(int, value["shape"]))) for key, value in raw.items()}
+            end = max((int(value["data_offsets"][1]) for value in raw.values()), default=0)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise FlexIPError(f"{path} has a damaged safetensors header ({error}); get it again") from error
     if size != 8 + length + end:
@@ -65,3 +67,19 @@ def read_header(path: str | Path) -> Header:
             f"{path} has {size} bytes where its header tells of {8 + length + end}; it was cut short, get it again"
         )
     return Header(entries, metadata)
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Read every tensor, on the CPU, memory-mapped, in its own dtype.
+
+    Raises:
+        FlexIPError: as `read_header`, or shapes and offsets that do not fit together.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    read_header(path)
+    try:
+        return load_file(str(path))
+    except SafetensorError as error:
+        raise FlexIPError(f"{path} is damaged ({error}); get it again") from error
