@@ -41,14 +41,17 @@ def read_header(path: str | Path) -> Header:
         raise FlexIPError(f"there is no file {path}")
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(8)
-        if start[:2] == b"PK" or start[:1] == b"\x80" or path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
+        start = file.read(9)
+        # A safetensors file has `{` at byte 8; only without it do the magics of zip and pickle mean anything, since
+        # they may well be the low bytes of a header's length.
+        magic = start[8:9] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80")
+        if magic or path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
             raise FlexIPError(
                 f"{path} is a pickle file, which can run code when it is opened and is never loaded here; "
                 "get the .safetensors form of the same file"
             )
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or length < 2 or length > size - 8:
+        length = int.from_bytes(start[:8], "little")
+        if len(start) < 9 or length < 2 or length > size - 8:
             raise FlexIPError(f"{path} is not a whole safetensors file ({size} bytes); download or export it again")
         if length > MAX_HEADER_BYTES:
             raise FlexIPError(
@@ -56,6 +59,7 @@ def read_header(path: str | Path) -> Header:
                 "it is no file of this field"
             )
         try:
+            file.seek(8)
             raw = json.loads(file.read(length))
             metadata = {str(k): str(v) for k, v in raw.pop("__metadata__", {}).items()}
             entries = {key: Entry(str(value["dtype"]), tuple(map(int, value["shape"]))) for key, value in raw.items()}

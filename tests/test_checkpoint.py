@@ -173,6 +173,13 @@ def test_a_thousand_damaged_headers_give_errors_and_never_crash(saved):
     assert outcomes["refused"] > 500
 
 
+def test_a_header_length_that_looks_like_a_pickle_magic_is_read(tmp_path):
+    path = tmp_path / "a.safetensors"
+    for padding in range(256):
+        save_file({"a": torch.zeros(1)}, path, metadata={"pad": "x" * padding})
+        assert read_header(path).tensors["a"].shape == (1,)
+
+
 def test_saving_is_strict_and_leaves_no_half_file(tmp_path):
     adapter = tiny_adapter()
     state = adapter.state_dict()

@@ -1,0 +1,77 @@
+"""A guided step in diffusers at SD1.5's sizes: patched, unpatched, and diffusers' own IP-Adapter processor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..adapter import FlexIPAdapter
+from ..config import FlexIPConfig
+from ..gate import gamma_tensor
+from ..hosts.diffusers import Condition, inject
+from .measure import Row, compare
+
+IMAGE_TOKENS = 16
+
+
+def random_sd15_unet(dtype: torch.dtype = torch.float32) -> Any:
+    """diffusers' UNet at its defaults with SD1.5's width of context: 860 M random weights (3.4 GB in fp32)."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    return unet.eval().requires_grad_(False).to(dtype)
+
+
+def random_adapter(dtype: torch.dtype = torch.float32) -> FlexIPAdapter:
+    """A full-size adapter with random weights."""
+    torch.manual_seed(1)
+    return FlexIPAdapter(FlexIPConfig()).eval().requires_grad_(False).to(dtype)
+
+
+def steps(size: int, rounds: int) -> list[Row]:
+    """Time one UNet call with guidance (batch 2) at `size` pixels, fp32, on the CPU."""
+    from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+
+    unet, adapter = random_sd15_unet(), random_adapter()
+    latent = torch.randn(2, 4, size // 8, size // 8)
+    text = torch.randn(2, 77, 768)
+    time_step = torch.tensor([500])
+
+    def run(context: Any = text) -> Callable[[], object]:
+        def call() -> object:
+            with torch.inference_mode():
+                return unet(latent, time_step, encoder_hidden_states=context).sample
+
+        return call
+
+    original = dict(unet.attn_processors)
+    host = inject(unet, adapter)
+    gated = dict(unet.attn_processors)
+    host.condition = Condition(torch.randn(2, 17, 768), torch.randn(2, 77, 768), gamma_tensor(0.5))
+    foreign: dict[str, Any] = {}
+    for key, processor in original.items():
+        foreign[key] = processor
+        if key.endswith("attn2.processor"):
+            channels = unet.get_submodule(key.removesuffix(".processor")).to_k.weight.shape[0]
+            foreign[key] = IPAdapterAttnProcessor2_0(channels, 768, num_tokens=[IMAGE_TOKENS])
+            foreign[key].requires_grad_(False)
+    image = torch.randn(2, 1, IMAGE_TOKENS, 768)
+
+    def with_processors(processors: dict[str, Any], call: Callable[[], object]) -> Callable[[], object]:
+        def patched() -> object:
+            unet.set_attn_processor(dict(processors))
+            return call()
+
+        return patched
+
+    flexip = with_processors(gated, run())
+    label = f"diffusers: a step at {size} px, batch 2"
+    return [
+        compare(f"{label}, FlexIP against unpatched", flexip, with_processors(original, run()), rounds=rounds,
+                goal="≤ 1.02"),
+        compare(f"{label}, FlexIP against IP-Adapter with {IMAGE_TOKENS} tokens", flexip,
+                with_processors(foreign, run((text, [image]))), rounds=rounds),
+    ]
