@@ -1,0 +1,71 @@
+"""The tests' way in: `flexip_model` by itself, and a real ComfyUI with this pack loaded as ComfyUI loads it.
+
+The repository's root must not be on `sys.path`: its `nodes/` would shadow ComfyUI's `nodes.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACK = "flexip_pack"
+
+
+def _load_package(name: str, folder: Path) -> ModuleType:
+    """Import a package from its folder without the folder's parent on `sys.path`, as ComfyUI loads a pack."""
+    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+_load_package("flexip_model", ROOT / "flexip_model")
+
+
+@pytest.fixture(scope="session")
+def comfy_base() -> Path:
+    """The base directory of the ComfyUI in this process: empty models, inputs and outputs."""
+    return Path(tempfile.mkdtemp(prefix="flexip-comfy-"))
+
+
+@pytest.fixture(scope="session")
+def comfy(comfy_base: Path) -> ModuleType:
+    """ComfyUI's own modules, imported from `COMFYUI_PATH` for the CPU; returns the package `comfy`."""
+    found = os.environ.get("COMFYUI_PATH")
+    if not found or not (Path(found) / "comfy").is_dir():
+        pytest.fail(
+            "COMFYUI_PATH does not name a ComfyUI; `python run.py test` gets one and sets it", pytrace=False
+        )
+    arguments, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", str(comfy_base)]
+    level = logging.getLogger().level
+    sys.path.insert(0, found)
+    try:
+        options = importlib.import_module("comfy.options")
+        options.enable_args_parsing()
+        importlib.import_module("comfy.cli_args")
+        options.enable_args_parsing(False)
+        importlib.import_module("comfy.sd")
+        nodes = importlib.import_module("nodes")
+        assert Path(nodes.__file__).resolve().parent == Path(found).resolve()
+    finally:
+        sys.argv = arguments
+        logging.getLogger().setLevel(level)
+    return importlib.import_module("comfy")
+
+
+@pytest.fixture(scope="session")
+def pack(comfy: ModuleType) -> ModuleType:
+    """This pack, loaded as ComfyUI loads a folder of `custom_nodes`; its modules are `flexip_pack.nodes.…`."""
+    return _load_package(PACK, ROOT)
