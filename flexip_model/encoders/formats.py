@@ -1,0 +1,178 @@
+"""The file formats of the encoders: each unit detects its own by keys and says where every tensor comes from.
+
+A unit takes the header and gives {name in the pack's own form: Part}, or None where the file is in another format.
+The pack's own form has open_clip's names for CLIP, and the Hub files' (`facebook/dinov2-large`) for DINO.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..safefile import Header
+
+
+@dataclass(frozen=True)
+class Part:
+    """How one tensor is made from a file.
+
+    Attributes:
+        keys: in the file; several are joined along the first dimension.
+        transpose: swap the two dimensions.
+        third: take this third (0, 1, 2) of the first dimension: q, k or v out of a joined matrix.
+    """
+
+    keys: tuple[str, ...]
+    transpose: bool = False
+    third: int | None = None
+
+    def shape(self, header: Header) -> tuple[int, ...]:
+        """The shape that `build` gives, from the header alone."""
+        shapes = [header.tensors[key].shape for key in self.keys]
+        if any(not shape for shape in shapes):
+            return ()
+        first = sum(shape[0] for shape in shapes) // (1 if self.third is None else 3)
+        whole = (first, *shapes[0][1:])
+        return whole[::-1] if self.transpose else whole
+
+    def build(self, get: Callable[[str], Tensor]) -> Tensor:
+        """The tensor; `get` reads one key of the file."""
+        tensors = [get(key) for key in self.keys]
+        value = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        if self.third is not None:
+            value = value.chunk(3)[self.third]
+        return value.t().contiguous() if self.transpose else value
+
+
+Parts: TypeAlias = dict[str, Part]
+Format: TypeAlias = Callable[[Header], "Parts | None"]
+
+
+def clip_open_clip(header: Header) -> Parts | None:
+    """open_clip: the visual tower under `visual.` in a whole model."""
+    if "visual.conv1.weight" not in header.tensors:
+        return None
+    return {key.removeprefix("visual."): Part((key,)) for key in header.tensors if key.startswith("visual.")}
+
+
+def clip_visual(header: Header) -> Parts | None:
+    """open_clip: the visual tower alone."""
+    if not {"conv1.weight", "class_embedding", "ln_pre.weight"} <= set(header.tensors):
+        return None
+    return {key: Part((key,)) for key in header.tensors}
+
+
+def clip_transformers(header: Header) -> Parts | None:
+    """transformers: `CLIPVisionModelWithProjection`, or the vision half of a whole `CLIPModel`."""
+    prefix = "vision_model."
+    if not {f"{prefix}embeddings.class_embedding", "visual_projection.weight"} <= set(header.tensors):
+        return None
+    plain = {
+        "embeddings.class_embedding": "class_embedding",
+        "embeddings.patch_embedding.weight": "conv1.weight",
+        "embeddings.position_embedding.weight": "positional_embedding",
+        "pre_layrnorm.": "ln_pre.",
+        "post_layernorm.": "ln_post.",
+    }
+    inner = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+    inner["self_attn.out_proj"] = "attn.out_proj"
+    parts: Parts = {"proj": Part(("visual_projection.weight",), transpose=True)}
+    for key in header.tensors:
+        name = key.removeprefix(prefix)
+        if name == key or name == "embeddings.position_ids":
+            continue
+        if name.startswith("encoder.layers."):
+            number, rest = name.removeprefix("encoder.layers.").split(".", 1)
+            block = f"transformer.resblocks.{number}."
+            layer, _, kind = rest.rpartition(".")
+            if layer == "self_attn.q_proj":
+                joined = tuple(f"{prefix}encoder.layers.{number}.self_attn.{x}_proj.{kind}" for x in "qkv")
+                if all(key in header.tensors for key in joined):
+                    parts[f"{block}attn.in_proj_{kind}"] = Part(joined)
+            elif layer not in ("self_attn.k_proj", "self_attn.v_proj"):
+                parts[f"{block}{inner.get(layer, layer)}.{kind}"] = Part((key,))
+        else:
+            parts[_rename(name, plain)] = Part((key,))
+    return parts
+
+
+def dino_transformers(header: Header) -> Parts | None:
+    """transformers: `Dinov2Model`, in the Hub's names or in those of transformers 5's modules; or in a classifier."""
+    prefix = "dinov2." if "dinov2.embeddings.cls_token" in header.tensors else ""
+    if not {f"{prefix}embeddings.cls_token", f"{prefix}encoder.layer.0.layer_scale1.lambda1"} <= set(header.tensors):
+        return None
+    parts: Parts = {}
+    for key in header.tensors:
+        if key.startswith("classifier.") or key.endswith("embeddings.mask_token"):
+            continue
+        name = key.removeprefix(prefix)
+        for hub, library in DINO_MODULES.items():
+            name = name.replace(library, hub)
+        parts[name] = Part((key,))
+    return parts
+
+
+# Names of the Hub's files → names of the modules from transformers 5 on.
+DINO_MODULES = {
+    "attention.attention.query.": "attention.q_proj.",
+    "attention.attention.key.": "attention.k_proj.",
+    "attention.attention.value.": "attention.v_proj.",
+    "attention.output.dense.": "attention.o_proj.",
+}
+
+
+def dino_facebook(header: Header) -> Parts | None:
+    """facebookresearch/dinov2 (and timm, which has no mask token): `blocks.0.attn.qkv`, `ls1.gamma`."""
+    if not {"cls_token", "blocks.0.attn.qkv.weight", "blocks.0.ls1.gamma"} <= set(header.tensors):
+        return None
+    plain = {
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "patch_embed.proj.": "embeddings.patch_embeddings.projection.",
+        "norm.": "layernorm.",
+    }
+    inner = {
+        "attn.proj.": "attention.output.dense.",
+        "ls1.gamma": "layer_scale1.lambda1",
+        "ls2.gamma": "layer_scale2.lambda1",
+    }
+    parts: Parts = {}
+    for key in header.tensors:
+        if key == "mask_token" or key.startswith("head."):
+            continue
+        if key.startswith("blocks."):
+            number, rest = key.removeprefix("blocks.").split(".", 1)
+            layer = f"encoder.layer.{number}."
+            if rest.startswith("attn.qkv."):
+                kind = rest.removeprefix("attn.qkv.")
+                for third, what in enumerate(("query", "key", "value")):
+                    parts[f"{layer}attention.attention.{what}.{kind}"] = Part((key,), third=third)
+            else:
+                parts[layer + _rename(rest, inner)] = Part((key,))
+        else:
+            parts[_rename(key, plain)] = Part((key,))
+    return parts
+
+
+def _rename(name: str, table: Mapping[str, str]) -> str:
+    for old, new in table.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+CLIP_FORMATS: tuple[Format, ...] = (clip_transformers, clip_open_clip, clip_visual)
+DINO_FORMATS: tuple[Format, ...] = (dino_transformers, dino_facebook)
+
+
+def find_parts(header: Header, formats: tuple[Format, ...]) -> Parts | None:
+    """The parts by the first format that knows the file, or None."""
+    for known in formats:
+        parts = known(header)
+        if parts is not None:
+            return parts
+    return None
