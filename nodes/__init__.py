@@ -1,0 +1,37 @@
+"""The ComfyUI host: the nodes, the patch on the model's attention, and the loading of files.
+
+The only place that imports ComfyUI. The mathematics is `flexip_model`'s.
+"""
+
+from .apply import FlexIPApply, FlexIPGammaSweep
+from .demo import FlexIPLoadDemo
+from .encode import FlexIPEncodeReference
+from .example import FlexIPExampleImage
+from .folders import register_folders
+from .grid import FlexIPSweepGrid
+from .load import FlexIPLoadAdapter, FlexIPLoadEncoders
+
+register_folders()
+
+NODES = (
+    FlexIPLoadEncoders,
+    FlexIPLoadAdapter,
+    FlexIPLoadDemo,
+    FlexIPExampleImage,
+    FlexIPEncodeReference,
+    FlexIPApply,
+    FlexIPGammaSweep,
+    FlexIPSweepGrid,
+)
+
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "FlexIPLoadEncoders": "Load FlexIP Encoders",
+    "FlexIPLoadAdapter": "Load FlexIP Adapter",
+    "FlexIPLoadDemo": "Load FlexIP Demo Model",
+    "FlexIPExampleImage": "FlexIP Example Picture",
+    "FlexIPEncodeReference": "FlexIP Encode Reference",
+    "FlexIPApply": "Apply FlexIP",
+    "FlexIPGammaSweep": "FlexIP γ Sweep",
+    "FlexIPSweepGrid": "FlexIP Sweep Grid",
+}

@@ -1,0 +1,221 @@
+"""Apply FlexIP, FlexIP γ Sweep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..flexip_model.errors import FlexIPError
+from ..flexip_model.gate import gamma_tensor
+from ..flexip_model.sweep import parse_gammas
+from .patch import Applied, apply_adapter
+from .schedule import parse_curve, parse_layers
+from .wires import FlexIPAdapterType, FlexIPGammas, LoadedAdapter
+
+CATEGORY = "FlexIP"
+DEFAULT_GAMMA = 0.5
+
+
+def _model_and_adapter() -> list[io.Input]:
+    return [
+        io.Model.Input("model", tooltip="A Stable Diffusion 1.5 model. It is not changed: the node gives a clone."),
+        FlexIPAdapterType.Input(
+            "adapter", tooltip="The adapter that FlexIP Encode Reference used; another one is refused."
+        ),
+    ]
+
+
+def _strength(optional: bool) -> list[io.Input]:
+    return [
+        io.Float.Input(
+            "strength",
+            default=1.0,
+            min=0.0,
+            max=2.0,
+            step=0.05,
+            optional=optional,
+            tooltip="How strongly FlexIP acts at all. 0 gives exactly the model without FlexIP; 1 is what it was "
+            "trained for.",
+        ),
+        io.Float.Input(
+            "start",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            optional=optional,
+            tooltip="Where in the sampling FlexIP begins: 0 is the first step. A later start lets the prompt set the "
+            "composition.",
+        ),
+        io.Float.Input(
+            "end",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            optional=optional,
+            tooltip="Where in the sampling FlexIP ends: 1 is after the last step.",
+        ),
+    ]
+
+
+def check_range(start: float, end: float) -> None:
+    """Raise FlexIPError where a range of the sampling is empty or outside [0, 1]."""
+    if not 0 <= start < end <= 1:
+        raise FlexIPError(f"start is {start:g} and end {end:g}; expected 0 ≤ start < end ≤ 1")
+
+
+def _mask(mask: Tensor | None, what: str) -> Tensor | None:
+    """A MASK as float32 (B, H, W) on the CPU.
+
+    Raises:
+        FlexIPError: another shape, or values outside [0, 1].
+    """
+    if mask is None:
+        return None
+    mask = mask.detach().float().cpu()
+    mask = mask[None] if mask.ndim == 2 else mask
+    if mask.ndim != 3 or mask.numel() == 0 or not bool(((mask >= -1e-3) & (mask <= 1.001)).all()):
+        raise FlexIPError(f"{what} has shape {list(mask.shape)}; expected (batch, height, width) with values 0 to 1")
+    return mask.clamp(0, 1)
+
+
+class FlexIPApply(io.ComfyNode):
+    """The adapter on a model, with one γ."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlexIPApply",
+            display_name="Apply FlexIP",
+            category=CATEGORY,
+            description="Puts the adapter beside the model's cross-attention. γ is the dial: 1 keeps the subject, 0 "
+            "follows the prompt. Changing it runs no encoder again.",
+            inputs=[
+                *_model_and_adapter(),
+                io.Float.Input(
+                    "gamma",
+                    default=DEFAULT_GAMMA,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    display_mode=io.NumberDisplay.slider,
+                    tooltip="γ: 1 keeps the subject of the reference (the preservation branch alone), 0 follows the "
+                    "prompt (the personalization branch alone); between them the two are mixed.",
+                ),
+                *_strength(optional=False),
+                io.Mask.Input(
+                    "gamma_map",
+                    optional=True,
+                    tooltip="γ per place: white uses γ as it is, black uses 0. Lock a face, leave the clothes to the "
+                    "prompt. Stretched over the picture.",
+                ),
+                io.Mask.Input(
+                    "attention_mask",
+                    optional=True,
+                    tooltip="Where FlexIP acts: white is all of its strength, black none. Stretched over the picture.",
+                ),
+                io.String.Input(
+                    "curve",
+                    default="",
+                    optional=True,
+                    tooltip="γ over the steps, in place of the slider: key points position:γ such as "
+                    "0:1, 0.5:0.8, 1:0.2, or values spread evenly such as 1, 0.8, 0.2. Empty: the slider.",
+                ),
+                io.String.Input(
+                    "layers",
+                    default="",
+                    optional=True,
+                    tooltip="Weights per block on top of strength, such as down=1, mid=0.5, up_blocks.1=0. "
+                    "Empty: 1 everywhere.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output("patched", display_name="model", tooltip="The model with FlexIP, for the sampler.")
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        adapter: LoadedAdapter,
+        gamma: float,
+        strength: float,
+        start: float,
+        end: float,
+        gamma_map: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        curve: str = "",
+        layers: str = "",
+    ) -> io.NodeOutput:
+        check_range(start, end)
+        applied = Applied(
+            adapter,
+            gamma_tensor(gamma),
+            strength,
+            start,
+            end,
+            _mask(gamma_map, "the γ map"),
+            _mask(attention_mask, "the attention mask"),
+            parse_curve(curve),
+            parse_layers(layers),
+        )
+        return io.NodeOutput(apply_adapter(model, applied))
+
+
+class FlexIPGammaSweep(io.ComfyNode):
+    """One batch with a γ per picture, all from the same noise."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlexIPGammaSweep",
+            display_name="FlexIP γ Sweep",
+            category=CATEGORY,
+            description="Makes one picture per γ in one batch, all from the same noise, so that γ is all that "
+            "differs. Connect the model and the latent to the sampler, the γ list to FlexIP Sweep Grid.",
+            inputs=[
+                *_model_and_adapter(),
+                io.Latent.Input("latent", tooltip="One latent (batch size 1); it is repeated for each γ."),
+                io.String.Input(
+                    "gammas",
+                    default="0:1:0.25",
+                    tooltip="The γ values: first:last:step such as 0:1:0.25, or a list such as 0, 0.3, 1.",
+                ),
+                *_strength(optional=True),
+            ],
+            outputs=[
+                io.Model.Output("patched", display_name="model", tooltip="The model with one γ per picture."),
+                io.Latent.Output("latents", display_name="latent", tooltip="One latent per γ, all with one noise."),
+                FlexIPGammas.Output("gamma_list", display_name="gammas", tooltip="The γ values, for the grid."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        adapter: LoadedAdapter,
+        latent: dict[str, Any],
+        gammas: str,
+        strength: float = 1.0,
+        start: float = 0.0,
+        end: float = 1.0,
+    ) -> io.NodeOutput:
+        check_range(start, end)
+        values = parse_gammas(gammas)
+        count, batch = len(values), latent["samples"].shape[0]
+        if batch != 1:
+            raise FlexIPError(f"the latent is a batch of {batch}; the sweep repeats one, so set batch_size to 1")
+        repeated = dict(latent)
+        repeated["samples"] = latent["samples"].repeat(count, *[1] * (latent["samples"].ndim - 1))
+        mask = latent.get("noise_mask")
+        if torch.is_tensor(mask) and mask.shape[0] > 1:
+            repeated["noise_mask"] = mask[:1]
+        repeated["batch_index"] = [latent.get("batch_index", [0])[0]] * count
+        applied = Applied(adapter, gamma_tensor(values), strength, start, end)
+        return io.NodeOutput(apply_adapter(model, applied), repeated, values)

@@ -1,0 +1,192 @@
+"""A diffusers folder of SD1.5's architecture at any width, as ComfyUI's own MODEL, CLIP and VAE.
+
+ComfyUI's loader recognises SD1.5 by its exact sizes, so it cannot read a narrower one; these functions build ComfyUI's
+own classes with the folder's sizes.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models
+import comfy.supported_models_base
+import comfy.utils
+import folder_paths
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..flexip_model.errors import FlexIPError
+
+SD15_UNET = {
+    "image_size": 32,
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "adm_in_channels": None,
+    "num_res_blocks": [2, 2, 2, 2],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_middle": 1,
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "use_linear_in_transformer": False,
+    "use_temporal_attention": False,
+    "use_temporal_resblock": False,
+}
+SD15_BLOCKS = {
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "layers_per_block": 2,
+}
+# What every tokenizer of this family pads and truncates to.
+TEXT_LENGTH = 77
+
+
+def load_unet(folder: Path) -> comfy.model_patcher.ModelPatcher:
+    """`unet/` as a MODEL.
+
+    Raises:
+        FlexIPError: the UNet is not of SD1.5's structure, or its tensors are not those of its config.
+    """
+    config, tensors = _read(folder / "unet", "diffusion_pytorch_model.safetensors")
+    for key, value in SD15_BLOCKS.items():
+        if config[key] != value:
+            raise FlexIPError(f"{folder / 'unet'} has {key} {config[key]}, SD1.5's structure has {value}")
+    channels = config["block_out_channels"]
+    unet_config = {
+        **SD15_UNET,
+        "in_channels": config["in_channels"],
+        "out_channels": config["out_channels"],
+        "model_channels": channels[0],
+        "channel_mult": [Multiple(width, channels[0]) for width in channels],
+        "context_dim": config["cross_attention_dim"],
+    }
+    model_config = comfy.supported_models.SD15(unet_config)
+    model_config.unet_config["num_heads"] = config["attention_head_dim"]
+    load_device = comfy.model_management.get_torch_device()
+    supported = list(model_config.supported_inference_dtypes)
+    count = sum(tensor.numel() for tensor in tensors.values())
+    dtype = comfy.model_management.unet_dtype(model_params=count, supported_dtypes=supported)
+    model_config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, load_device, supported))
+    model = model_config.get_model({}, "")
+    names = comfy.utils.unet_to_diffusers(model_config.unet_config)
+    renamed = {names[key]: value for key, value in tensors.items() if key in names}
+    if len(renamed) != len(tensors):
+        raise FlexIPError(f"{folder / 'unet'} has tensors that SD1.5's UNet lacks; the folder is damaged")
+    _strict(model.diffusion_model, renamed, folder / "unet")
+    _set_groups(model.diffusion_model, config["norm_num_groups"])
+    offload = comfy.model_management.unet_offload_device()
+    return comfy.model_patcher.ModelPatcher(model.to(offload), load_device=load_device, offload_device=offload)
+
+
+def load_vae(folder: Path) -> comfy.sd.VAE:
+    """`vae/` (AutoencoderKL) as a VAE."""
+    config, tensors = _read(folder / "vae", "diffusion_pytorch_model.safetensors")
+    channels = config["block_out_channels"]
+    sizes = {
+        "double_z": True,
+        "z_channels": config["latent_channels"],
+        "resolution": 256,
+        "in_channels": config["in_channels"],
+        "out_ch": config["out_channels"],
+        "ch": channels[0],
+        "ch_mult": [Multiple(width, channels[0]) for width in channels],
+        "num_res_blocks": config["layers_per_block"],
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+    vae = comfy.sd.VAE(sd=tensors, config={"params": {"ddconfig": sizes, "embed_dim": config["latent_channels"]}})
+    vae.throw_exception_if_invalid()
+    _set_groups(vae.first_stage_model, config["norm_num_groups"])
+    return vae
+
+
+def load_clip_text(folder: Path) -> comfy.sd.CLIP:
+    """`text_encoder/` and `tokenizer/` as a CLIP."""
+    config, tensors = _read(folder / "text_encoder", "model.safetensors")
+    tokenizer = folder / "tokenizer"
+    options: dict[str, Any] = {
+        "clip_l_class": partial(
+            comfy.sd1_clip.SDClipModel,
+            max_length=TEXT_LENGTH,
+            textmodel_json_config=config,
+            special_tokens={
+                "start": config["bos_token_id"], "end": config["eos_token_id"], "pad": config["eos_token_id"]
+            },
+            return_projected_pooled=False,
+        )
+    }
+    target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
+    clip = comfy.sd.CLIP(
+        target,
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        tokenizer_data={
+            "clip_l_tokenizer_class": partial(
+                comfy.sd1_clip.SDTokenizer, tokenizer_path=str(tokenizer), embedding_size=config["hidden_size"]
+            )
+        },
+        parameters=sum(tensor.numel() for tensor in tensors.values()),
+        model_options=options,
+    )
+    text_model = clip.cond_stage_model.clip_l.transformer
+    # ComfyUI's text model always has CLIP's own vocabulary.
+    embeddings = text_model.text_model.embeddings
+    like = embeddings.token_embedding.weight
+    embeddings.token_embedding = comfy.ops.manual_cast.Embedding(
+        config["vocab_size"], config["hidden_size"], dtype=like.dtype, device=like.device
+    ).requires_grad_(False)
+    # transformers 5 writes the names without the prefix that ComfyUI, and transformers 4, have.
+    prefix = "text_model."
+    named = {prefix + key.removeprefix(prefix): tensor for key, tensor in tensors.items() if "position_ids" not in key}
+    # ComfyUI's text model has a projection that SD1.5's text encoder lacks; prompts do not go through it.
+    named["text_projection.weight"] = torch.eye(config["hidden_size"])
+    _strict(text_model, named, folder / "text_encoder")
+    return clip
+
+
+class Multiple(float):
+    """A width as a multiple of the first one; ComfyUI multiplies it back and needs a whole number then."""
+
+    def __new__(cls, width: int, first: int) -> Multiple:
+        self = super().__new__(cls, width / first)
+        self.width, self.first = width, first
+        return self
+
+    def __mul__(self, other: Any) -> Any:
+        return self.width * other // self.first
+
+    __rmul__ = __mul__
+
+    def __getnewargs__(self) -> tuple[int, int]:
+        return self.width, self.first
+
+
+def _read(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    for file in ("config.json", name):
+        if not (folder / file).is_file():
+            raise FlexIPError(f"{folder / file} is missing; get the pack again, with its models")
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")), load_file(folder / name)
+
+
+def _strict(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    wanted, found = ({key: tuple(t.shape) for key, t in kept.items()} for kept in (module.state_dict(), tensors))
+    wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    if wrong:
+        raise FlexIPError(
+            f"{folder} does not hold what its config.json says: {len(wrong)} tensors differ, the first is {wrong[0]} "
+            f"({found.get(wrong[0], 'missing')}, expected {wanted.get(wrong[0], 'none')}); get the pack again"
+        )
+    module.load_state_dict(tensors)
+
+
+def _set_groups(module: nn.Module, groups: int) -> None:
+    """ComfyUI builds every group norm with 32 groups; narrow models have fewer."""
+    for part in module.modules():
+        if isinstance(part, nn.GroupNorm):
+            part.num_groups = groups

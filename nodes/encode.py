@@ -1,0 +1,163 @@
+"""FlexIP Encode Reference: P from the picture, S from each prompt's own text, both onto the conditioning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.conds
+import comfy.model_management
+import comfy.utils
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..flexip_model.adapter import ReferenceFeatures
+from ..flexip_model.encoders import check_encoders
+from ..flexip_model.errors import FlexIPError
+from ..flexip_model.preprocess import CROPS
+from .wires import Embeds, FlexIPAdapterType, FlexIPEmbeds, FlexIPEncoders, LoadedAdapter, LoadedEncoders
+
+CATEGORY = "FlexIP"
+Conditioning = list[list[Any]]
+
+
+def encode_features(
+    encoders: LoadedEncoders, images: Tensor, mask: Tensor | None, crop: str, kind: str
+) -> tuple[ReferenceFeatures, ReferenceFeatures]:
+    """Features of each reference (B, …), and those of no reference (1, …); one picture at a time."""
+    encoders.load()
+    progress = comfy.utils.ProgressBar(len(images))
+    found = []
+    for index in range(len(images)):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        own = mask if mask is None or mask.ndim == 2 or len(mask) == 1 else mask[index : index + 1]
+        found.append(encoders.encoders.encode(images[index : index + 1], own, crop, kind))
+        progress.update(1)
+    keep = None
+    if any(f.keep is not None for f in found):
+        keep = torch.cat(
+            [f.patches.new_ones(f.patches.shape[:2], dtype=torch.bool) if f.keep is None else f.keep for f in found]
+        )
+    features = ReferenceFeatures(torch.cat([f.cls for f in found]), torch.cat([f.patches for f in found]), keep)
+    return features, encoders.encoders.null(1, kind)
+
+
+def embed(loaded: LoadedAdapter, features: ReferenceFeatures, null: ReferenceFeatures) -> Embeds:
+    """P of several references of one subject, side by side, and the mean of their [CLS] (our choice).
+
+    In attention, P of the same picture twice is P of that picture once, and so is the mean of its [CLS].
+    """
+    device = loaded.load()
+    to = comfy.model_management.intermediate_device()
+    with torch.no_grad():
+        p = loaded.adapter.preservation(_on(features, device))
+        empty = loaded.adapter.preservation(_on(null, device))
+    return Embeds(loaded.tag, p.flatten(0, 1)[None].to(to), empty.to(to), features.cls.mean(0, keepdim=True).to(to))
+
+
+def attach(loaded: LoadedAdapter, conditioning: Conditioning, p: Tensor, cls: Tensor) -> Conditioning:
+    """A copy of the conditioning in which each entry carries P, and S made from that entry's own text.
+
+    Every entry is kept with its area, mask, range and hooks. S is made here, from the text as it is: ComfyUI pads
+    prompts of unequal length by repeating them, after which S could not be made any more. Repeating S and P themselves
+    changes nothing: a softmax over repeated keys gives the same mean.
+
+    Raises:
+        FlexIPError: the text's width is not the adapter's.
+    """
+    device, to = loaded.load(), comfy.model_management.intermediate_device()
+    width = loaded.adapter.config.text_width
+    out = []
+    for entry in conditioning:
+        text, extras = entry[0], dict(entry[1])
+        conds = dict(extras.get("model_conds", {}))
+        conds[loaded.p_key] = comfy.conds.CONDCrossAttn(p)
+        if loaded.adapter.config.has_personalization and text is not None:
+            if text.shape[-1] != width:
+                raise FlexIPError(
+                    f"the prompt's text is {text.shape[-1]} wide, the adapter {loaded.name} reads {width}; connect "
+                    "prompts that were encoded with the CLIP of the base model that the adapter is for"
+                )
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            with torch.no_grad():
+                source = text.to(device=device, dtype=torch.float32)
+                s = loaded.adapter.personalization(source, cls.to(source).expand(source.shape[0], -1))
+            conds[loaded.s_key] = comfy.conds.CONDCrossAttn(s.to(to))
+        extras["model_conds"] = conds
+        out.append([text, extras])
+    return out
+
+
+def _on(features: ReferenceFeatures, device: torch.device) -> ReferenceFeatures:
+    return ReferenceFeatures(*[None if t is None else t.to(device) for t in features])
+
+
+class FlexIPEncodeReference(io.ComfyNode):
+    """A reference onto the prompts."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlexIPEncodeReference",
+            display_name="FlexIP Encode Reference",
+            category=CATEGORY,
+            description="Looks at a reference picture and puts what FlexIP needs onto both prompts: what the subject "
+            "looks like (P), and the prompt as seen with the subject in mind (S). Shows what the encoders see. Place "
+            "it last before the sampler, after nodes that combine or change prompts.",
+            inputs=[
+                FlexIPEncoders.Input("encoders", tooltip="From Load FlexIP Encoders, or the demo model."),
+                FlexIPAdapterType.Input("adapter", tooltip="The adapter; connect the same to Apply FlexIP."),
+                io.Image.Input(
+                    "image",
+                    tooltip="The subject. A batch is several pictures of one subject; all of them are used together.",
+                ),
+                io.Conditioning.Input("positive", tooltip="The prompt. Areas, masks and ranges are kept."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt. It carries the tokens of no subject."),
+                io.Combo.Input(
+                    "crop",
+                    options=list(CROPS),
+                    default=CROPS[0],
+                    tooltip="How the picture becomes square. center: the middle; pad: all of it, on white; subject: a "
+                    "square around the mask.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White where the subject is: the background turns white and its patches are dropped.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    "positive_out", display_name="positive", tooltip="The prompt with P and S, for the sampler."
+                ),
+                io.Conditioning.Output(
+                    "negative_out", display_name="negative", tooltip="The negative prompt with the null P and its S."
+                ),
+                FlexIPEmbeds.Output(
+                    "embeds", display_name="embeds", tooltip="The tokens of the reference, for other FlexIP nodes."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        encoders: LoadedEncoders,
+        adapter: LoadedAdapter,
+        image: Tensor,
+        positive: Conditioning,
+        negative: Conditioning,
+        crop: str,
+        mask: Tensor | None = None,
+    ) -> io.NodeOutput:
+        config = adapter.adapter.config
+        check_encoders(config, encoders.encoders.clip, encoders.encoders.dino)
+        seen = encoders.encoders.preview(image, mask, crop)
+        features, null = encode_features(encoders, image, mask, crop, config.kind)
+        embeds = embed(adapter, features, null)
+        return io.NodeOutput(
+            attach(adapter, positive, embeds.preservation, embeds.cls),
+            attach(adapter, negative, embeds.null, null.cls),
+            embeds,
+            ui=ui.PreviewImage(seen, cls=cls),
+        )

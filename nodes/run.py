@@ -1,0 +1,153 @@
+"""What the patch knows while sampling: projected keys and values of a run, the gate's weights of a step.
+
+Both live in the options that ComfyUI passes along for one run and drops after it, interrupted or not, so patches
+themselves never change.
+
+Letters: R rows of the model's batch (conds × pictures), B pictures, N tokens, L query tokens, C width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..flexip_model.attention import KeyValue
+from ..flexip_model.errors import FlexIPError
+from ..flexip_model.gate import gamma_tensor, gate_weights
+from ..flexip_model.sites import Site
+from .schedule import gamma_at
+
+if TYPE_CHECKING:
+    from .patch import Applied
+
+TABLE = 256
+
+
+class Run:
+    """One sampling run: the schedule that it follows, and what is worth keeping from step to step."""
+
+    def __init__(self, sampling: Any) -> None:
+        self.sampling = sampling
+        self.projected: dict[tuple, KeyValue] = {}
+        self.weights: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._sigmas: list[float] | None = None
+        self._ranges: dict[tuple[float, float], tuple[float, float]] = {}
+
+    def active(self, start: float, end: float, sigma: float) -> bool:
+        """Whether a step lies in [start, end) of the sampling; 1 as the end takes in the last step.
+
+        By sigma, as ComfyUI's own ranges; half open, so that neighbouring ranges never share a step.
+        """
+        if (start, end) not in self._ranges:
+            bounds = (self.sampling.percent_to_sigma(start), self.sampling.percent_to_sigma(end))
+            self._ranges[start, end] = (float(bounds[0]), float(bounds[1]))
+        first, last = self._ranges[start, end]
+        return sigma <= first and (sigma > last or end >= 1)
+
+    def position(self, sigma: float) -> float:
+        """How far the sampling is at this sigma, in [0, 1]: the inverse of `percent_to_sigma`."""
+        if self._sigmas is None:
+            self._sigmas = [float(self.sampling.percent_to_sigma(i / TABLE)) for i in range(TABLE + 1)]
+        low, high = 0, TABLE
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._sigmas[middle] >= sigma else (low, middle)
+        above, below = self._sigmas[low], self._sigmas[high]
+        if low == 0 or above <= below:
+            return low / TABLE
+        share = min(max((above - sigma) / (above - below), 0.0), 1.0)
+        return (low + share) / TABLE
+
+
+class Step:
+    """One forward of the model for one applied adapter: tokens of the batch, and its gate."""
+
+    def __init__(self, applied: Applied, run: Run, p: Tensor, s: Tensor | None, options: dict[str, Any]) -> None:
+        self.applied, self.run, self.p, self.s = applied, run, p, s
+        conds = len(options.get("cond_or_uncond") or [0])
+        self.rows = p.shape[0]
+        if self.rows % conds:
+            raise FlexIPError(f"a batch of {self.rows} rows does not hold {conds} conditionings of equal size")
+        self.pictures = self.rows // conds
+        window = options.get("context_window")
+        self.frames: Sequence[int] | None = None
+        if window is not None and getattr(window, "dim", 0) == 0:
+            self.frames = tuple(window.index_list)
+        uuids = options.get("uuids") or ()
+        self.uuids = tuple(uuids) if len(uuids) == conds else ()
+        self.gamma = applied.gamma
+        if applied.curve is not None:
+            self.gamma = gamma_tensor(gamma_at(applied.curve, run.position(float(options["sigmas"][0]))))
+        self.weights: dict[tuple, tuple[Tensor, Tensor]] = run.weights if applied.curve is None else {}
+        # A branch whose weight is zero everywhere costs nothing.
+        self.has_p = bool((self.gamma > 0).any())
+        self.has_s = s is not None and (applied.gamma_map is not None or bool((self.gamma < 1).any()))
+
+    def key_values(self, site: Site, like: Tensor) -> tuple[KeyValue | None, KeyValue | None]:
+        """Keys and values of P and of S at a site, (R, N, C) in `like`'s dtype and device; None where not needed."""
+        branches = self.applied.loaded.adapter.site(site)
+        return (
+            self._project(site, "p", branches.preservation, self.p, like) if self.has_p else None,
+            self._project(site, "s", branches.personalization, self.s, like) if self.has_s else None,
+        )
+
+    def _project(self, site: Site, which: str, branch: Any, tokens: Tensor, like: Tensor) -> KeyValue:
+        base = (self.applied.loaded.tag, site.name, which, like.dtype, like.device, tokens.shape[1], self.frames)
+        whole = (*base, self.uuids, self.rows)
+        kept = self.run.projected
+        if self.uuids and whole in kept:
+            return kept[whole]
+        pieces = [(*base, uuid, self.pictures) for uuid in self.uuids]
+        if not pieces or not all(piece in kept for piece in pieces):
+            pair = branch(tokens.to(like))
+            split = zip(pair[0].split(self.pictures), pair[1].split(self.pictures), strict=True)
+            kept.update(zip(pieces, split, strict=False))
+        else:
+            pair = tuple(torch.cat([kept[piece][i] for piece in pieces]) for i in (0, 1))
+        if self.uuids:
+            kept[whole] = pair
+        return pair
+
+    def gate(self, site: Site, like: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The weights of P and S at a site, broadcasting to (R, L, C), in `like`'s dtype and device."""
+        applied = self.applied
+        grid = tuple(options["activations_shape"][-2:]) if applied.has_masks else None
+        scale = applied.strength * applied.layers[site.name]
+        key = (id(applied), scale, grid, self.rows, self.pictures, self.frames, like.dtype, like.device)
+        if key not in self.weights:
+            gamma, effect = self._per_row(self.gamma, "γ"), torch.tensor(scale)
+            if grid is not None:
+                if grid[0] * grid[1] != like.shape[1]:
+                    raise FlexIPError(
+                        f"the mask cannot be fitted: the layer has {like.shape[1]} tokens for a grid of "
+                        f"{grid[1]}×{grid[0]}; another node merges tokens, use FlexIP without a mask there"
+                    )
+                if applied.gamma_map is not None:
+                    gamma = gamma * self._on_grid(applied.gamma_map, grid, "the γ map")
+                if applied.attention_mask is not None:
+                    effect = effect * self._on_grid(applied.attention_mask, grid, "the attention mask")
+            pair = gate_weights(gamma, effect)
+            self.weights[key] = (pair[0].to(like), pair[1].to(like))
+        return self.weights[key]
+
+    def _per_row(self, values: Tensor, what: str) -> Tensor:
+        """One value for all, or one per picture, → rows of the batch: pictures inside, conds outside."""
+        if values.shape[0] == 1:
+            return values
+        if self.frames is not None and max(self.frames) < values.shape[0]:
+            values = values[list(self.frames)]
+        if self.pictures % values.shape[0]:
+            raise FlexIPError(
+                f"{what} has {values.shape[0]} values and the batch {self.pictures} pictures; "
+                "connect the latent of the same node, or give as many"
+            )
+        return values.repeat(self.rows // values.shape[0], *[1] * (values.ndim - 1))
+
+    def _on_grid(self, mask: Tensor, grid: tuple[int, int], what: str) -> Tensor:
+        """(B or 1, H, W) → (R or 1, L, 1): averaged over each token's area."""
+        small = F.interpolate(mask[:, None], grid, mode="bilinear", antialias=True, align_corners=False)
+        return self._per_row(small.flatten(2).transpose(1, 2).clamp(0, 1), what)

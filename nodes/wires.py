@@ -1,0 +1,115 @@
+"""What travels along the pack's own wires: encoders, adapter, embeds, the γ list."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..flexip_model.adapter import FlexIPAdapter
+from ..flexip_model.checkpoint import AdapterInfo, build_adapter
+from ..flexip_model.encoders import Encoders
+
+FlexIPEncoders = io.Custom("FLEXIP_ENCODERS")
+FlexIPAdapterType = io.Custom("FLEXIP_ADAPTER")
+FlexIPEmbeds = io.Custom("FLEXIP_EMBEDS")
+FlexIPGammas = io.Custom("FLEXIP_GAMMAS")
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedAdapter:
+    """An adapter under ComfyUI's memory management.
+
+    Attributes:
+        adapter: the module; its layers cast their weights to the input's dtype and device (`manual_cast`).
+        patcher: ComfyUI's handle, which moves and counts the weights.
+        info: what the file says of itself.
+        name: the file's name, for messages.
+        tag: names the weights; tokens made with them carry it, so another adapter's tokens are never mistaken.
+    """
+
+    adapter: FlexIPAdapter
+    patcher: comfy.model_patcher.ModelPatcher
+    info: AdapterInfo
+    name: str
+    tag: str
+
+    @property
+    def p_key(self) -> str:
+        """The key of P in a conditioning entry's `model_conds`."""
+        return f"flexip_p_{self.tag}"
+
+    @property
+    def s_key(self) -> str:
+        """The key of S in a conditioning entry's `model_conds`."""
+        return f"flexip_s_{self.tag}"
+
+    def load(self) -> torch.device:
+        """Have ComfyUI put the weights on the device where they compute, and return it."""
+        comfy.model_management.load_models_gpu([self.patcher])
+        return self.patcher.load_device
+
+
+def manage_adapter(info: AdapterInfo, tensors: Mapping[str, Tensor], name: str) -> LoadedAdapter:
+    """Put an adapter's tensors under ComfyUI's memory management; they are neither copied nor converted."""
+    adapter = build_adapter(info, tensors, comfy.ops.manual_cast)
+    patcher = comfy.model_patcher.ModelPatcher(
+        adapter,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+    sample = min(key for key in tensors if key.endswith("preservation.to_k.weight"))
+    digest = hashlib.sha256(info.config.to_json().encode())
+    digest.update(tensors[sample].contiguous().view(torch.uint8).numpy().tobytes())
+    return LoadedAdapter(adapter, patcher, info, name, digest.hexdigest()[:12])
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedEncoders:
+    """Both image encoders under ComfyUI's memory management."""
+
+    encoders: Encoders
+    patchers: tuple[comfy.model_patcher.ModelPatcher, ...]
+
+    def load(self) -> None:
+        """Have ComfyUI put both encoders whole on their device: their layers do not cast on the way."""
+        comfy.model_management.load_models_gpu(list(self.patchers), force_full_load=True)
+
+
+def manage_encoders(encoders: Encoders) -> LoadedEncoders:
+    """Put both encoders under ComfyUI's memory management, in float32 where half precision is slow or missing."""
+    device = comfy.model_management.text_encoder_device()
+    half = comfy.model_management.should_use_fp16(device, prioritize_performance=False)
+    patchers = []
+    for module in (encoders.clip, encoders.dino):
+        module.to(torch.float16 if half else torch.float32).eval().requires_grad_(False)
+        patchers.append(
+            comfy.model_patcher.ModelPatcher(
+                module, load_device=device, offload_device=comfy.model_management.text_encoder_offload_device()
+            )
+        )
+    return LoadedEncoders(encoders, tuple(patchers))
+
+
+@dataclass(frozen=True, eq=False)
+class Embeds:
+    """What FlexIP made of a reference, on the CPU, for nodes that save, inspect or combine it.
+
+    Attributes:
+        tag: the adapter that made it.
+        preservation: P of all references, (1, N, W).
+        null: P of no reference, (1, N_0, W).
+        cls: the CLIP [CLS] that S was made with, (1, clip_width).
+    """
+
+    tag: str
+    preservation: Tensor
+    null: Tensor
+    cls: Tensor
