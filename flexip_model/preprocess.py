@@ -10,7 +10,7 @@ Letters: B batch, S the encoder's picture size, M = (S / patch)² patches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ COVERAGE = 0.25
 # A mask marks a subject where it is at least this.
 MARKED = 0.5
 
-Box = tuple[int, int, int, int]
+Box: TypeAlias = tuple[int, int, int, int]
 
 
 class Prepared(NamedTuple):
@@ -205,7 +205,7 @@ def _region(picture: Picture, bounds: Box | None, crop: str | Box) -> Region:
         longer = max(right - left, bottom - top)
         side = max(longer, min(round(longer * (1 + MARGIN)), height, width))
     else:
-        left, top, right, bottom = crop  # type: ignore[misc]
+        left, top, right, bottom = cast(Box, crop)
         if not (0 <= left < right <= width and 0 <= top < bottom <= height):
             raise FlexIPError(
                 f"the crop box {tuple(crop)} does not lie in the picture of {width}×{height}; "

@@ -58,7 +58,7 @@ class DinoEncoder(nn.Module):
         self.model = Dinov2Model(config)
         self.model.embeddings.mask_token = None  # for its own pre-training only; some files lack it
         self.name, self.image_size, self.mean, self.std = spec.name, spec.image_size, spec.mean, spec.std
-        self.patch, self.width = int(config.patch_size), int(config.hidden_size)
+        self.patch, self.width = int(spec.config.get("patch_size", 14)), int(config.hidden_size)
         self.tokens = (self.image_size // self.patch) ** 2
         self.weights_hash = ""
 

@@ -23,19 +23,19 @@ class Part:
     Attributes:
         keys: in the file; several are joined along the first dimension.
         transpose: swap the two dimensions.
-        third: take this third (0, 1, 2) of the first dimension: q, k or v out of a joined matrix.
+        share: (i, n) takes the i-th of n equal pieces of the first dimension: q, k or v out of a joined matrix.
     """
 
     keys: tuple[str, ...]
     transpose: bool = False
-    third: int | None = None
+    share: tuple[int, int] | None = None
 
     def shape(self, header: Header) -> tuple[int, ...]:
         """The shape that `build` gives, from the header alone."""
         shapes = [header.tensors[key].shape for key in self.keys]
         if any(not shape for shape in shapes):
             return ()
-        first = sum(shape[0] for shape in shapes) // (1 if self.third is None else 3)
+        first = sum(shape[0] for shape in shapes) // (1 if self.share is None else self.share[1])
         whole = (first, *shapes[0][1:])
         return whole[::-1] if self.transpose else whole
 
@@ -43,8 +43,8 @@ class Part:
         """The tensor; `get` reads one key of the file."""
         tensors = [get(key) for key in self.keys]
         value = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-        if self.third is not None:
-            value = value.chunk(3)[self.third]
+        if self.share is not None:
+            value = value.chunk(self.share[1])[self.share[0]]
         return value.t().contiguous() if self.transpose else value
 
 
@@ -150,7 +150,7 @@ def dino_facebook(header: Header) -> Parts | None:
             if rest.startswith("attn.qkv."):
                 kind = rest.removeprefix("attn.qkv.")
                 for third, what in enumerate(("query", "key", "value")):
-                    parts[f"{layer}attention.attention.{what}.{kind}"] = Part((key,), third=third)
+                    parts[f"{layer}attention.attention.{what}.{kind}"] = Part((key,), share=(third, 3))
             else:
                 parts[layer + _rename(rest, inner)] = Part((key,))
         else:

@@ -86,22 +86,22 @@ def check_parts(path: Path, header: Header, parts: Parts, module: nn.Module) -> 
     expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     missing, extra = sorted(set(expected) - set(parts)), sorted(set(parts) - set(expected))
     if missing:
-        raise FlexIPError(f"{path} lacks {len(missing)} of the encoder's {len(expected)} tensors, first {missing[0]}")
+        raise FlexIPError(f"{path} lacks {len(missing)} of {len(expected)} tensors, first {missing[0]}")
     if extra:
-        raise FlexIPError(f"{path} has {len(extra)} tensors too many for this encoder, first {extra[0]}")
+        raise FlexIPError(f"{path} has {len(extra)} tensors too many, first {extra[0]}")
     dtypes: Counter[str] = Counter()
     for name, part in parts.items():
         found = part.shape(header)
         if found != expected[name]:
             raise FlexIPError(
                 f"{path}: {part.keys[0]} has shape {list(header.tensors[part.keys[0]].shape)}, "
-                f"which does not give the encoder's {name} of {list(expected[name])}"
+                f"which does not give {name} its shape {list(expected[name])}"
             )
         for key in part.keys:
             dtype = header.tensors[key].dtype
             if dtype not in DTYPES:
                 raise FlexIPError(
-                    f"{path}: {key} is {dtype}; expected one of {', '.join(DTYPES)}: get the encoder unquantised"
+                    f"{path}: {key} is {dtype}; expected one of {', '.join(DTYPES)}: get the file unquantised"
                 )
             dtypes[dtype] += 1
     return DTYPES[dtypes.most_common(1)[0][0]]

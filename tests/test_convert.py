@@ -1,0 +1,257 @@
+"""Imported IP-Adapter files, checked against diffusers' own IP-Adapter at SD1.5's full widths with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from flexip_model.adapter import ReferenceFeatures
+from flexip_model.checkpoint import build_adapter, load_adapter_file
+from flexip_model.convert import convert_file, convert_ip_adapter
+from flexip_model.encoders import Encoders, load_clip
+from flexip_model.errors import FlexIPError
+from flexip_model.gate import gamma_tensor
+from flexip_model.hosts.diffusers import Condition, inject
+
+CHANNELS = (320, 640, 1280, 1280)
+# Widths of IP-Adapter's layers 1, 3, 5 …: down, up, middle.
+LAYERS = (320, 320, 640, 640, 1280, 1280, *[1280] * 3, *[640] * 3, *[320] * 3, 1280)
+TOKENS, WIDTH = 768, 768
+
+
+def random(*shape: int, scale: float | None = None) -> Tensor:
+    return torch.randn(shape) * (shape[-1] ** -0.5 if scale is None else scale)
+
+
+def attention_weights(token_width: int = TOKENS, layers: tuple[int, ...] = LAYERS) -> dict[str, Tensor]:
+    return {
+        f"ip_adapter.{2 * number + 1}.{name}_ip.weight": random(channels, token_width)
+        for number, channels in enumerate(layers)
+        for name in ("to_k", "to_v")
+    }
+
+
+def plain_weights(clip_width: int = 1024) -> dict[str, Tensor]:
+    return {
+        "image_proj.proj.weight": random(4 * TOKENS, clip_width),
+        "image_proj.proj.bias": random(4 * TOKENS, scale=0.1),
+        "image_proj.norm.weight": 1 + random(TOKENS, scale=0.1),
+        "image_proj.norm.bias": random(TOKENS, scale=0.1),
+        **attention_weights(),
+    }
+
+
+def plus_weights() -> dict[str, Tensor]:
+    weights = {
+        "latents": random(1, 16, WIDTH),
+        "proj_in.weight": random(WIDTH, 1280),
+        "proj_in.bias": random(WIDTH, scale=0.1),
+        "proj_out.weight": random(TOKENS, WIDTH),
+        "proj_out.bias": random(TOKENS, scale=0.1),
+        "norm_out.weight": 1 + random(TOKENS, scale=0.1),
+        "norm_out.bias": random(TOKENS, scale=0.1),
+    }
+    for layer in range(4):
+        inner = {
+            "0.norm1.weight": 1 + random(WIDTH, scale=0.1),
+            "0.norm1.bias": random(WIDTH, scale=0.1),
+            "0.norm2.weight": 1 + random(WIDTH, scale=0.1),
+            "0.norm2.bias": random(WIDTH, scale=0.1),
+            "0.to_q.weight": random(WIDTH, WIDTH),
+            "0.to_kv.weight": random(2 * WIDTH, WIDTH),
+            "0.to_out.weight": random(WIDTH, WIDTH),
+            "1.0.weight": 1 + random(WIDTH, scale=0.1),
+            "1.0.bias": random(WIDTH, scale=0.1),
+            "1.1.weight": random(4 * WIDTH, WIDTH),
+            "1.3.weight": random(WIDTH, 4 * WIDTH),
+        }
+        weights |= {f"layers.{layer}.{key}": value for key, value in inner.items()}
+    return {f"image_proj.{key}": value for key, value in weights.items()} | attention_weights()
+
+
+def save(path: Path, weights: dict[str, Tensor], **metadata: str) -> Path:
+    save_file({key: value.contiguous() for key, value in weights.items()}, path, metadata=metadata or None)
+    return path
+
+
+@pytest.fixture(scope="module")
+def unet():
+    """SD1.5's UNet at its real widths; its weights are views of one random buffer, so it costs 120 MB, not 3.4 GB."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(block_out_channels=CHANNELS, cross_attention_dim=TOKENS, attention_head_dim=8)
+    torch.manual_seed(0)
+    buffer = torch.randn(max(value.numel() for value in unet.parameters()))
+    tensors = {}
+    for key, value in unet.state_dict().items():
+        if value.ndim == 1:
+            tensors[key] = torch.ones(value.shape) if key.endswith("weight") else torch.zeros(value.shape)
+        else:
+            tensors[key] = buffer[: value.numel()].view(value.shape)
+    unet.load_state_dict(tensors, assign=True)
+    # Variance-preserving layers: each is scaled by its fan-in on the fly, which views of one buffer cannot be.
+    for module in unet.modules():
+        weight = getattr(module, "weight", None)
+        if weight is not None and weight.ndim > 1:
+            gain = weight[0].numel() ** -0.5
+            module.register_forward_hook(lambda _module, _inputs, out, gain=gain: out * gain)
+    return unet.eval().requires_grad_(False)
+
+
+def split(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The nested form that diffusers' loader takes."""
+    nested: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    for key, value in load_file(path).items():
+        group, name = key.split(".", 1)
+        nested[group][name] = value
+    return nested
+
+
+@pytest.mark.parametrize("kind", ["ip-adapter", "ip-adapter-plus"])
+def test_gamma_one_is_diffusers_ip_adapter_at_scale_one(kind: str, unet, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    source = save(tmp_path / "source.safetensors", plain_weights() if kind == "ip-adapter" else plus_weights())
+    latents, text = torch.randn(2, 4, 8, 8), torch.randn(2, 77, TOKENS)
+    cls, hidden = torch.randn(2, 1024), torch.randn(2, 257, 1280)
+
+    config = convert_file(source, tmp_path / "adapter.safetensors")
+    assert config.kind == kind
+    adapter = build_adapter(*load_adapter_file(tmp_path / "adapter.safetensors"))
+    with torch.no_grad():
+        plain = unet(latents, 500, text).sample
+        host = inject(unet, adapter)
+        tokens = adapter.preservation(ReferenceFeatures(cls, hidden))
+        results = {}
+        for gamma in (1.0, 0.4):
+            host.condition = Condition(tokens, None, gamma_tensor(gamma))
+            results[gamma] = unet(latents, 500, text).sample
+        host.eject()
+
+        original = dict(unet.attn_processors)
+        unet._load_ip_adapter_weights([split(source)], low_cpu_mem_usage=False)
+        embeds = cls[:, None] if kind == "ip-adapter" else hidden[:, None]
+        for gamma, ours in results.items():
+            for processor in unet.attn_processors.values():
+                if hasattr(processor, "scale"):
+                    processor.scale = [gamma]
+            theirs = unet(latents, 500, text, added_cond_kwargs={"image_embeds": [embeds]}).sample
+            assert (ours - theirs).abs().max() <= 1e-5
+            assert (ours - plain).abs().max() > 1e-2
+    unet.encoder_hid_proj, unet.config.encoder_hid_dim_type = None, None
+    unet.set_attn_processor(original)
+
+
+def test_dtype_and_origin_are_kept(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    weights = {key: value.half() for key, value in plain_weights().items()}
+    source = save(tmp_path / "ip-adapter_sd15.safetensors", weights)
+    convert_file(source, tmp_path / "out.safetensors")
+    info, tensors = load_adapter_file(tmp_path / "out.safetensors")
+    assert {value.dtype for value in tensors.values()} == {torch.float16}
+    assert info.training["source"] == "ip-adapter_sd15.safetensors"
+    assert len(info.training["source_sha256"]) == 64
+    key = "down_blocks.0.attentions.0.attn2.preservation.to_k.weight"
+    assert torch.equal(tensors[key], weights["ip_adapter.1.to_k_ip.weight"])
+
+
+def meta_like(weights: dict[str, Tensor], changes: dict[str, tuple[int, ...] | None]) -> dict[str, Tensor]:
+    """The same keys with one-element-wide rows would not do: shapes count, so zeros in fp16."""
+    kept = {key: value.shape for key, value in weights.items()}
+    kept |= {key: torch.Size(shape) for key, shape in changes.items() if shape is not None}
+    return {key: torch.zeros(shape, dtype=torch.float16) for key, shape in kept.items() if changes.get(key, 1)}
+
+
+def refused(path: Path, weights: dict[str, Tensor]) -> str:
+    save(path, weights)
+    with pytest.raises(FlexIPError) as error:
+        convert_ip_adapter(path)
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+def test_variants_are_refused_by_name(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    plain, plus = plain_weights(), plus_weights()
+    path = tmp_path / "ip.safetensors"
+    full_face = {key: value for key, value in plain.items() if "image_proj" not in key} | {
+        f"image_proj.proj.{number}.{kind}": torch.zeros(4) for number in (0, 2, 3) for kind in ("weight", "bias")
+    }
+    face_id = {key: value for key, value in plain.items() if "image_proj" not in key} | {
+        "image_proj.proj.0.weight": torch.zeros(4),
+        "image_proj.proj.2.weight": torch.zeros(4),
+        "image_proj.norm.weight": torch.zeros(4),
+    }
+    face_id_plus = plain | {"image_proj.perceiver_resampler.proj_in.weight": torch.zeros(4)}
+    sdxl = {key: torch.zeros(4, 2048) if "ip_adapter" in key else value[:1] for key, value in plain.items()}
+    layers = {key: value for key, value in plain.items() if "ip_adapter.31" not in key}
+    cases = {
+        "Full Face": full_face,
+        "FaceID,": face_id,
+        "FaceID Plus": face_id_plus,
+        "SDXL": sdxl,
+        "15 cross-attention layers": layers,
+        "ViT-bigG": meta_like(plain, {"image_proj.proj.weight": (3072, 1280)}),
+        "a LoRA": {"lora_unet_down.weight": torch.zeros(4)},
+        "CLIP ViT-H/14": {"visual.conv1.weight": torch.zeros(1280, 3, 14, 14, dtype=torch.float16)},
+        "lacks 1 of": {key: value for key, value in plus.items() if key != "image_proj.norm_out.bias"},
+        "tensors that no IP-Adapter": plus | {"image_proj.surprise": torch.zeros(1)},
+        "image_proj.layers.0.0.to_kv.weight": meta_like(plus, {"image_proj.layers.0.0.to_kv.weight": (1536, 700)}),
+        "damaged IP-Adapter file": {k: v for k, v in plus.items() if k != "image_proj.layers.0.0.to_q.weight"},
+        "NaN": plain | {"image_proj.norm.bias": torch.full((TOKENS,), torch.nan)},
+        "unquantised": plain | {"image_proj.norm.bias": torch.zeros(TOKENS, dtype=torch.int8)},
+    }
+    messages = {name: refused(path, weights) for name, weights in cases.items()}
+    assert {name for name, message in messages.items() if name not in message} == set()
+    assert len(set(messages.values())) == len(cases)
+
+
+def test_null_image_is_that_of_diffusers(tmp_path: Path) -> None:
+    """The pipeline's negative image features: zeros for the plain adapter, hidden states of zero pixels for Plus."""
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(4)
+    tower = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=128,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=32,
+            patch_size=8,
+            projection_dim=24,
+            hidden_act="gelu",
+        )
+    ).eval()
+    config = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "heads": 4}
+    config |= {"mlp_ratio": 4.0, "output_dim": 24}
+    spec = {"family": "open_clip", "config": config, "image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}
+    path = save(tmp_path / "clip.safetensors", tower.state_dict(), **{"flexip.encoder": json.dumps(spec)})
+    encoders = Encoders(load_clip(path))
+
+    pipeline = StableDiffusionPipeline(
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        unet=None,
+        scheduler=None,
+        safety_checker=None,
+        feature_extractor=CLIPImageProcessor(size=32, crop_size=32, image_mean=[0.5] * 3, image_std=[0.5] * 3),
+        image_encoder=tower,
+        requires_safety_checker=False,
+    )
+    pixels = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        hidden, null_hidden = pipeline.encode_image(pixels, "cpu", 1, output_hidden_states=True)
+        cls, null_cls = pipeline.encode_image(pixels, "cpu", 1)
+        ours = encoders.clip(pixels, hidden=True)
+    assert (ours.hidden - hidden).abs().max() <= 1e-5
+    assert (ours.cls - cls).abs().max() <= 1e-5
+    assert (encoders.null(1, "ip-adapter-plus").patches - null_hidden).abs().max() <= 1e-5
+    assert torch.equal(encoders.null(1, "ip-adapter").cls, null_cls)
