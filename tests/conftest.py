@@ -33,6 +33,8 @@ def _load_package(name: str, folder: Path) -> ModuleType:
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 _load_package("flexip_model", ROOT / "flexip_model")
 
+from .comfy_server import client, server  # noqa: E402, F401  # fixtures; they need flexip_model
+
 
 @pytest.fixture(scope="session")
 def comfy_base() -> Path:
@@ -69,3 +71,19 @@ def comfy(comfy_base: Path) -> ModuleType:
 def pack(comfy: ModuleType) -> ModuleType:
     """This pack, loaded as ComfyUI loads a folder of `custom_nodes`; its modules are `flexip_pack.nodes.…`."""
     return _load_package(PACK, ROOT)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole tiny system in the layout of `models/demo`, random weights."""
+    from .tiny_system import write_system
+
+    return write_system(tmp_path_factory.mktemp("tiny") / "demo")
+
+
+@pytest.fixture(scope="session")
+def rig(pack: ModuleType, tiny_folder: Path):
+    """The tiny system inside ComfyUI; its parts are never changed by a test."""
+    from .comfy_rig import Rig
+
+    return Rig(pack, tiny_folder)

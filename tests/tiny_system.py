@@ -60,7 +60,8 @@ def write_system(folder: Path, seed: int = 0) -> Path:
     text = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=vocabulary, hidden_size=tiny_config().text_width, intermediate_size=64, num_hidden_layers=2,
-            num_attention_heads=2, bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1, pad_token_id=vocabulary - 1,
+            num_attention_heads=2, bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1,
+            pad_token_id=vocabulary - 1,
         )
     )
     text.save_pretrained(folder / "text_encoder")
