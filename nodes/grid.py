@@ -65,7 +65,8 @@ def draw_grid(images: Tensor, gammas: list[float], reference: Tensor | None = No
     if references:
         label(gap, "reference")
     for column, gamma in enumerate(gammas):
-        label(left + gap + column * (width + gap), f"γ = {gamma:g}")
+        # Pillow's own font has no γ.
+        label(left + gap + column * (width + gap), f"gamma {gamma:g}")
     for row in range(rows):
         y = top + gap + row * (height + gap)
         if references:
