@@ -37,7 +37,8 @@ _ALIAS = {
     "sunflower": "flower", "lotus": "flower", "hyacinth": "flower", "clover": "shamrock", "shortcake": "cake",
     "cupcake": "cake", "tangerine": "lemon", "lime": "lemon", "teacup": "teapot",
     "blowfish": "fish", "boot": "shoe", "sandal": "shoe", "sunglasses": "glasses", "goggles": "glasses",
-    "softball": "baseball", "sari": "dress", "kimono": "dress", "fuji": "mountain", "volcano": "mountain", "comet": "star", "honeybee": "bee",
+    "softball": "baseball", "sari": "dress", "kimono": "dress",
+    "fuji": "mountain", "volcano": "mountain", "comet": "star", "honeybee": "bee",
 }
 _PLURAL = re.compile(r"(?<=[a-rt-z])s$")
 _NOT_PLURAL = {"glasses", "sunglasses", "goggles", "jeans", "rhinoceros", "tennis"}

@@ -1,0 +1,136 @@
+"""Stage 2: the tiny encoders, both from nothing but this data.
+
+CLIP-like: the picture tower against the text encoder (symmetric InfoNCE with the prompts), and against the tower's
+view of another picture of the same subject in the same colours, so that [CLS] says what the subject is and how it
+looks. DINO-like: 40 % of the patches are masked; every patch token must tell, through one linear layer, its own
+pixels and which of them belong to the subject. Linear, so that the tokens hold looks in a form that an adapter can use.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalize
+from .compose import Composer
+from .loop import Plan, Progress, load_averaged, train
+from .networks import DINO, ENCODER_SIDE, ENCODER_WIDTH, TEXT_WIDTH, build_clip_vision, build_dino, build_text_encoder
+from .vae import to_pixels
+from .words import Words
+
+_CELL = 7
+
+
+def fit(pixels: Tensor) -> Tensor:
+    """Square pictures (n, 3, s, s) in [-1, 1] as ``preprocess.prepare`` gives them: (n, 3, 112, 112) in [0, 1]."""
+    return F.interpolate((pixels + 1) / 2, ENCODER_SIDE, mode="bicubic", antialias=True).clamp(0, 1)
+
+
+class ClipTrainer(nn.Module):
+    """Picture tower, text encoder and the text projection of the contrastive stage."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.visual = build_clip_vision()
+        self.text = build_text_encoder(vocabulary)
+        self.project_text = nn.Linear(TEXT_WIDTH, ENCODER_WIDTH, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(2.6))
+
+    def picture(self, pixels: Tensor) -> Tensor:
+        return F.normalize(self.visual(normalize(fit(pixels), CLIP_MEAN, CLIP_STD)).float(), dim=-1)
+
+    def words(self, ids: Tensor) -> Tensor:
+        return F.normalize(self.project_text(self.text(ids).pooler_output).float(), dim=-1)
+
+
+def _contrast(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    logits, truth = scale * a @ b.t(), torch.arange(len(a))
+    return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.t(), truth)) / 2
+
+
+def run_clip(composer: Composer, words: Words, plan: Plan, folder: Path, batch: int = 64) -> Progress:
+    model = ClipTrainer(len(words.tokenizer))
+
+    def step(rng: np.random.Generator) -> dict[str, Tensor]:
+        recipes = [composer.recipe(rng) for _ in range(batch)]
+        others = [composer.variant(r, rng) for r in recipes]
+        pixels = to_pixels([composer.picture(r) for r in recipes + others])
+        ids = words([composer.prompt(r, rng) for r in recipes])
+        ids = ids[:, : int((ids != ids[0, -1]).sum(1).max()) + 1]
+        with torch.autocast("cpu", torch.bfloat16):
+            seen, text = model.picture(pixels), model.words(ids)
+        scale = model.logit_scale.clamp(max=4.0).exp()
+        to_text, to_other = _contrast(seen[:batch], text, scale), _contrast(seen[:batch], seen[batch:], scale)
+        return {"loss": to_text + to_other, "text": to_text, "other": to_other}
+
+    return train("clip", model, step, plan, folder)
+
+
+class DinoTrainer(nn.Module):
+    """The encoder and its linear reader: per patch 7 × 7 RGB values and the subject's share of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = build_dino()
+        self.read = nn.Linear(ENCODER_WIDTH, 4 * _CELL * _CELL)
+
+    def forward(self, pixels: Tensor, masked: Tensor | None) -> Tensor:
+        seen = normalize(fit(pixels), IMAGENET_MEAN, IMAGENET_STD)
+        return self.read(self.encoder(seen, bool_masked_pos=masked).last_hidden_state[:, 1:])
+
+
+def patch_targets(pixels: Tensor, alpha: Tensor) -> Tensor:
+    """(n, 3, s, s) in [-1, 1] and (n, 1, s, s) in [0, 1] to (n, 64, 196): each patch's 7 × 7 cells."""
+    side = ENCODER_SIDE // DINO["patch_size"] * _CELL
+    both = F.interpolate(torch.cat([pixels, alpha], 1), side, mode="area")
+    return F.unfold(both, _CELL, stride=_CELL).transpose(1, 2)
+
+
+def run_dino(composer: Composer, plan: Plan, folder: Path, batch: int = 48) -> Progress:
+    model = DinoTrainer()
+
+    def step(rng: np.random.Generator) -> dict[str, Tensor]:
+        pictures = [composer.picture_and_mask(composer.recipe(rng)) for _ in range(batch)]
+        pixels = to_pixels([p for p, _ in pictures])
+        alpha = torch.from_numpy(np.stack([np.asarray(m) for _, m in pictures]))[:, None].float() / 255
+        masked = torch.from_numpy(rng.random((batch, 64)) < 0.4)
+        masked[batch // 2 :] = False
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(pixels, masked).float()
+        target = patch_targets(pixels, alpha)
+        color, truth = out[..., : 3 * _CELL**2], target[..., : 3 * _CELL**2]
+        share = target[..., 3 * _CELL**2 :]
+        weight = (0.15 + share).repeat(1, 1, 3)
+        looks = (weight * (color - truth).abs()).mean()
+        place = F.binary_cross_entropy_with_logits(out[..., 3 * _CELL**2 :], share)
+        return {"loss": looks + 0.3 * place, "looks": looks, "place": place}
+
+    return train("dino", model, step, plan, folder)
+
+
+def load_clip(words: Words, folder: Path) -> ClipTrainer:
+    return load_averaged(ClipTrainer(len(words.tokenizer)), folder)  # type: ignore[return-value]
+
+
+def load_dino(folder: Path) -> nn.Module:
+    return load_averaged(DinoTrainer(), folder).encoder  # type: ignore[return-value]
+
+
+class Features:
+    """Frozen encoders over composed pictures: the [CLS] and the patch tokens of a reference."""
+
+    def __init__(self, visual: nn.Module, dino: nn.Module) -> None:
+        self.visual, self.dino = visual, dino
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, 3, s, s) in [-1, 1] to CLS (n, 128) and patches (n, 64, 128), float32."""
+        seen = fit(pixels)
+        with torch.autocast("cpu", torch.bfloat16):
+            cls = self.visual(normalize(seen, CLIP_MEAN, CLIP_STD))
+            patches = self.dino(normalize(seen, IMAGENET_MEAN, IMAGENET_STD)).last_hidden_state[:, 1:]
+        return cls.float(), patches.float()

@@ -1,0 +1,66 @@
+"""The shipped folder: a diffusers pipeline, the two encoders and the adapter, all weights in fp16."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ..checkpoint import save_adapter
+from ..encoders.weights import weights_hash
+from .base import Base
+from .networks import ADAPTER, encoder_metadata, noise_schedule
+from .words import Words
+
+ENCODER_FILES = {"open_clip": "clip_vision.safetensors", "dinov2": "dinov2.safetensors"}
+
+
+def save_encoder(family: str, module: nn.Module, path: Path) -> str:
+    """Write an encoder with the library's own keys and its sizes in the metadata; returns its weights' hash."""
+    tensors = {k: v.half().contiguous() for k, v in module.state_dict().items()}
+    save_file(tensors, path, metadata={"format": "pt", "flexip.encoder": json.dumps(encoder_metadata(family))})
+    return weights_hash(tensors)
+
+
+def export(folder: Path, *, vae: nn.Module, base: Base, tokenizer: Path, visual: nn.Module, dino: nn.Module,
+           adapter: nn.Module, training: dict[str, Any]) -> None:
+    """Write every part of the shipped model into ``folder``.
+
+    Args:
+        tokenizer: folder with CLIP's tokenizer files.
+        training: what the adapter file says of its training; must hold "trained".
+    """
+    from diffusers import StableDiffusionPipeline
+
+    folder.mkdir(parents=True, exist_ok=True)
+    words = Words(tokenizer)
+    pipeline = StableDiffusionPipeline(
+        vae=_half(vae), text_encoder=_half(base.text), tokenizer=words.tokenizer, unet=_half(base.unet),
+        scheduler=noise_schedule(), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipeline.save_pretrained(folder)
+    shutil.rmtree(folder / "tokenizer")
+    shutil.copytree(tokenizer, folder / "tokenizer")
+    (folder / "encoders").mkdir(exist_ok=True)
+    hashes = {family: save_encoder(family, module, folder / "encoders" / ENCODER_FILES[family])
+              for family, module in (("open_clip", visual), ("dinov2", dino))}
+    encoders = {"clip": {"name": encoder_metadata("open_clip")["name"], "hash": hashes["open_clip"]},
+                "retrieval": {"name": encoder_metadata("dinov2")["name"], "hash": hashes["dinov2"]}}
+    save_adapter(folder / "flexip_demo.safetensors", ADAPTER, adapter.state_dict(), training=training,
+                 encoders=encoders, title="FlexIP demo adapter", license="Apache-2.0")
+
+
+def _half(module: nn.Module) -> nn.Module:
+    """A half-precision copy; the module itself stays as it is."""
+    import copy
+
+    return copy.deepcopy(module).to(torch.float16)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of all files below a folder."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
