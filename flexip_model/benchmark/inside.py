@@ -23,7 +23,8 @@ def main(options: dict[str, Any]) -> None:
         for name in ("comfy.sd", "nodes", "comfy_api.latest"):
             importlib.import_module(name)
         spec = importlib.util.spec_from_file_location("flexip_pack", Path(options["pack"]) / "__init__.py")
-        assert spec is not None and spec.loader is not None
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{options['pack']} is no package")
         pack = importlib.util.module_from_spec(spec)
         sys.modules["flexip_pack"] = pack
         start = time.perf_counter()

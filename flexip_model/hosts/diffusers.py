@@ -21,8 +21,9 @@ from ..gate import gate_weights
 from ..sites import SD15_SITES
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
     from diffusers.models.attention_processor import Attention
+
+    from diffusers import UNet2DConditionModel
 
 
 @dataclass(eq=False)
@@ -71,7 +72,7 @@ class GatedAttnProcessor:
         temb: Tensor | None = None,
     ) -> Tensor:
         """hidden_states (B, L, C), encoder_hidden_states (B, T, text_width) → (B, L, C)."""
-        batch, length, _ = hidden_states.shape
+        batch = hidden_states.shape[0]
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         mask = None
         if attention_mask is not None:
