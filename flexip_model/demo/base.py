@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -14,8 +16,8 @@ class Base(nn.Module):
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
-        self.unet = build_unet()
-        self.text = build_text_encoder(vocabulary)
+        self.unet: Any = build_unet()
+        self.text: Any = build_text_encoder(vocabulary)
 
     def read(self, ids: Tensor) -> Tensor:
         """(n, 77) ids to Z^(T), (n, 77, 128): the final hidden states after the final norm."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .compose import Composer, Recipe
 from .vae import to_pixels
@@ -45,7 +46,7 @@ class LatentCache:
 
 
 @torch.no_grad()
-def fill(composer: Composer, vae: nn.Module, folder: Path, count: int, seed: int = 5, batch: int = 16) -> LatentCache:
+def fill(composer: Composer, vae: Any, folder: Path, count: int, seed: int = 5, batch: int = 16) -> LatentCache:
     """Compose and encode ``count`` pictures into ``folder``, in parts; finished parts are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     for part in range(-(-count // _PART)):

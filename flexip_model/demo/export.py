@@ -39,7 +39,7 @@ def export(folder: Path, *, vae: nn.Module, base: Base, tokenizer: Path, visual:
 
     folder.mkdir(parents=True, exist_ok=True)
     words = Words(tokenizer)
-    pipeline = StableDiffusionPipeline(
+    pipeline: Any = StableDiffusionPipeline(
         vae=_half(vae), text_encoder=_half(base.text), tokenizer=words.tokenizer, unet=_half(base.unet),
         scheduler=noise_schedule(), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipeline.save_pretrained(folder)

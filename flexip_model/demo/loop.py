@@ -120,7 +120,8 @@ def train(name: str, module: nn.Module, step: StepFn, plan: Plan, folder: Path,
     optimizer = torch.optim.AdamW(_groups(module, plan.weight_decay), lr=plan.lr, betas=plan.betas, fused=True)
     averaged = ema_state(module)
     progress = _resume(folder, module, averaged, optimizer)
-    last_step, last_save, sums = time.monotonic(), time.monotonic(), {}
+    last_step, last_save = time.monotonic(), time.monotonic()
+    sums: dict[str, float] = {}
     module.train()
 
     def share() -> float:

@@ -7,6 +7,8 @@ Heads are few because narrow heads are slow on a CPU.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from ..config import FlexIPConfig
@@ -18,22 +20,22 @@ ENCODER_WIDTH = 128
 ENCODER_SIDE = 112
 CHANNELS = (64, 96, 96, 64)
 
-UNET = {
+UNET: dict[str, Any] = {
     "sample_size": 16, "in_channels": 4, "out_channels": 4, "layers_per_block": 2,
     "block_out_channels": list(CHANNELS), "cross_attention_dim": TEXT_WIDTH, "attention_head_dim": 2,
     "norm_num_groups": 16, "use_linear_projection": False,
     "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
     "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
 }
-SCHEDULER = {
+SCHEDULER: dict[str, Any] = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
     "prediction_type": "epsilon", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
 }
-CLIP_VISION = {
+CLIP_VISION: dict[str, Any] = {
     "image_size": ENCODER_SIDE, "patch_size": 16, "width": ENCODER_WIDTH, "layers": 4, "heads": 4, "mlp_ratio": 4.0,
     "output_dim": ENCODER_WIDTH,
 }
-DINO = {
+DINO: dict[str, Any] = {
     "image_size": ENCODER_SIDE, "patch_size": 14, "hidden_size": ENCODER_WIDTH, "num_hidden_layers": 4,
     "num_attention_heads": 4, "mlp_ratio": 4,
 }
@@ -52,13 +54,13 @@ def encoder_metadata(family: str) -> dict:
             "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
-def build_unet() -> nn.Module:
+def build_unet() -> Any:
     """A new UNet; as in SD1.5's own training, its residual branches and its last layer start at zero."""
     from diffusers import UNet2DConditionModel
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
-    unet = UNet2DConditionModel(**UNET)
+    unet: Any = UNet2DConditionModel(**UNET)
     last = [part.conv2 for part in unet.modules() if isinstance(part, ResnetBlock2D)]
     last += [part.proj_out for part in unet.modules() if isinstance(part, Transformer2DModel)]
     for layer in [*last, unet.conv_out]:
@@ -67,7 +69,7 @@ def build_unet() -> nn.Module:
     return unet
 
 
-def build_text_encoder(vocabulary: int) -> nn.Module:
+def build_text_encoder(vocabulary: int) -> Any:
     """A CLIP text model for a vocabulary whose last two ids are the start and end tokens."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -77,19 +79,19 @@ def build_text_encoder(vocabulary: int) -> nn.Module:
         bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1, pad_token_id=vocabulary - 1))
 
 
-def build_clip_vision() -> nn.Module:
+def build_clip_vision() -> Any:
     from open_clip.transformer import VisionTransformer
 
     return VisionTransformer(**CLIP_VISION)
 
 
-def build_dino() -> nn.Module:
+def build_dino() -> Any:
     from transformers import Dinov2Config, Dinov2Model
 
     return Dinov2Model(Dinov2Config(**DINO))
 
 
-def noise_schedule():
+def noise_schedule() -> Any:
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(**SCHEDULER)

@@ -134,13 +134,13 @@ def _sweeps(model: Shipped, heldout: Composer, scenes: SceneJudge, rng: np.rando
     gallery = torch.nn.functional.normalize(model.features(to_pixels(list(references.values())))[0], dim=-1)
     picked = rng.choice(len(all_subjects), subjects, replace=False)
     places = [_places()[i] for i in rng.choice(len(_places()), subjects, replace=False)]
-    rows, steps, found = [], [], {g: [] for g in GAMMAS}
+    rows, steps = [], []
+    found: dict[float, list[bool]] = {g: [] for g in GAMMAS}
     at: dict[float, list[Image.Image]] = {g: [] for g in GAMMAS}
     for row, (index, place) in enumerate(zip(picked, places, strict=True)):
         subject = all_subjects[index]
         reference = references[subject.code]
-        features = model.features(to_pixels([reference]))
-        features = tuple(f.expand(len(GAMMAS), *f.shape[1:]) for f in features)
+        features = model.features(to_pixels([reference] * len(GAMMAS)))
         pictures = sample(model.base, model.vae, model.words, [f"a 3d render of a {subject.name} {place[2]}"] * 5,
                           adapter=model.adapter, features=features, gammas=GAMMAS, seed=100 + row, same_noise=True)
         rows.append([reference, *pictures])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..adapter import FlexIPAdapter, ReferenceFeatures
 from ..gate import gamma_tensor
@@ -20,7 +21,7 @@ from .words import Words
 
 
 @torch.no_grad()
-def sample(base: Base, vae: nn.Module, words: Words, prompts: Sequence[str], *, adapter: FlexIPAdapter | None = None,
+def sample(base: Base, vae: Any, words: Words, prompts: Sequence[str], *, adapter: FlexIPAdapter | None = None,
            features: tuple[Tensor, Tensor] | None = None, gammas: Sequence[float] | None = None, seed: int = 0,
            steps: int = 25, scale: float = 4.0, same_noise: bool = False) -> list[Image.Image]:
     """One 128 px picture per prompt.

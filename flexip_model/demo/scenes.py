@@ -32,7 +32,7 @@ def _vertical(rng: Rng, top: tuple[int, int, int], bottom: tuple[int, int, int],
 
 def _hills(rng: Rng, draw: Draw, base: float, height: float, color: tuple[int, int, int]) -> None:
     x = np.arange(_S + 1)
-    waves = sum(np.sin(x / _S * np.pi * 2 * rng.uniform(0.4, 1.6) + rng.uniform(0, 6)) for _ in range(2)) / 2
+    waves = np.mean([np.sin(x / _S * np.pi * 2 * rng.uniform(0.4, 1.6) + rng.uniform(0, 6)) for _ in range(2)], 0)
     y = _S * (base - height * waves)
     draw.polygon([*zip(x.tolist(), y.tolist(), strict=True), (_S, _S), (0, _S)], fill=_jitter(rng, color))
 

@@ -9,6 +9,7 @@ text-to-image model of its own: without the adapter it draws from text alone. In
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,9 +38,10 @@ def build_adapter(base: Base) -> FlexIPAdapter:
     adapter = FlexIPAdapter(ADAPTER)
     with torch.no_grad():
         for site in SD15_SITES:
-            own = base.unet.get_submodule(site.diffusers)
+            own: Any = base.unet.get_submodule(site.diffusers)
             branches = adapter.site(site)
             for branch in (branches.preservation, branches.personalization):
+                assert branch is not None
                 branch.to_k.weight.copy_(own.to_k.weight)
                 branch.to_v.weight.copy_(0.3 * own.to_v.weight)
     return adapter

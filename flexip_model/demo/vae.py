@@ -8,11 +8,12 @@ and, for the last fifth, whole pictures.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .compose import Composer, to_array
@@ -29,7 +30,7 @@ CONFIG = {
 _PINNED = 2.5
 
 
-def build() -> nn.Module:
+def build() -> Any:
     """A new VAE that starts as a linear autoencoder of 8 × 8 block means.
 
     From a random start this network spends most of a short run on passing plain colours through. So residual
@@ -42,17 +43,17 @@ def build() -> nn.Module:
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.upsampling import Upsample2D
 
-    model = AutoencoderKL(**CONFIG)
+    model: Any = AutoencoderKL(**CONFIG)
     with torch.no_grad():
         for part in model.modules():
             if isinstance(part, ResnetBlock2D):
-                part.conv2.weight.zero_()
-                part.conv2.bias.zero_()
+                for tensor in part.conv2.parameters():
+                    tensor.zero_()
                 if part.conv_shortcut is not None:
                     _copy(part.conv_shortcut, torch.ones(1, 1))
             elif isinstance(part, Attention):
-                part.to_out[0].weight.zero_()
-                part.to_out[0].bias.zero_()
+                for tensor in part.to_out[0].parameters():
+                    tensor.zero_()
             elif isinstance(part, Downsample2D):
                 _copy(part.conv, F.pad(torch.full((2, 2), 0.25), (0, 1, 0, 1)))
             elif isinstance(part, Upsample2D):
@@ -72,7 +73,7 @@ def build() -> nn.Module:
     return model
 
 
-def _copy(conv: nn.Conv2d, kernel: Tensor) -> None:
+def _copy(conv: Any, kernel: Tensor) -> None:
     """Let output i be input i under one kernel; outputs without an input keep a small random start."""
     conv.weight *= 0.3
     conv.weight[:, 6:8] = 0
@@ -125,7 +126,7 @@ def run(composer: Composer, plan: Plan, folder: Path, batch: int = 8) -> Progres
 
 
 @torch.no_grad()
-def normalise(model: nn.Module, pixels: Tensor) -> None:
+def normalise(model: Any, pixels: Tensor) -> None:
     """Fold the latents' mean and deviation into the 1 × 1 convolutions around the code, in place.
 
     ComfyUI's SD1.5 latent format multiplies by the constant 0.18215, so here ``encode(x) * 0.18215`` must itself
@@ -143,7 +144,7 @@ def normalise(model: nn.Module, pixels: Tensor) -> None:
     post.weight /= gain[None, :, None, None]
 
 
-def load(folder: Path, composer: Composer, seed: int = 1) -> nn.Module:
+def load(folder: Path, composer: Composer, seed: int = 1) -> Any:
     """The trained VAE with normalised latents, frozen."""
     model = load_averaged(build(), folder)
     rng = np.random.default_rng(seed)
@@ -152,7 +153,7 @@ def load(folder: Path, composer: Composer, seed: int = 1) -> nn.Module:
 
 
 @torch.no_grad()
-def psnr(model: nn.Module, composer: Composer, count: int = 128, seed: int = 2) -> float:
+def psnr(model: Any, composer: Composer, count: int = 128, seed: int = 2) -> float:
     """Mean PSNR in dB (8-bit range) over ``count`` composed pictures."""
     rng = np.random.default_rng(seed)
     values = []
