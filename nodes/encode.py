@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import comfy.conds
@@ -19,6 +20,19 @@ from .wires import Embeds, FlexIPAdapterType, FlexIPEmbeds, FlexIPEncoders, Load
 
 CATEGORY = "FlexIP"
 Conditioning = list[list[Any]]
+
+
+class TokensId(comfy.conds.CONDConstant):
+    """Names one entry's tokens through ComfyUI's batching: joined conds give the list of their names, in order.
+
+    ComfyUI's own `uuids` do not do: for an area prompt it makes a negative that has the positive's uuid.
+    """
+
+    def can_concat(self, other: Any) -> bool:
+        return True
+
+    def concat(self, others: list[Any]) -> list[Any]:
+        return [self.cond, *(other.cond for other in others)]
 
 
 def encode_features(
@@ -72,6 +86,7 @@ def attach(loaded: LoadedAdapter, conditioning: Conditioning, p: Tensor, cls: Te
         text, extras = entry[0], dict(entry[1])
         conds = dict(extras.get("model_conds", {}))
         conds[loaded.p_key] = comfy.conds.CONDCrossAttn(p)
+        conds[loaded.id_key] = TokensId(uuid.uuid4())
         if loaded.adapter.config.has_personalization and text is not None:
             if text.shape[-1] != width:
                 raise FlexIPError(

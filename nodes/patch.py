@@ -86,7 +86,7 @@ class Applied:
         if p is not None and run is not None:
             inside = (self.start, self.end) == (0.0, 1.0)
             if inside or run.active(self.start, self.end, float(options["sigmas"][0])):
-                step = Step(self, run, p, kwargs.get(self.loaded.s_key), options)
+                step = Step(self, run, p, kwargs.get(self.loaded.s_key), kwargs[self.loaded.id_key], options)
                 options = {**options, STEPS: {**options.get(STEPS, {}), id(self): step}}
         return executor(x, timesteps, context, y, control, options, **kwargs)
 

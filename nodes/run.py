@@ -66,19 +66,16 @@ class Run:
 class Step:
     """One forward of the model for one applied adapter: tokens of the batch, and its gate."""
 
-    def __init__(self, applied: Applied, run: Run, p: Tensor, s: Tensor | None, options: dict[str, Any]) -> None:
-        self.applied, self.run, self.p, self.s = applied, run, p, s
-        conds = len(options.get("cond_or_uncond") or [0])
+    def __init__(
+        self, applied: Applied, run: Run, p: Tensor, s: Tensor | None, ids: list[Any], options: dict[str, Any]
+    ) -> None:
+        self.applied, self.run, self.p, self.s, self.ids = applied, run, p, s, tuple(ids)
         self.rows = p.shape[0]
-        if self.rows % conds:
-            raise FlexIPError(f"a batch of {self.rows} rows does not hold {conds} conditionings of equal size")
-        self.pictures = self.rows // conds
+        self.pictures = self.rows // len(ids)
         window = options.get("context_window")
         self.frames: Sequence[int] | None = None
         if window is not None and getattr(window, "dim", 0) == 0:
             self.frames = tuple(window.index_list)
-        uuids = options.get("uuids") or ()
-        self.uuids = tuple(uuids) if len(uuids) == conds else ()
         self.gamma = applied.gamma
         if applied.curve is not None:
             self.gamma = gamma_tensor(gamma_at(applied.curve, run.position(float(options["sigmas"][0]))))
@@ -97,20 +94,16 @@ class Step:
 
     def _project(self, site: Site, which: str, branch: Any, tokens: Tensor, like: Tensor) -> KeyValue:
         base = (self.applied.loaded.tag, site.name, which, like.dtype, like.device, tokens.shape[1], self.frames)
-        whole = (*base, self.uuids, self.rows)
-        kept = self.run.projected
-        if self.uuids and whole in kept:
-            return kept[whole]
-        pieces = [(*base, uuid, self.pictures) for uuid in self.uuids]
-        if not pieces or not all(piece in kept for piece in pieces):
-            pair = branch(tokens.to(like))
-            split = zip(pair[0].split(self.pictures), pair[1].split(self.pictures), strict=True)
-            kept.update(zip(pieces, split, strict=False))
-        else:
-            pair = tuple(torch.cat([kept[piece][i] for piece in pieces]) for i in (0, 1))
-        if self.uuids:
-            kept[whole] = pair
-        return pair
+        whole, kept = (*base, self.ids, self.pictures), self.run.projected
+        if whole not in kept:
+            pieces = [(*base, (one,), self.pictures) for one in self.ids]
+            if all(piece in kept for piece in pieces):
+                kept[whole] = tuple(torch.cat([kept[piece][i] for piece in pieces]) for i in (0, 1))
+            else:
+                k, v = branch(tokens.to(like))
+                kept.update(zip(pieces, zip(k.split(self.pictures), v.split(self.pictures), strict=True), strict=True))
+                kept[whole] = (k, v)
+        return kept[whole]
 
     def gate(self, site: Site, like: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The weights of P and S at a site, broadcasting to (R, L, C), in `like`'s dtype and device."""
@@ -148,6 +141,7 @@ class Step:
         return values.repeat(self.rows // values.shape[0], *[1] * (values.ndim - 1))
 
     def _on_grid(self, mask: Tensor, grid: tuple[int, int], what: str) -> Tensor:
-        """(B or 1, H, W) → (R or 1, L, 1): averaged over each token's area."""
-        small = F.interpolate(mask[:, None], grid, mode="bilinear", antialias=True, align_corners=False)
-        return self._per_row(small.flatten(2).transpose(1, 2).clamp(0, 1), what)
+        """(B or 1, H, W) → (R or 1, L, 1): the mean over each token's area; where the mask is coarser, interpolated."""
+        fitted = F.adaptive_avg_pool2d(mask[:, None], [min(a, b) for a, b in zip(grid, mask.shape[1:], strict=True)])
+        fitted = F.interpolate(fitted, grid, mode="bilinear", align_corners=False)
+        return self._per_row(fitted.flatten(2).transpose(1, 2), what)

@@ -51,6 +51,11 @@ class LoadedAdapter:
         """The key of S in a conditioning entry's `model_conds`."""
         return f"flexip_s_{self.tag}"
 
+    @property
+    def id_key(self) -> str:
+        """The key of the tokens' name (`TokensId`) in a conditioning entry's `model_conds`."""
+        return f"flexip_id_{self.tag}"
+
     def load(self) -> torch.device:
         """Have ComfyUI put the weights on the device where they compute, and return it."""
         comfy.model_management.load_models_gpu([self.patcher])

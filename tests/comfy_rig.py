@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ class Call:
     context: Tensor
     out: Tensor
     conds: list[int]
+    active: bool
 
     def of(self, cond: int) -> Tensor:
         """The output of one cond: 0 positive, 1 negative."""
@@ -40,6 +43,13 @@ class Rig:
         info, tensors = self.part("flexip_model.checkpoint").load_adapter_file(folder / "flexip_demo.safetensors")
         self.info, self.tensors = info, tensors
         self.adapter = self.part("nodes.wires").manage_adapter(info, tensors, "tiny")
+
+    def with_tensors(self, tensors: dict[str, Tensor], config: Any = None) -> Rig:
+        """A rig whose adapter has other weights (and sizes) on the same model."""
+        other = copy.copy(self)
+        info = self.info if config is None else dataclasses.replace(self.info, config=config)
+        other.adapter = self.part("nodes.wires").manage_adapter(info, tensors, "other")
+        return other
 
     def part(self, name: str) -> ModuleType:
         """A module of the pack as ComfyUI loaded it."""
@@ -74,7 +84,7 @@ class Rig:
 
     def calls(
         self, model: Any, positive: Any, negative: Any, batch: int = 1, sigmas: Any = (5.0, 0.0), size: Any = (8, 8),
-        cfg: float = 7.5, options: dict | None = None,
+        cfg: float = 7.5, callback: Any = None,
     ) -> list[Call]:
         """Run ComfyUI's guider with plain Euler steps and record each forward of the diffusion model."""
         samplers = importlib.import_module("comfy.samplers")
@@ -83,19 +93,17 @@ class Rig:
 
         def record(executor: Any, x: Tensor, t: Tensor, context: Tensor, y: Any, c: Any, o: dict, **kwargs: Any) -> Any:
             out = executor(x, t, context, y, c, o, **kwargs)
-            seen.append(Call(x.clone(), t.clone(), context.clone(), out.clone(), list(o["cond_or_uncond"])))
+            seen.append(Call(x.clone(), t.clone(), context.clone(), out.clone(), list(o["cond_or_uncond"]), bool(o.get("flexip_steps"))))
             return out
 
         model = model.clone()
         model.add_wrapper_with_key(patcher_extension.WrappersMP.DIFFUSION_MODEL, "record", record)
-        if options:
-            model.model_options.update(options)
         noise = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(2)).repeat(batch, 1, 1, 1)
         with torch.inference_mode():
             samplers.sample(
                 model, noise, positive, negative, cfg, model.load_device, samplers.ksampler("euler"),
                 torch.tensor(sigmas), model_options=model.model_options, latent_image=torch.zeros_like(noise),
-                disable_pbar=True, seed=0,
+                callback=callback, disable_pbar=True, seed=0,
             )
         return seen
 

@@ -1,0 +1,421 @@
+"""The patch inside ComfyUI's own guider: exact ends, nothing changed that is not its own, any layout of conds."""
+
+import copy
+import gc
+import importlib
+import math
+
+import pytest
+import torch
+
+from .helpers import tiny_config
+
+CLOSE = 1e-5
+
+
+def difference(a, b):
+    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
+
+
+def spoiled(rig, branch):
+    """A rig whose adapter has NaN in one branch: any use of it shows."""
+    tensors = {k: v.clone() for k, v in rig.tensors.items()}
+    for key, value in tensors.items():
+        if f".{branch}." in key:
+            value.fill_(math.nan)
+    return rig.with_tensors(tensors)
+
+
+def test_strength_zero_is_exactly_the_unpatched_model(rig):
+    conds = rig.encode(*rig.prompts())
+    base = rig.predict(rig.model, *conds)
+    assert difference(rig.predict(rig.apply(0.5, strength=0.0), *conds), base) == 0
+    assert difference(rig.predict(rig.apply(0.5), *conds), base) > 1e-2
+    silent = dict.fromkeys(rig.part("nodes.schedule").parse_layers(""), 0.0)
+    assert difference(rig.predict(rig.apply(0.5, layers=silent), *conds), base) == 0
+
+
+@pytest.mark.parametrize(("gamma", "unused"), [(1.0, "personalization"), (0.0, "preservation")])
+def test_at_the_ends_of_gamma_the_other_branch_is_not_used(rig, gamma, unused):
+    broken = spoiled(rig, unused)
+    out = broken.predict(broken.apply(gamma), *broken.encode(*rig.prompts()))
+    assert difference(out, rig.predict(rig.apply(gamma), *rig.encode(*rig.prompts()))) == 0
+
+
+def test_one_gamma_per_picture_equals_one_run_each(rig):
+    conds, gammas = rig.encode(*rig.prompts()), [0.0, 0.3, 1.0]
+    together = rig.predict(rig.apply(gammas), *conds, batch=3)
+    for i, gamma in enumerate(gammas):
+        assert difference([t[i : i + 1] for t in together], rig.predict(rig.apply(gamma), *conds)) <= CLOSE
+    with pytest.raises(ValueError, match="γ has 3 values and the batch 2 pictures"):
+        rig.predict(rig.apply(gammas), *conds, batch=2)
+
+
+def test_the_model_and_its_other_clones_stay_as_they_were(rig):
+    conds = rig.encode(*rig.prompts())
+    options, weights = copy.deepcopy(rig.model.model_options), [p.clone() for p in rig.model.model.parameters()]
+    other = rig.model.clone()
+    before = rig.predict(rig.model, *conds)
+    patched = rig.apply(0.7)
+    rig.predict(patched, *conds)
+    del patched
+    assert rig.model.model_options == options and not rig.model.wrappers
+    assert all(torch.equal(a, b) for a, b in zip(weights, rig.model.model.parameters(), strict=True))
+    assert difference(rig.predict(rig.model, *conds), before) == 0
+    assert difference(rig.predict(other, *conds), before) == 0
+
+
+def test_ten_clones_share_every_tensor(rig):
+    def tensors():
+        gc.collect()
+        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+
+    patched = rig.apply(0.5, gamma_map=torch.rand(1, 64, 64))
+    before = tensors()
+    clones = [patched.clone() for _ in range(10)]
+    assert tensors() == before
+    assert difference(
+        rig.predict(clones[-1], *rig.encode(*rig.prompts())), rig.predict(patched, *rig.encode(*rig.prompts()))
+    ) == 0
+
+
+def separately(monkeypatch):
+    """No free memory: ComfyUI then runs every cond by itself."""
+    management = importlib.import_module("comfy.model_management")
+    monkeypatch.setattr(management, "get_free_memory", lambda _, both=False: (0, 0) if both else 0)
+
+
+@pytest.mark.parametrize(("tokens", "negative_tokens"), [(77, 77), (77, 154), (154, 77), (77, 385), (385, 77)])
+def test_joined_and_separate_conds_agree(rig, monkeypatch, tokens, negative_tokens):
+    conds, model = rig.encode(*rig.prompts(tokens, negative_tokens)), rig.apply(0.4)
+    joined = rig.predict(model, *conds, batch=2)
+    separately(monkeypatch)
+    calls = rig.calls(model, *conds, batch=2)
+    assert [call.conds for call in calls] in ([[0], [1]], [[1], [0]])
+    assert difference(joined, rig.predict(model, *conds, batch=2)) <= CLOSE
+
+
+def test_several_entries_in_one_conditioning_keep_their_own_tokens(rig, monkeypatch):
+    """[1, 0, 0] and other layouts: combined prompts with areas, each with its own S."""
+    first, negative = rig.prompts()
+    second = [[rig.text(154, 9), {"area": (8, 4, 0, 0)}]]
+    third = [[rig.text(77, 10), {"mask": torch.ones(1, 64, 64), "strength": 0.5}]]
+    conds, model = rig.encode(first + second + third, negative), rig.apply(0.4)
+
+    def run():
+        return rig.calls(model, *conds, sigmas=(5.0, 3.0, 1.0))
+
+    joined = run()
+    assert any(sorted(call.conds) == [0, 0, 1] for call in joined)
+    separately(monkeypatch)
+    alone = run()
+    assert all(len(call.conds) == 1 for call in alone)
+    # The second step starts from what the first made of all of them.
+    assert difference([joined[-1].x[:1]], [alone[-1].x[:1]]) <= 1e-4
+
+
+def test_three_conds_in_a_dual_guider(rig, monkeypatch):
+    extras = importlib.import_module("comfy_extras.nodes_custom_sampler")
+    samplers = importlib.import_module("comfy.samplers")
+    positive, negative = rig.prompts()
+    middle = [[rig.text(77, 12), {}]]
+    (first, second), (_, last) = rig.encode(positive, middle), rig.encode(positive, negative)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def run():
+        guider = extras.Guider_DualCFG(rig.apply(0.6))
+        guider.set_conds(first, second, last)
+        guider.set_cfg(4.0, 2.0)
+        with torch.inference_mode():
+            sampler = samplers.ksampler("euler")
+            return guider.sample(noise, noise * 0, sampler, torch.tensor([4.0, 1.0]), disable_pbar=True, seed=0)
+
+    joined = run()
+    separately(monkeypatch)
+    assert difference([joined], [run()]) <= 1e-4
+
+
+def test_a_prompt_without_tokens_is_left_alone_and_a_run_without_any_is_an_error(rig):
+    positive, negative = rig.prompts()
+    with_tokens, _ = rig.encode(positive, negative)
+    base, out = rig.predict(rig.model, positive, negative), rig.predict(rig.apply(0.5), with_tokens, negative)
+    assert difference([out[1]], [base[1]]) <= CLOSE
+    assert difference([out[0]], [base[0]]) > 1e-2
+    with pytest.raises(ValueError, match="no prompt carries its tokens"):
+        rig.predict(rig.apply(0.5), positive, negative)
+    other = spoiled(rig, "preservation")
+    with pytest.raises(ValueError, match="with the same adapter"):
+        rig.predict(other.apply(0.5), *rig.encode(positive, negative))
+
+
+class Stacking:
+    """What IPAdapter_plus puts into a slot: callbacks whose results are added, `add` for more."""
+
+    def __init__(self, callback, **kwargs):
+        self.callbacks = [(callback, kwargs)]
+
+    def add(self, callback, **kwargs):
+        self.callbacks.append((callback, kwargs))
+
+    def __call__(self, q, k, v, extra_options):
+        attention = importlib.import_module("comfy.ldm.modules.attention")
+        out = attention.optimized_attention(q, k, v, extra_options["n_heads"])
+        for callback, kwargs in self.callbacks:
+            out = out + callback(out, q, k, v, extra_options, **kwargs)
+        return out
+
+
+def stack(model, weight):
+    """IPAdapter_plus's way of patching."""
+    def add_some(out, q, k, v, extra_options, weight, **kwargs):
+        return weight * q
+
+    model = model.clone()
+    options = model.model_options["transformer_options"].copy()
+    options["patches_replace"] = {**options.get("patches_replace", {})}
+    slots = options["patches_replace"]["attn2"] = {**options["patches_replace"].get("attn2", {})}
+    for key in [("input", 1), ("input", 4), ("middle", 0), ("output", 3)]:
+        if key in slots:
+            slots[key].add(add_some, weight=weight, sigma_start=1e9, sigma_end=0.0)
+        else:
+            slots[key] = Stacking(add_some, weight=weight, sigma_start=1e9, sigma_end=0.0)
+    model.model_options["transformer_options"] = options
+    return model
+
+
+def test_another_packs_patch_before_and_after_gives_both_effects(rig):
+    conds = rig.encode(*rig.prompts())
+    ours, theirs = rig.apply(0.5), stack(rig.model, 0.3)
+    alone = rig.predict(ours, *conds)
+    after, before = stack(ours, 0.3), rig.apply(0.5, model=theirs)
+    both = rig.predict(after, *conds)
+    assert difference(both, rig.predict(before, *conds)) <= CLOSE
+    assert difference(both, alone) > 1e-3
+    assert difference(both, rig.predict(theirs, *conds)) > 1e-3
+    assert difference(rig.predict(ours, *conds), alone) == 0  # `.add` on a clone leaves the original alone
+    ended = rig.apply(0.5)
+    for patch in ended.model_options["transformer_options"]["patches_replace"]["attn2"].values():
+        patch.add(lambda out, *a, **k: out * math.nan, sigma_start=1.0, sigma_end=0.0)
+    assert difference(rig.predict(ended, *conds), alone) == 0
+
+
+def test_a_slot_with_the_longer_key_is_chained_too(rig):
+    conds, calls = rig.encode(*rig.prompts()), []
+    attention = importlib.import_module("comfy.ldm.modules.attention")
+
+    def theirs(q, k, v, extra_options):
+        calls.append(1)
+        return attention.optimized_attention(q, k, v, extra_options["n_heads"])
+
+    model = rig.model.clone()
+    model.set_model_attn2_replace(theirs, "input", 1, 0)
+    out = rig.predict(rig.apply(0.5, model=model), *conds)
+    assert calls
+    assert difference(out, rig.predict(rig.apply(0.5), *conds)) <= CLOSE
+
+
+def test_two_applications_add_up(rig):
+    conds = rig.encode(*rig.prompts())
+    twice = rig.apply(1.0, model=rig.apply(0.0, strength=0.5), strength=0.5)
+    assert difference(rig.predict(twice, *conds), rig.predict(rig.apply(0.5), *conds)) <= CLOSE
+
+
+def count_projections(rig, monkeypatch):
+    branch, seen = rig.part("flexip_model.attention").Branch, []
+    forward = branch.forward
+    monkeypatch.setattr(branch, "forward", lambda self, tokens: seen.append(tokens.shape) or forward(self, tokens))
+    return seen
+
+
+def test_keys_and_values_are_projected_once_per_run(rig, monkeypatch):
+    seen, conds = count_projections(rig, monkeypatch), rig.encode(*rig.prompts())
+    sigmas = (8.0, 5.0, 3.0, 1.0, 0.0)
+    rig.calls(rig.apply(0.5), *conds, sigmas=sigmas)
+    assert len(seen) == 16 * 2  # sites × branches, both conds in one call
+    rig.calls(rig.apply(1.0), *conds, sigmas=sigmas)
+    assert len(seen) == 16 * 2 + 16  # at γ = 1 no S
+    separately(monkeypatch)
+    seen.clear()
+    rig.calls(rig.apply(0.5), *conds, sigmas=sigmas)
+    assert len(seen) == 16 * 2 * 2
+
+
+def test_an_interrupted_run_leaves_nothing_behind(rig):
+    management = importlib.import_module("comfy.model_management")
+    conds, model = rig.encode(*rig.prompts()), rig.apply(0.5)
+    clean = rig.predict(model, *conds)
+
+    def interrupt(*_):
+        raise management.InterruptProcessingException
+
+    for _ in range(5):
+        with pytest.raises(management.InterruptProcessingException):
+            rig.calls(model, *conds, sigmas=(8.0, 5.0, 1.0), callback=interrupt)
+    assert difference(rig.predict(model, *conds), clean) == 0
+    gc.collect()
+    kinds = (rig.part("nodes.run").Run, rig.part("nodes.run").Step)
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, kinds)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_other_dtypes_of_the_model(rig, monkeypatch, dtype):
+    management = importlib.import_module("comfy.model_management")
+    monkeypatch.setattr(management, "unet_dtype", lambda **_: dtype)
+    cast = torch.bfloat16 if dtype == torch.float8_e4m3fn else None
+    monkeypatch.setattr(management, "unet_manual_cast", lambda *_: cast)
+    model = rig.part("nodes.diffusers_folder").load_unet(rig.folder)
+    conds = rig.encode(*rig.prompts())
+    for settings in ({}, {"gamma_map": torch.ones(1, 8, 8)}):
+        out = rig.predict(rig.apply(0.5, model=model, **settings), *conds)
+        assert all(bool(torch.isfinite(part).all()) for part in out)
+        if dtype != torch.float8_e4m3fn:  # eight bits in the base model differ more than that by themselves
+            exact = rig.predict(rig.apply(0.5), *conds)
+            flat = [torch.cat([part.float().flatten() for part in parts]) for parts in (out, exact)]
+            assert torch.nn.functional.cosine_similarity(*flat, dim=0) >= 0.999
+
+
+def test_a_mask_of_ones_changes_nothing_and_of_zeros_switches_off(rig):
+    conds = rig.encode(*rig.prompts())
+    plain, base = rig.predict(rig.apply(0.6), *conds), rig.predict(rig.model, *conds)
+    ones, zeros = torch.ones(1, 50, 70), torch.zeros(1, 50, 70)
+    assert difference(rig.predict(rig.apply(0.6, attention_mask=ones), *conds), plain) <= CLOSE
+    assert difference(rig.predict(rig.apply(0.6, attention_mask=zeros), *conds), base) == 0
+    assert difference(rig.predict(rig.apply(0.6, gamma_map=ones), *conds), plain) <= CLOSE
+    zero_gamma = rig.predict(rig.apply(0.0), *conds)
+    assert difference(rig.predict(rig.apply(0.6, gamma_map=zeros), *conds), zero_gamma) <= CLOSE
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 13), (13, 9), (8, 40), (40, 8), (15, 17), (23, 31), (33, 11)])
+def test_masks_at_every_size_lie_on_the_right_places(rig, monkeypatch, size):
+    """The upper left quarter: at every site the weights are one there, zero in the lower right, on the true grid."""
+    seen, gate = [], rig.part("nodes.run").Step.gate
+
+    def watch(step, site, like, options):
+        pair = gate(step, site, like, options)
+        seen.append((tuple(options["activations_shape"][-2:]), pair[0]))
+        return pair
+
+    monkeypatch.setattr(rig.part("nodes.run").Step, "gate", watch)
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :32, :32] = 1
+    out = rig.predict(rig.apply(1.0, attention_mask=mask), *rig.encode(*rig.prompts()), size=size)
+    assert all(bool(torch.isfinite(part).all()) for part in out)
+    assert len(seen) == 16
+    for (height, width), weights in seen:
+        placed = weights[0, :, 0].reshape(height, width)
+        assert placed[0, 0] > 0.9 * (height > 1 and width > 1)
+        if height >= 4 and width >= 4:
+            assert placed[-1, -1] == 0 and placed[0, -1] == 0 and placed[-1, 0] == 0
+
+
+def test_a_mask_per_picture(rig):
+    conds = rig.encode(*rig.prompts())
+    masks = torch.stack([torch.zeros(8, 8), torch.ones(8, 8)])
+    out = rig.predict(rig.apply(0.5, attention_mask=masks), *conds, batch=2)
+    base, full = rig.predict(rig.model, *conds, batch=2), rig.predict(rig.apply(0.5), *conds, batch=2)
+    assert difference([part[:1] for part in out], [part[:1] for part in base]) <= CLOSE
+    assert difference([part[1:] for part in out], [part[1:] for part in full]) <= CLOSE
+
+
+def test_ranges_of_the_sampling_are_exact(rig):
+    sampling = rig.model.get_model_object("model_sampling")
+    sigmas = [float(sampling.percent_to_sigma(i / 20)) for i in range(1, 20)] + [0.0]
+    conds = rig.encode(*rig.prompts())
+
+    def active(start, end):
+        return [call.active for call in rig.calls(rig.apply(0.5, start=start, end=end), *conds, sigmas=sigmas)]
+
+    assert all(active(0.0, 1.0))
+    early, late = active(0.0, 0.35), active(0.35, 1.0)
+    assert early == [i / 20 < 0.35 for i in range(1, 20)]
+    assert late == [not on for on in early]
+    assert active(0.5, 0.6) == [0.5 <= i / 20 < 0.6 for i in range(1, 20)]
+
+
+def test_a_range_that_excludes_a_step_leaves_the_model_alone(rig):
+    conds = rig.encode(*rig.prompts())
+    late = rig.apply(0.5, start=0.9)
+    assert difference(rig.predict(late, *conds), rig.predict(rig.model, *conds)) == 0
+
+
+def test_a_curve_gives_each_step_its_gamma(rig):
+    sampling = rig.model.get_model_object("model_sampling")
+    parse, conds = rig.part("nodes.schedule").parse_curve, rig.encode(*rig.prompts())
+    curve = parse("0:1, 0.5:0.2, 1:0.2")
+    for position, gamma in ((0.25, 0.6), (0.5, 0.2), (0.9, 0.2)):
+        sigma = float(sampling.percent_to_sigma(position))
+        out = rig.predict(rig.apply(0.9, curve=curve), *conds, sigmas=(sigma, 0.0))
+        assert difference(out, rig.predict(rig.apply(gamma), *conds, sigmas=(sigma, 0.0))) <= 1e-4
+    level = parse("0.3")
+    assert difference(rig.predict(rig.apply(0.9, curve=level), *conds), rig.predict(rig.apply(0.3), *conds)) <= CLOSE
+
+
+def test_layer_weights_act_on_their_blocks(rig):
+    conds, parse = rig.encode(*rig.prompts()), rig.part("nodes.schedule").parse_layers
+    halves = rig.predict(rig.apply(0.5, layers=parse("down=0.5, mid=0.5, up=0.5")), *conds)
+    assert difference(halves, rig.predict(rig.apply(0.5, strength=0.5), *conds)) <= CLOSE
+    only_up = parse("down=0, mid=0")
+    patched = rig.apply(0.5, layers=only_up)
+    taken = patched.model_options["transformer_options"]["patches_replace"]["attn2"]
+    assert sorted(taken) == [("output", number) for number in range(3, 12)]
+
+
+def test_weights_belong_to_comfyuis_memory_management(rig):
+    patched = rig.apply(0.5)
+    assert set(patched.model_patches_models()) == {rig.adapter.patcher}
+    patched.model_patches_to(torch.device("cpu"))
+    patched.model_patches_to(torch.float16)
+    conds = rig.encode(*rig.prompts())
+    assert difference(rig.predict(patched, *conds), rig.predict(rig.apply(0.5), *conds)) == 0
+
+
+def test_context_windows_take_their_own_gammas(rig):
+    """Eight frames in windows of four: each frame keeps its γ."""
+    windows = importlib.import_module("comfy.context_windows")
+    gammas = torch.linspace(0, 1, 8).tolist()
+    conds, model = rig.encode(*rig.prompts()), rig.apply(gammas)
+    whole = rig.predict(model, *conds, batch=8)
+    split = model.clone()
+    split.model_options["context_handler"] = windows.IndexListContextHandler(
+        context_schedule=windows.get_matching_context_schedule("standard_static"),
+        fuse_method=windows.get_matching_fuse_method("flat"), context_length=4, context_overlap=0, dim=0,
+    )
+    calls = rig.calls(split, *conds, batch=8, sigmas=(5.0, 4.0, 3.0, 2.5, 2.0, 1.5, 1.0, 0.0))
+    parts = [torch.cat([call.of(cond) for call in calls[:2]]) for cond in (0, 1)]
+    assert len(calls) == 2 * 7 and difference(parts, whole) <= CLOSE
+
+
+@pytest.mark.parametrize("kind", ["ip-adapter", "ip-adapter-plus"])
+def test_an_imported_adapter_has_p_alone_and_gamma_is_its_weight(rig, kind):
+    from flexip_model.adapter import FlexIPAdapter
+
+    config = tiny_config(kind=kind)
+    torch.manual_seed(4)
+    imported = rig.with_tensors(FlexIPAdapter(config).state_dict(), config)
+    conds = imported.encode(*rig.prompts())
+    half = imported.predict(imported.apply(0.5), *conds)
+    assert difference(half, imported.predict(imported.apply(1.0, strength=0.5), *conds)) <= CLOSE
+    assert difference(half, rig.predict(rig.model, *conds)) > 1e-3
+    assert difference(imported.predict(imported.apply(0.0), *conds), rig.predict(rig.model, *conds)) == 0
+
+
+def test_other_models_are_refused_by_name(rig):
+    models = importlib.import_module("comfy.supported_models")
+    base = importlib.import_module("comfy.model_patcher")
+    settings = {
+        "image_size": 32, "in_channels": 4, "out_channels": 4, "use_spatial_transformer": True, "legacy": False,
+        "model_channels": 32, "num_res_blocks": [2, 2, 2], "transformer_depth": [0, 0, 2, 2, 4, 4],
+        "channel_mult": [1, 2, 4], "transformer_depth_middle": 4, "use_linear_in_transformer": True,
+        "context_dim": 64, "transformer_depth_output": [0, 0, 0, 2, 2, 2, 4, 4, 4], "use_temporal_attention": False,
+        "use_temporal_resblock": False, "num_classes": "sequential", "adm_in_channels": 64, "dtype": torch.float32,
+    }
+    config = models.SDXL(settings)
+    config.unet_config["num_head_channels"] = 32
+    sdxl = base.ModelPatcher(config.get_model({}, ""), torch.device("cpu"), torch.device("cpu"))
+    with pytest.raises(ValueError, match="this model is a SDXL with .* needs Stable Diffusion 1.5"):
+        rig.apply(0.5, model=sdxl)
+    from .helpers import tiny_adapter
+
+    wider = tiny_adapter(text_width=64)
+    with pytest.raises(ValueError, match=r"do not belong together: .* text of 48, the adapter 32 with 64"):
+        rig.with_tensors(wider.state_dict(), wider.config).apply(0.5)
