@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import FlexIPError
+from .parallel import run
 
 if TYPE_CHECKING:
     from .compose import Composer
@@ -15,8 +17,9 @@ if TYPE_CHECKING:
 
 STAGES = ("data", "vae", "latents", "encoders", "together", "adapter", "export", "samples")
 MINUTES = {"vae": 14.0, "clip": 4.0, "dino": 2.2, "together": 35.0, "adapter": 17.0}
-"""Wall-clock minutes of training, as the first version was trained, on two CPU cores."""
+"""Minutes of training, as the first version was trained, on two CPU cores that other work shared."""
 PICTURES = 12288
+SEED = 1
 SHIPPED = Path(__file__).parents[2] / "models" / "demo"
 
 
@@ -30,6 +33,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures composed for the latents")
     for name, minutes in MINUTES.items():
         parser.add_argument(f"--minutes-{name}", type=float, default=minutes, metavar="MIN")
+    parser.add_argument("--processes", type=int, default=2, help="training processes; the batch grows with them")
     parser.set_defaults(run=_run)
 
 
@@ -38,16 +42,18 @@ def _run(options: argparse.Namespace) -> None:
     _require("resvg_py", "resvg-py")
     workshop = Workshop(options.work, options.out or SHIPPED)
     minutes = {name: getattr(options, f"minutes_{name}") for name in MINUTES}
-    if any(m <= 0 for m in minutes.values()) or options.pictures < 1:
-        raise FlexIPError("minutes and pictures must be greater than 0")
+    if any(m <= 0 for m in minutes.values()) or options.pictures < 1 or options.processes < 1:
+        raise FlexIPError("minutes, pictures and processes must be greater than 0")
     for stage in STAGES if options.stage == "make" else (options.stage,):
         print(f"== {stage}", flush=True)
         if stage == "latents":
             workshop.latents(options.pictures)
         elif stage in ("data", "export", "samples"):
             getattr(workshop, stage)()
+        elif stage in ("together", "adapter"):
+            run(partial(getattr(workshop, stage), minutes), options.processes, seed=SEED)
         else:
-            getattr(workshop, stage)(minutes)
+            run(partial(getattr(workshop, stage), minutes), 1, seed=SEED)
 
 
 def _require(module: str, package: str) -> None:
@@ -99,10 +105,10 @@ class Workshop:
         write_tokenizer(self.composer().store, self.work / "tokenizer")
 
     def vae(self, minutes: dict[str, float]) -> None:
+        from . import vae
         from .loop import Plan
-        from .vae import run
 
-        run(self.composer(), Plan(minutes["vae"], lr=4e-4, warmup=60, ema=0.99, decay_from=0.3, seed=11),
+        vae.run(self.composer(), Plan(minutes["vae"], lr=4e-4, warmup=60, ema=0.99, decay_from=0.3, seed=11),
             self.work / "vae")
 
     def latents(self, pictures: int) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
@@ -15,6 +17,7 @@ from ..checkpoint import save_adapter
 from ..encoders.weights import weights_hash
 from .base import Base
 from .networks import ADAPTER, encoder_metadata, noise_schedule
+from .sources import read_assets
 from .words import Words
 
 ENCODER_FILES = {"open_clip": "clip_vision.safetensors", "dinov2": "dinov2.safetensors"}
@@ -64,3 +67,20 @@ def _half(module: nn.Module) -> nn.Module:
 def folder_bytes(folder: Path) -> int:
     """Size of all files below a folder."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def save_examples(archive: Path, subjects: dict[str, str], folder: Path, side: int = 256) -> None:
+    """Write reference pictures of held-out subjects, on white, as WebP.
+
+    Args:
+        archive: the package with the still 3D pictures.
+        subjects: file name without suffix to the subject's code.
+    """
+    pictures = read_assets(archive, set(subjects.values()))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, code in subjects.items():
+        with Image.open(io.BytesIO(pictures[code])) as image:
+            subject = image.convert("RGBA").resize((side, side), Image.Resampling.LANCZOS)
+        sheet = Image.new("RGBA", (side, side), "white")
+        sheet.alpha_composite(subject)
+        sheet.convert("RGB").save(folder / f"{name}.webp", quality=90)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..adapter import FlexIPAdapter, ReferenceFeatures
 from ..hosts.diffusers import Condition, FlexIPHost, inject
@@ -30,7 +29,6 @@ from .words import Words
 
 DROP = 0.05
 """Share of samples without image, without text, and without both: three exclusive cases (App. B.1)."""
-_TEXT_DROP = 0.1
 
 
 def build_adapter(base: Base) -> FlexIPAdapter:
@@ -70,40 +68,40 @@ class Source:
                  for r, v in zip(recipes, variant.tolist(), strict=True)]
         return self.features(to_pixels([self.composer.picture(r) for r in drawn]))
 
-    def text_loss(self, base: Base, rng: np.random.Generator, batch: int) -> Tensor:
-        """Mean squared error of ε without the adapter; a tenth of the prompts is empty."""
-        recipes, latents = self.cache.draw(rng, batch)
-        prompts = ["" if rng.random() < _TEXT_DROP else self.composer.prompt(r, rng) for r in recipes]
-        noisy, noise, steps = self.noise(latents, rng)
-        with torch.autocast("cpu", torch.bfloat16):
-            guess = base.unet(noisy, steps, base.read(self.words(prompts))).sample
-        return F.mse_loss(guess.float(), noise)
+    def losses(self, base: Base, adapter: FlexIPAdapter, host: FlexIPHost, rng: np.random.Generator, batch: int,
+               alone: int = 0) -> dict[str, Tensor]:
+        """Mean squared errors of ε per kind of sample.
 
-    def adapter_loss(self, base: Base, adapter: FlexIPAdapter, host: FlexIPHost, rng: np.random.Generator,
-                     batch: int) -> dict[str, Tensor]:
-        """Mean squared errors of ε of the two kinds: even samples are of the image kind (γ = α), odd ones of the
-        variant kind (γ = 1 - β), Eq. 5."""
-        variant = torch.arange(batch) % 2 == 1
+        The first ``alone`` samples are plain text-to-image ("text"; a tenth of their prompts is empty): their tokens
+        P and S are zero, and so, the projections having no bias, is what the branches add. Of the others every second
+        is of the image kind (γ = α), every second of the variant kind (γ = 1 - β), Eq. 5.
+        """
         recipes, latents = self.cache.draw(rng, batch)
-        cls, patches = self.references(recipes, variant, rng)
+        variant = torch.arange(batch - alone) % 2 == 1
+        cls, patches = self.references(recipes[alone:], variant, rng)
         case = rng.random(batch)
         no_image = (case < DROP) | ((case >= 2 * DROP) & (case < 3 * DROP))
         no_text = (case >= DROP) & (case < 3 * DROP)
-        image = torch.from_numpy(~no_image).float()
+        image = torch.from_numpy(~no_image[alone:]).float()
         cls, patches = cls * image[:, None], patches * image[:, None, None]
         prompts = ["" if gone else self.composer.prompt(r, rng) for r, gone in zip(recipes, no_text, strict=True)]
         noisy, noise, steps = self.noise(latents, rng)
         with torch.autocast("cpu", torch.bfloat16):
             text = base.read(self.words(prompts))
-            host.condition = Condition(adapter.preservation(ReferenceFeatures(cls, patches)),
-                                       adapter.personalization(text, cls), adapter.gate(variant))
+            p = adapter.preservation(ReferenceFeatures(cls, patches))
+            s = adapter.personalization(text[alone:], cls)
+            p, s = (torch.cat([t.new_zeros(alone, *t.shape[1:]), t]) for t in (p, s))
+            gamma = adapter.gate(variant)
+            host.condition = Condition(p, s, torch.cat([gamma.new_zeros(alone, 1, 1), gamma]))
             guess = base.unet(noisy, steps, text).sample
         host.condition = None
         error = (guess.float() - noise).pow(2).mean((1, 2, 3))
-        return {"image": error[~variant].mean(), "variant": error[variant].mean()}
+        kinds = {"loss": error.mean(), "image": error[alone:][~variant].mean(),
+                 "variant": error[alone:][variant].mean()}
+        return kinds | ({"text": error[:alone].mean()} if alone else {})
 
 
-def run_together(source: Source, text: nn.Module | None, plan: Plan, folder: Path, batch: int = 21) -> Progress:
+def run_together(source: Source, text: nn.Module | None, plan: Plan, folder: Path, batch: int = 15) -> Progress:
     """Stage 3; ``text`` is the contrastive stage's text encoder to begin from."""
     model = Together(len(source.words.tokenizer))
     if text is not None:
@@ -112,25 +110,21 @@ def run_together(source: Source, text: nn.Module | None, plan: Plan, folder: Pat
     alone = batch // 3
 
     def step(rng: np.random.Generator) -> dict[str, Tensor]:
-        plain = source.text_loss(model.base, rng, alone)
-        kinds = source.adapter_loss(model.base, model.adapter, host, rng, batch - alone)
-        both = (kinds["image"] + kinds["variant"]) / 2
-        return {"loss": (plain * alone + both * (batch - alone)) / batch, "text": plain, **kinds}
+        return source.losses(model.base, model.adapter, host, rng, batch, alone)
 
     progress = train("together", model, step, plan, folder)
     host.eject()
     return progress
 
 
-def run_adapter(source: Source, together: Together, plan: Plan, folder: Path, batch: int = 24) -> Progress:
+def run_adapter(source: Source, together: Together, plan: Plan, folder: Path, batch: int = 16) -> Progress:
     """Stage 4: the adapter goes on alone; ``together.base`` is frozen."""
     together.base.requires_grad_(False).eval()
     together.adapter.requires_grad_(True)
     host = inject(together.base.unet, together.adapter)
 
     def step(rng: np.random.Generator) -> dict[str, Tensor]:
-        kinds = source.adapter_loss(together.base, together.adapter, host, rng, batch)
-        return {"loss": (kinds["image"] + kinds["variant"]) / 2, **kinds}
+        return source.losses(together.base, together.adapter, host, rng, batch)
 
     progress = train("adapter", together.adapter, step, plan, folder)
     host.eject()

@@ -1,0 +1,35 @@
+"""A training stage in several processes of this machine, with averaged gradients (see ``loop.train``)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+
+
+def run(target: Callable[[], None], processes: int, seed: int) -> None:
+    """Call ``target`` in each of ``processes`` processes; all begin with the same torch seed.
+
+    ``target`` must be picklable; the cores are shared out as threads. With one process it is called right here.
+    """
+    import torch
+
+    if processes == 1:
+        torch.manual_seed(seed)
+        target()
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_member, (processes, port, target, seed), nprocs=processes)
+
+
+def _member(rank: int, processes: int, port: int, target: Callable[[], None], seed: int) -> None:
+    import torch
+    import torch.distributed as distributed
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes)
+    torch.manual_seed(seed)
+    target()
+    distributed.destroy_process_group()
