@@ -86,12 +86,14 @@ class FlexIPAdapter(nn.Module):
             for part in site.name.split("."):
                 if part not in parent._modules:
                     parent.add_module(part, nn.Module())
-                parent = parent._modules[part]
+                parent = parent.get_submodule(part)
             parent.add_module("attn2", SiteBranches(config, site, ops))
 
     def site(self, site: Site) -> SiteBranches:
         """The branches of one site."""
-        return self.get_submodule(f"{site.name}.attn2")
+        found = self.get_submodule(f"{site.name}.attn2")
+        assert isinstance(found, SiteBranches)
+        return found
 
     @property
     def preservation_tokens(self) -> int:

@@ -18,6 +18,8 @@ class DynamicWeightGate(nn.Module):
     them "parameters initialized" towards 1 and gives no values).
     """
 
+    constants: Tensor
+
     def __init__(self, config: FlexIPConfig) -> None:
         super().__init__()
         start = torch.tensor([config.alpha, config.beta])

@@ -84,6 +84,7 @@ class Resampler(nn.Module):
         `keep` marks the retrieval tokens that may be read: a subject mask drops the others.
         """
         for layer in self.layers:
+            assert isinstance(layer, nn.ModuleDict)
             x = x + layer["attention"](x, d, keep)
             x = x + layer["feed_forward"](x)
         return self.norm_out(self.project_out(x))
