@@ -1,0 +1,190 @@
+"""`run.py`, as a person at a terminal meets it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import psutil
+import pytest
+from PIL import Image
+
+from .comfy_server import ROOT, comfyui_path
+
+BOOTSTRAP = ("run.py", "requirements.txt", *(f"flexip_model/{name}.py" for name in ("__init__", "errors", "sweep")))
+
+
+def run(*arguments: str | Path, root: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run run.py with this test's ComfyUI."""
+    return subprocess.run(
+        [sys.executable, str(root / "run.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def bootstrap(folder: Path) -> Path:
+    """A copy of what run.py needs before anything is installed."""
+    for name in BOOTSTRAP:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def load(root: Path) -> ModuleType:
+    """run.py of a folder, as a module."""
+    spec = importlib.util.spec_from_file_location("run_under_test", root / "run.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def fake_comfyui(folder: Path, version: str) -> Path:
+    """A folder that looks like ComfyUI from outside."""
+    (folder / "comfy").mkdir(parents=True)
+    (folder / "main.py").touch()
+    (folder / "comfyui_version.py").write_text(f'__version__ = "{version}"\n')
+    return folder
+
+
+def assert_one_sentence(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("run.py: ")
+    for word in words:
+        assert word in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--reference", "no/such/picture.png"), "picture.png"),
+        (("--gammas", "0:2:0.5"), "0:2:0.5"),
+        (("--gammas", "0:1:-0.5"), "step"),
+        (("--gammas", "half"), "half"),
+        (("--gammas", "nan"), "nan"),
+        (("--seed", "-1"), "--seed"),
+    ],
+)
+def test_bad_demo_arguments_are_one_sentence(tmp_path: Path, arguments: tuple[str, str], word: str) -> None:
+    assert_one_sentence(run("demo", *arguments, "--out", tmp_path), word)
+
+
+def test_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert_one_sentence(run("demo", "--out", tmp_path / "file" / "out"), "--out")
+
+
+def test_taken_port_is_one_sentence() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        assert_one_sentence(run("comfyui", "--port", port), port, "--port")
+
+
+def test_what_is_no_picture_is_one_sentence(tmp_path: Path) -> None:
+    text = tmp_path / "letter.png"
+    text.write_text("Dear all")
+    assert_one_sentence(run("demo", "--reference", text, "--out", tmp_path), "letter.png", "not a picture")
+
+
+def test_no_network_is_one_sentence(tmp_path: Path) -> None:
+    root = bootstrap(tmp_path / "pack")
+    closed = "http://127.0.0.1:9/simple"
+    unset = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": "", "COMFYUI_PATH": ""}
+    assert_one_sentence(run("demo", root=root, PIP_INDEX_URL=closed, **unset), "network")
+
+
+def test_wrong_comfyui_path_is_one_sentence(tmp_path: Path) -> None:
+    assert_one_sentence(run("demo", "--out", tmp_path, COMFYUI_PATH=str(tmp_path)), "COMFYUI_PATH", str(tmp_path))
+    old = fake_comfyui(tmp_path / "old", "0.3.74")
+    assert_one_sentence(run("demo", "--out", tmp_path, COMFYUI_PATH=str(old)), "0.3.74", "0.3.75")
+
+
+def test_comfyui_is_the_named_one_then_the_surrounding_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    around, named = fake_comfyui(tmp_path / "around", "0.3.75"), fake_comfyui(tmp_path / "named", "0.10.1")
+    inside = load(bootstrap(around / "custom_nodes" / "ComfyUI-FlexIP"))
+    alone = load(bootstrap(tmp_path / "clone"))
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    assert inside.find_comfyui() == around
+    assert alone.find_comfyui() is None
+    monkeypatch.setenv("COMFYUI_PATH", str(named))
+    assert inside.find_comfyui() == named
+    assert alone.find_comfyui() == named
+
+
+def test_installs_once_until_the_list_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load(bootstrap(tmp_path))
+    module.VENV.mkdir()
+    calls: list[tuple[str, ...]] = []
+    monkeypatch.setattr(module, "pip", lambda *arguments: calls.append(arguments))
+    wanted = tmp_path / "wanted.txt"
+    for content, installs in (("one", 1), ("one", 1), ("two", 2), ("one", 2)):
+        wanted.write_text(content)
+        module.install("runtime", [wanted], ())
+        assert len(calls) == installs
+
+
+def test_demo_makes_a_sweep_of_my_picture(tmp_path: Path) -> None:
+    picture = tmp_path / "my cat ü.webp"
+    Image.new("RGBA", (90, 60), (200, 60, 30, 128)).save(picture)
+    out = tmp_path / "out"
+    wanted = ("--reference", picture, "--prompt", "a cat", "--gammas", "0, 1", "--seed", "5", "--out", out)
+    done = run("demo", *wanted)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["gamma_0.00.png", "gamma_1.00.png", "sweep.png"]
+    with Image.open(out / "sweep.png") as sweep:
+        assert sweep.width > 3 * 128
+        red, green, blue = sweep.convert("RGB").getpixel((sweep.height // 2, sweep.height * 2 // 3))
+    assert red > green > blue, "my picture stands on the left"
+    assert str(out / "sweep.png") in done.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent as a POSIX signal here")
+def test_ctrl_c_leaves_no_server(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "run.py"), "demo", "--out", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        while "Starting ComfyUI" not in (line := process.stdout.readline()):
+            assert line, "ended early"
+        end = time.monotonic() + 60
+        while not (children := psutil.Process(process.pid).children(recursive=True)):
+            assert time.monotonic() < end
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(60) == 130
+    assert "Traceback" not in rest
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_lists_of_requirements_agree() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+    def listed(name: str) -> list[str]:
+        block = re.search(rf"^{name} = \[(.*?)\]", text, re.MULTILINE | re.DOTALL)
+        assert block is not None
+        return re.findall(r'"([^"]+)"', block[1])
+
+    def lines(path: Path) -> list[str]:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+
+    assert listed("dependencies") == lines(ROOT / "requirements.txt")
+    assert listed("test") == lines(ROOT / "tests" / "requirements.txt")
+
+
+def test_user_comfyui_is_not_written_to() -> None:
+    host = comfyui_path()
+    assert not (host / "user").exists() and not (host / "custom_nodes" / "ComfyUI-FlexIP").exists()
+    assert not list(host.rglob("__pycache__/main*.pyc"))
