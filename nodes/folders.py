@@ -28,7 +28,7 @@ def register_folders() -> None:
     for kind in ("flexip", "dinov2"):
         folder_paths.add_model_folder_path(kind, str(Path(folder_paths.models_dir) / kind))
         folders, extensions = folder_paths.folder_names_and_paths[kind]
-        folder_paths.folder_names_and_paths[kind] = (folders, set(extensions) | set(EXTENSIONS))
+        folder_paths.folder_names_and_paths[kind] = (folders, set(extensions) | folder_paths.supported_pt_extensions)
 
 
 def files(*kinds: str) -> list[str]:
@@ -57,7 +57,7 @@ def locate(name: str, *kinds: str) -> Path:
     wanted = "no file is chosen" if name == NONE_FOUND else f'"{name}" is not there'
     raise FlexIPError(
         f"{wanted}; looked in {', '.join(searched)} and saw {', '.join(seen) if seen else 'nothing'}. "
-        f"What is needed: {SOURCES[kinds[-1]]}. Put it into {searched[0]} and press R in the editor."
+        f"What is needed: {SOURCES[kinds[-1]]}. Put it into {folder_paths.get_folder_paths(kinds[-1])[0]} and press R in the editor."
     )
 
 

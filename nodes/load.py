@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import comfy.model_management
 from comfy_api.latest import io
@@ -18,12 +19,9 @@ CATEGORY = "FlexIP"
 
 def show_text(text: str) -> None:
     """Show a line on the node that runs; nothing outside a server."""
-    from server import PromptServer
-
-    context = get_executing_context()
-    server = getattr(PromptServer, "instance", None)
+    context, server = get_executing_context(), sys.modules.get("server")
     if context is not None and server is not None:
-        server.send_progress_text(text, context.node_id)
+        server.PromptServer.instance.send_progress_text(text, context.node_id)
 
 
 class FlexIPLoadEncoders(io.ComfyNode):

@@ -93,7 +93,8 @@ class Rig:
 
         def record(executor: Any, x: Tensor, t: Tensor, context: Tensor, y: Any, c: Any, o: dict, **kwargs: Any) -> Any:
             out = executor(x, t, context, y, c, o, **kwargs)
-            seen.append(Call(x.clone(), t.clone(), context.clone(), out.clone(), list(o["cond_or_uncond"]), bool(o.get("flexip_steps"))))
+            active = bool(o.get("flexip_steps"))
+            seen.append(Call(x.clone(), t.clone(), context.clone(), out.clone(), list(o["cond_or_uncond"]), active))
             return out
 
         model = model.clone()

@@ -64,7 +64,8 @@ def write_system(folder: Path, seed: int = 0) -> Path:
             pad_token_id=vocabulary - 1,
         )
     )
-    text.save_pretrained(folder / "text_encoder")
+    # ComfyUI keeps text encoders in half precision, so the weights are numbers that it holds exactly.
+    text.half().float().save_pretrained(folder / "text_encoder")
     AutoencoderKL(
         block_out_channels=(32, 64, 96, 96), layers_per_block=1, norm_num_groups=8, latent_channels=4,
         down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
