@@ -5,6 +5,7 @@ Letters: B batch, H height, W width, C channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -23,7 +24,8 @@ Masks: TypeAlias = "Tensor | Sequence[Tensor] | str | None"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Resizing nodes leave values a little outside [0, 1] (bicubic overshoot); these are clamped, more is an error.
 OVERSHOOT = 0.25
-STRIP_PIXELS = 4 * 1024 * 1024
+# One channel of a strip is over 32 MiB, so that glibc maps it and gives it back; smaller pieces pile up on its heap.
+STRIP_PIXELS = 9 * 1024 * 1024
 ORIENTATION_TAG = 0x0112
 
 
@@ -114,11 +116,11 @@ def _fit_mask(mask: Tensor, picture: Picture) -> Tensor:
 
 
 def _check_values(values: Tensor, what: str) -> None:
-    """Refuse what is no picture in [0, 1]; one pass without a copy, `aminmax` carries NaN along."""
+    """Refuse what is no picture in [0, 1]; `amin` and `amax` carry NaN along and copy nothing."""
     if values.dtype not in FLOATS:
         raise FlexIPError(f"{what} is {values.dtype}; expected floats from 0 to 1 (divide 8-bit values by 255)")
-    low, high = (float(v) for v in torch.aminmax(values.detach()))
-    if low != low or high != high or abs(low) == float("inf") or abs(high) == float("inf"):
+    low, high = float(values.detach().amin()), float(values.detach().amax())
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise FlexIPError(f"{what} holds NaN or infinite values; the node before it made a broken picture")
     if low < -OVERSHOOT or high > 1 + OVERSHOOT:
         hint = "divide by 255" if high > 2 else "map −1..1 to 0..1" if low < -OVERSHOOT else "scale it to 0..1"

@@ -131,19 +131,21 @@ def _fit(
     x, width = _place(left, right, region.left, region.side, size)
 
     # Columns strip by strip, then rows: torch's own order, so the result is that of one call on the whole picture.
-    strips, marked = [], 0.0
+    columns, marked = torch.empty(0), 0.0
     for box in picture.strips(top, bottom, left, right):
         rgb, weight = _read(picture, mask, box)
         if masked:
             marked = max(marked, float(weight.max()))
             rgb = torch.cat([rgb, weight])
-        strips.append(_resize(rgb, rgb.shape[1], width))
+        if columns.numel() == 0:
+            columns = rgb.new_empty(len(rgb), bottom - top, width)
+        columns[:, box[0] - top : box[1] - top] = _resize(rgb, rgb.shape[1], width)
     if masked and marked < MARKED:
         raise FlexIPError(
             f"the subject lies outside the {crop if isinstance(crop, str) else 'box'} crop; "
             "use the crop mode subject or pad"
         )
-    resized = _resize(torch.cat(strips, 1), height, width).clamp(0, 1)
+    resized = _resize(columns, height, width).clamp(0, 1)
     pixels = resized.new_ones(3, size, size)
     subject = resized.new_zeros(size, size)
     pixels[:, y : y + height, x : x + width] = resized[:3]
@@ -154,7 +156,7 @@ def _fit(
 def _read(picture: Picture, mask: Tensor | None, box: Box) -> tuple[Tensor, Tensor]:
     """(3, h, w) with the background white, and the subject's weight (1, h, w), of a box (top, bottom, left, right)."""
     pixels = picture.read(*box)
-    rgb, weight = pixels[:3], pixels[3:] if picture.has_alpha else pixels.new_ones(1, *pixels.shape[1:])
+    rgb, weight = pixels[:3], pixels[3:] if picture.has_alpha else pixels.new_ones(1).expand(1, *pixels.shape[1:])
     if mask is None and not picture.has_alpha:
         return rgb, weight
     if mask is not None:
