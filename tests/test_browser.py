@@ -83,13 +83,10 @@ def open_template(page: Page, name: str) -> None:
         page.locator(".side-tool-bar-container").get_by_text("Templates").click()
     dialog.get_by_text("ComfyUI-FlexIP").first.click()
     dialog.get_by_text("Showing 3 of 3 templates").wait_for()
-    pictures = dialog.locator(f"img[src*='{name}.jpg']")
-    pictures.first.wait_for()
-    page.wait_for_function(
-        "name => [...document.querySelectorAll(`img[src*='/${name}.jpg']`)].some(i => i.naturalWidth > 0)", arg=name
-    )
+    card = dialog.get_by_test_id(f"template-workflow-{name}")
+    page.wait_for_function("name => document.querySelector(`img[alt='${name}']`)?.naturalWidth > 0", arg=name)
     page.screenshot(path=ARTIFACTS / "templates.png")
-    pictures.first.click()
+    card.click()
     dialog.wait_for(state="hidden")
 
 
