@@ -101,7 +101,8 @@ def encoding(loaded: LoadedAdapter, files: Path, rounds: int) -> list[Row]:
     return [
         alone(
             "ComfyUI: both encoders on one picture",
-            lambda: encode_features(managed, picture, None, "center", "flexip"), rounds=rounds,
+            lambda: managed.recent.clear() or encode_features(managed, picture, None, "center", "flexip"),
+            rounds=rounds,
         ),
         alone("ComfyUI: P from its features, and the null P", lambda: embed(loaded, features, null), rounds=rounds),
     ]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import comfy.conds
@@ -19,6 +22,7 @@ from ..flexip_model.preprocess import CROPS
 from .wires import Embeds, FlexIPAdapterType, FlexIPEmbeds, FlexIPEncoders, LoadedAdapter, LoadedEncoders
 
 CATEGORY = "FlexIP"
+RECENT = 8
 Conditioning = list[list[Any]]
 
 
@@ -38,14 +42,18 @@ class TokensId(comfy.conds.CONDConstant):
 def encode_features(
     encoders: LoadedEncoders, images: Tensor, mask: Tensor | None, crop: str, kind: str
 ) -> tuple[ReferenceFeatures, ReferenceFeatures]:
-    """Features of each reference (B, …), and those of no reference (1, …); one picture at a time."""
-    encoders.load()
+    """Features of each reference (B, …), and those of no reference (1, …); one picture at a time.
+
+    The features of the last `RECENT` pictures are kept with the encoders: another prompt encodes nothing again.
+    """
     progress = comfy.utils.ProgressBar(len(images))
     found = []
     for index in range(len(images)):
         comfy.model_management.throw_exception_if_processing_interrupted()
+        image = images[index : index + 1]
         own = mask if mask is None or mask.ndim == 2 or len(mask) == 1 else mask[index : index + 1]
-        found.append(encoders.encoders.encode(images[index : index + 1], own, crop, kind))
+        make = partial(_encode, encoders, image, own, crop, kind)
+        found.append(_remembered(encoders, _name(kind, crop, image, own), make))
         progress.update(1)
     keep = None
     if any(f.keep is not None for f in found):
@@ -53,7 +61,39 @@ def encode_features(
             [f.patches.new_ones(f.patches.shape[:2], dtype=torch.bool) if f.keep is None else f.keep for f in found]
         )
     features = ReferenceFeatures(torch.cat([f.cls for f in found]), torch.cat([f.patches for f in found]), keep)
-    return features, encoders.encoders.null(1, kind)
+    return features, _remembered(encoders, f"null {kind}", partial(_encode_null, encoders, kind))
+
+
+def _encode(
+    encoders: LoadedEncoders, image: Tensor, mask: Tensor | None, crop: str, kind: str
+) -> ReferenceFeatures:
+    encoders.load()
+    return encoders.encoders.encode(image, mask, crop, kind)
+
+
+def _encode_null(encoders: LoadedEncoders, kind: str) -> ReferenceFeatures:
+    encoders.load()
+    return encoders.encoders.null(1, kind)
+
+
+def _remembered(encoders: LoadedEncoders, name: str, make: Callable[[], ReferenceFeatures]) -> ReferenceFeatures:
+    """What was made under this name before, else made now and kept on the CPU."""
+    recent = encoders.recent
+    if name not in recent:
+        recent[name] = _on(make(), comfy.model_management.intermediate_device())
+    recent.move_to_end(name)
+    while len(recent) > RECENT:
+        recent.popitem(last=False)
+    return recent[name]
+
+
+def _name(kind: str, crop: str, *tensors: Tensor | None) -> str:
+    digest = hashlib.sha256(f"{kind} {crop}".encode())
+    for tensor in tensors:
+        digest.update(b"none" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor is not None:
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def embed(loaded: LoadedAdapter, features: ReferenceFeatures, null: ReferenceFeatures) -> Embeds:

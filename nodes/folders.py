@@ -55,9 +55,10 @@ def locate(name: str, *kinds: str) -> Path:
     searched = [folder for kind in kinds for folder in folder_paths.get_folder_paths(kind)]
     seen = sorted({file for kind in kinds for file in folder_paths.get_filename_list(kind)})
     wanted = "no file is chosen" if name == NONE_FOUND else f'"{name}" is not there'
+    home = folder_paths.get_folder_paths(kinds[-1])[0]
     raise FlexIPError(
         f"{wanted}; looked in {', '.join(searched)} and saw {', '.join(seen) if seen else 'nothing'}. "
-        f"What is needed: {SOURCES[kinds[-1]]}. Put it into {folder_paths.get_folder_paths(kinds[-1])[0]} and press R in the editor."
+        f"What is needed: {SOURCES[kinds[-1]]}. Put it into {home} and press R in the editor."
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import comfy.model_management
 import comfy.model_patcher
@@ -13,7 +14,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..flexip_model.adapter import FlexIPAdapter
+from ..flexip_model.adapter import FlexIPAdapter, ReferenceFeatures
 from ..flexip_model.checkpoint import AdapterInfo, build_adapter
 from ..flexip_model.encoders import Encoders
 
@@ -78,10 +79,17 @@ def manage_adapter(info: AdapterInfo, tensors: Mapping[str, Tensor], name: str) 
 
 @dataclass(frozen=True, eq=False)
 class LoadedEncoders:
-    """Both image encoders under ComfyUI's memory management."""
+    """Both image encoders under ComfyUI's memory management.
+
+    Attributes:
+        encoders: the modules.
+        patchers: ComfyUI's handles, which move and count the weights.
+        recent: features of the last few pictures by what they were made from, so that a new prompt encodes nothing.
+    """
 
     encoders: Encoders
     patchers: tuple[comfy.model_patcher.ModelPatcher, ...]
+    recent: OrderedDict[str, ReferenceFeatures] = field(default_factory=OrderedDict)
 
     def load(self) -> None:
         """Have ComfyUI put both encoders whole on their device: their layers do not cast on the way."""

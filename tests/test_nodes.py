@@ -345,3 +345,23 @@ def test_folders_of_others_are_kept(pack):
     assert "/somewhere/else" in paths.get_folder_paths("dinov2")
     assert str(Path(paths.models_dir) / "dinov2") in paths.get_folder_paths("dinov2")
     paths.folder_names_and_paths["dinov2"][0].remove("/somewhere/else")
+
+
+def test_a_new_prompt_encodes_the_picture_no_second_time(pack, nodes, demo, monkeypatch):
+    encoder, passes = importlib.import_module(f"{pack.__name__}.flexip_model.encoders").ClipEncoder, []
+    forward = encoder.forward
+    monkeypatch.setattr(encoder, "forward", lambda self, *a, **k: passes.append(1) or forward(self, *a, **k))
+    _, clip, _, encoders, adapter, example = demo
+
+    def run(text, image):
+        return nodes["FlexIPEncodeReference"].execute(
+            encoders, adapter, image, prompt(clip, text), prompt(clip, ""), "pad"
+        ).args[2]
+
+    first = run("a cat", example)
+    assert torch.equal(run("a dog", example).preservation, first.preservation) and len(passes) == 1
+    other = run("a dog", 1 - example)
+    assert not torch.equal(other.preservation, first.preservation) and len(passes) == 2
+    for index in range(20):
+        run("a cat", torch.full((1, 30, 30, 3), index / 20))
+    assert len(encoders.recent) <= 8
