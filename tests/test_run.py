@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -147,8 +148,13 @@ def test_demo_makes_a_sweep_of_my_picture(tmp_path: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == ["gamma_0.00.png", "gamma_1.00.png", "sweep.png"]
     with Image.open(out / "sweep.png") as sweep:
         assert sweep.width > 3 * 128
+        made_by = json.loads(sweep.text["prompt"])
         red, green, blue = sweep.convert("RGB").getpixel((sweep.height // 2, sweep.height * 2 // 3))
     assert red > green > blue, "my picture stands on the left"
+    settings = {(node["class_type"], key): value for node in made_by.values() for key, value in node["inputs"].items()}
+    assert settings["KSampler", "seed"] == 5
+    assert settings["FlexIPGammaSweep", "gammas"] == "0, 1"
+    assert "a cat" in [node["inputs"].get("text") for node in made_by.values()]
     assert str(out / "sweep.png") in done.stdout
 
 

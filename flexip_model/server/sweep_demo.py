@@ -55,8 +55,8 @@ def run_demo(
         result = client.run(graph, Progress(graph))
         if result.status != "success":
             raise FlexIPError(result.error or "the run was interrupted from another client")
-        grid = client.pictures(result, _shown(graph, "FlexIPSweepGrid"))
-        singles = client.pictures(result, _shown(graph, "VAEDecode"))
+        grid = client.pictures(result, shown(graph, "FlexIPSweepGrid"))
+        singles = client.pictures(result, shown(graph, "VAEDecode"))
     files = {out / "sweep.png": grid[0]}
     files |= {
         out / f"gamma_{f'{gamma:.6f}'.rstrip('0').ljust(4, '0')}.png": single
@@ -84,12 +84,12 @@ def fill(graph: Prompt, *, gammas: str, prompt: str | None, seed: int | None, pi
 
     The nodes are found by what they are and by their wires, so that the workflow may be edited.
     """
-    encode = graph[_one(graph, "FlexIPEncodeReference")]["inputs"]
-    graph[_one(graph, "FlexIPGammaSweep")]["inputs"]["gammas"] = gammas
+    encode = graph[only(graph, "FlexIPEncodeReference")]["inputs"]
+    graph[only(graph, "FlexIPGammaSweep")]["inputs"]["gammas"] = gammas
     if prompt is not None:
         graph[encode["positive"][0]]["inputs"]["text"] = prompt
     if seed is not None:
-        graph[_one(graph, "KSampler")]["inputs"]["seed"] = seed
+        graph[only(graph, "KSampler")]["inputs"]["seed"] = seed
     if picture is not None:
         graph["reference"] = {"class_type": "LoadImage", "inputs": {"image": picture}, "_meta": {"title": "Load Image"}}
         old = encode["image"]
@@ -132,15 +132,16 @@ def save_upright(source: Path, target: Path) -> None:
         Image.alpha_composite(white, upright).convert("RGB").save(target)
 
 
-def _one(graph: Prompt, kind: str) -> str:
+def only(graph: Prompt, kind: str) -> str:
+    """Id of the first node of a kind."""
     return next(node for node, content in graph.items() if content["class_type"] == kind)
 
 
-def _shown(graph: Prompt, source: str) -> str:
+def shown(graph: Prompt, source: str) -> str:
     """Id of the SaveImage or PreviewImage that shows what a node of this kind makes."""
     shows = ("SaveImage", "PreviewImage")
     return next(
         node
         for node, content in graph.items()
-        if content["class_type"] in shows and content["inputs"]["images"][0] == _one(graph, source)
+        if content["class_type"] in shows and content["inputs"]["images"][0] == only(graph, source)
     )

@@ -1,0 +1,79 @@
+"""Make the workflows' thumbnails anew from what they really make.
+
+`COMFYUI_PATH=… python -m flexip_model.server.thumbnails`
+
+The template browser shows them about 250 pixels high and at most as wide, so the pictures of a sweep stand in two rows.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import FlexIPError
+from ..sweep import parse_gammas
+from .client import ComfyClient
+from .process import PACK, ComfyServer, has_gpu
+from .sweep_demo import only, shown
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+CELL, LABEL, GAP = 160, 22, 6
+EXAMPLES = PACK / "models" / "demo" / "examples"
+
+
+def draw(cells: Sequence[tuple[str, Image.Image | None]], columns: int, path: Path) -> None:
+    """Labelled cells in rows, on white; None leaves a cell gray."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    rows = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (columns * (CELL + GAP) + GAP, rows * (CELL + LABEL + GAP) + GAP), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for index, (label, picture) in enumerate(cells):
+        x, y = GAP + index % columns * (CELL + GAP), GAP + index // columns * (CELL + LABEL + GAP)
+        pen.text((x + CELL // 2, y + LABEL // 2), label, (32, 32, 32), font, anchor="mm")
+        cell = Image.new("RGB", (CELL, CELL), (225, 225, 225))
+        if picture is not None:
+            cell = picture.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS)
+        sheet.paste(cell, (x, y + LABEL))
+    sheet.save(path, quality=88)
+
+
+def make(comfyui: Path) -> None:
+    """Run the workflows that need no download and write all thumbnails; SD1.5's has empty cells, it needs files.
+
+    Raises:
+        FlexIPError: a run failed.
+    """
+    from PIL import Image
+
+    for_sd15: list[tuple[str, Image.Image | None]] = []
+    with ComfyServer(comfyui, cpu=not has_gpu()) as server:
+        client = ComfyClient(server.url)
+        for name in ("flexip_gamma_sweep", "flexip_basic"):
+            graph = json.loads((PACK / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+            result = client.run(graph)
+            if result.status != "success":
+                raise FlexIPError(f"{name}: {result.error}")
+            files = client.pictures(result, shown(graph, "VAEDecode"))
+            pictures = [Image.open(io.BytesIO(file)) for file in files]
+            reference = Image.open(EXAMPLES / graph[only(graph, "FlexIPLoadDemo")]["inputs"]["example"])
+            if name == "flexip_basic":
+                gamma = graph[only(graph, "FlexIPApply")]["inputs"]["gamma"]
+                labels = [f"gamma {gamma:g}"]
+            else:
+                text = graph[only(graph, "FlexIPGammaSweep")]["inputs"]["gammas"]
+                labels = [f"gamma {gamma:g}" for gamma in parse_gammas(text)]
+                for_sd15 = [("SD1.5: your files", reference), *((label, None) for label in labels)]
+            cells = [("reference", reference), *zip(labels, pictures, strict=True)]
+            draw(cells, 2 if name == "flexip_basic" else 3, PACK / "workflows" / f"{name}.jpg")
+    draw(for_sd15, 3, PACK / "workflows" / "flexip_gamma_sweep_sd15.jpg")
+
+
+if __name__ == "__main__":
+    make(Path(os.environ["COMFYUI_PATH"]))
