@@ -29,10 +29,12 @@ def spoiled(rig, branch):
 def test_strength_zero_is_exactly_the_unpatched_model(rig):
     conds = rig.encode(*rig.prompts())
     base = rig.predict(rig.model, *conds)
-    assert difference(rig.predict(rig.apply(0.5, strength=0.0), *conds), base) == 0
+    silent = rig.apply(0.5, strength=0.0)
+    assert not silent.wrappers and not silent.model_options["transformer_options"]
+    assert difference(rig.predict(silent, *conds), base) == 0
     assert difference(rig.predict(rig.apply(0.5), *conds), base) > 1e-2
-    silent = dict.fromkeys(rig.part("nodes.schedule").parse_layers(""), 0.0)
-    assert difference(rig.predict(rig.apply(0.5, layers=silent), *conds), base) == 0
+    nowhere = dict.fromkeys(rig.part("nodes.schedule").parse_layers(""), 0.0)
+    assert difference(rig.predict(rig.apply(0.5, layers=nowhere), *conds), base) == 0
 
 
 @pytest.mark.parametrize(("gamma", "unused"), [(1.0, "personalization"), (0.0, "preservation")])
