@@ -111,7 +111,8 @@ def _graph(names: dict[str, str]) -> Prompt:
     graph: Prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     small = {"width": SIDE, "height": SIDE, "steps": STEPS, "gammas": GAMMAS, **names}
     for content in graph.values():
-        content["inputs"].update({key: value for key, value in small.items() if key in content["inputs"]})
+        inputs = content["inputs"]
+        inputs.update({key: small[key] for key, old in inputs.items() if key in small and not isinstance(old, list)})
     return graph
 
 
