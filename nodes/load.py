@@ -15,6 +15,7 @@ from .folders import check, files, fingerprint, locate, preferred
 from .wires import FlexIPAdapterType, FlexIPEncoders, manage_adapter, manage_encoders
 
 CATEGORY = "FlexIP"
+NO_DINO = "none (enough for an imported IP-Adapter)"
 
 
 def show_text(text: str) -> None:
@@ -46,10 +47,10 @@ class FlexIPLoadEncoders(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "dinov2",
-                    options=dino,
+                    options=[*dino, NO_DINO],
                     default=preferred(dino, "dino"),
                     tooltip="DINOv2-L/14 without registers in models/dinov2 or models/clip_vision. transformers' and "
-                    "facebookresearch's key formats are both read.",
+                    "facebookresearch's key formats are both read. An imported IP-Adapter needs none.",
                 ),
             ],
             outputs=[
@@ -62,11 +63,14 @@ class FlexIPLoadEncoders(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, clip_vision: str, dinov2: str) -> bool | str:
         found = check(clip_vision, "clip_vision")
-        return found if found is not True else check(dinov2, "clip_vision", "dinov2")
+        return found if found is not True or dinov2 == NO_DINO else check(dinov2, "clip_vision", "dinov2")
 
     @classmethod
     def fingerprint_inputs(cls, clip_vision: str, dinov2: str) -> str:
-        return fingerprint(locate(clip_vision, "clip_vision"), locate(dinov2, "clip_vision", "dinov2"))
+        paths = [locate(clip_vision, "clip_vision")]
+        if dinov2 != NO_DINO:
+            paths.append(locate(dinov2, "clip_vision", "dinov2"))
+        return fingerprint(*paths)
 
     @classmethod
     def execute(cls, clip_vision: str, dinov2: str) -> io.NodeOutput:
@@ -74,7 +78,7 @@ class FlexIPLoadEncoders(io.ComfyNode):
 
         clip = load_clip(locate(clip_vision, "clip_vision"))
         comfy.model_management.throw_exception_if_processing_interrupted()
-        dino = load_dino(locate(dinov2, "clip_vision", "dinov2"))
+        dino = None if dinov2 == NO_DINO else load_dino(locate(dinov2, "clip_vision", "dinov2"))
         return io.NodeOutput(manage_encoders(Encoders(clip, dino)))
 
 

@@ -101,7 +101,7 @@ def manage_encoders(encoders: Encoders) -> LoadedEncoders:
     device = comfy.model_management.text_encoder_device()
     half = comfy.model_management.should_use_fp16(device, prioritize_performance=False)
     patchers = []
-    for module in (encoders.clip, encoders.dino):
+    for module in filter(None, (encoders.clip, encoders.dino)):
         module.to(torch.float16 if half else torch.float32).eval().requires_grad_(False)
         patchers.append(
             comfy.model_patcher.ModelPatcher(

@@ -317,10 +317,14 @@ def test_files_are_listed_anew_and_loaded(nodes, comfy_base, tiny_folder):
         assert load.fingerprint_inputs("good.safetensors") != before
         encoders = nodes["FlexIPLoadEncoders"]
         required = encoders.INPUT_TYPES()["required"]
-        assert required["dinov2"][1]["options"] == ["dino.safetensors", "vit-h.safetensors"]
+        *options, no_dino = required["dinov2"][1]["options"]
+        assert options == ["dino.safetensors", "vit-h.safetensors"]
         assert required["dinov2"][1]["default"] == "dino.safetensors"
         found = encoders.execute("vit-h.safetensors", "dino.safetensors").args[0]
         assert found.encoders.clip.width == tiny_config().clip_width
+        assert encoders.validate_inputs("vit-h.safetensors", no_dino) is True
+        assert encoders.fingerprint_inputs("vit-h.safetensors", no_dino)
+        assert encoders.execute("vit-h.safetensors", no_dino).args[0].encoders.dino is None
         text = encoders.validate_inputs("vit-h.safetensors", "gone.safetensors")
         assert "pickle.bin" in text and "facebook/dinov2-large" in text
         assert f"Put it into {folders['dinov2']} and" in text
@@ -365,3 +369,24 @@ def test_a_new_prompt_encodes_the_picture_no_second_time(pack, nodes, demo, monk
     for index in range(20):
         run("a cat", torch.full((1, 30, 30, 3), index / 20))
     assert len(encoders.recent) <= 8
+
+
+@pytest.mark.parametrize("kind", ["ip-adapter", "ip-adapter-plus"])
+def test_an_imported_adapter_through_the_nodes_needs_clip_alone(pack, nodes, demo, rig, kind):
+    from flexip_model.adapter import FlexIPAdapter
+
+    model, clip, _, encoders, _, example = demo
+    torch.manual_seed(7)
+    config = tiny_config(kind=kind, retrieval_width=encoders.encoders.clip.hidden_width)
+    adapter = rig.with_tensors(FlexIPAdapter(config).state_dict(), config).adapter
+    wires = importlib.import_module(f"{pack.__name__}.nodes.wires")
+    encoders_module = importlib.import_module(f"{pack.__name__}.flexip_model.encoders")
+    alone = wires.manage_encoders(encoders_module.Encoders(encoders.encoders.clip, None))
+    with torch.inference_mode():
+        positive, negative, embeds = nodes["FlexIPEncodeReference"].execute(
+            alone, adapter, example, prompt(clip, "a cat"), prompt(clip, ""), "center"
+        ).args
+        assert embeds.preservation.shape[1] == config.queries and adapter.s_key not in positive[0][1]["model_conds"]
+        patched = nodes["FlexIPApply"].execute(model, adapter, 1.0, 1.0, 0.0, 1.0).args[0]
+        change = rig.predict(patched, positive, negative)[0] - rig.predict(model, positive, negative)[0]
+    assert bool(torch.isfinite(change).all()) and change.abs().max() > 1e-3
