@@ -30,6 +30,14 @@ class Noise:
     def __init__(self) -> None:
         self.schedule = noise_schedule()
 
+    def weights(self, steps: Tensor) -> Tensor:
+        """Loss weight per step, (n,): min(1, 2 / SNR), min-SNR weighting (Hang et al., 2023) with γ = 2.
+
+        Our choice: at little noise ε cannot be told and its error drowns what decides subject and background.
+        """
+        alpha = self.schedule.alphas_cumprod[steps]
+        return (2 * (1 - alpha) / alpha).clamp(max=1.0)
+
     def __call__(self, latents: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Latents to (noisy latents, noise, steps); steps are spread evenly over the batch (lower variance)."""
         count = len(latents)

@@ -20,6 +20,9 @@ MINUTES = {"vae": 14.0, "clip": 4.0, "dino": 2.2, "together": 35.0, "adapter": 1
 """Minutes of training, as the first version was trained, on two CPU cores that other work shared."""
 PICTURES = 12288
 SEED = 1
+EXAMPLES = {"turtle": "1f422", "wolf": "1f43a", "cupcake": "1f9c1", "tomato": "1f345", "house": "1f3e0",
+            "hippopotamus": "1f99b"}
+"""Reference pictures that ship: held-out subjects."""
 SHIPPED = Path(__file__).parents[2] / "models" / "demo"
 
 
@@ -159,7 +162,7 @@ class Workshop:
         from safetensors import safe_open
 
         from . import encoders, export, training, vae
-        from .sources import PACKAGES
+        from .sources import PACKAGES, STATIC, fetch
 
         words = self.words()
         together = training.load_together(words, self._state("together", "together"))
@@ -177,6 +180,7 @@ class Workshop:
                       tokenizer=self.work / "tokenizer",
                       visual=encoders.load_clip(words, self._state("clip", "encoders")).visual,
                       dino=encoders.load_dino(self._state("dino", "encoders")), adapter=adapter, training=training_info)
+        export.save_examples(fetch(STATIC, self.work / "downloads"), EXAMPLES, self.out / "examples")
         print(f"{self.out}: {export.folder_bytes(self.out) / 1e6:.1f} MB")
 
     def samples(self) -> None:

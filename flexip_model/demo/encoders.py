@@ -3,7 +3,9 @@
 CLIP-like: the picture tower against the text encoder (symmetric InfoNCE with the prompts), and against the tower's
 view of another picture of the same subject in the same colours, so that [CLS] says what the subject is and how it
 looks. DINO-like: 40 % of the patches are masked; every patch token must tell, through one linear layer, its own
-pixels and which of them belong to the subject. Linear, so that the tokens hold looks in a form that an adapter can use.
+pixels, which of them belong to the subject, and where in the picture it lies. Linear, so that the tokens hold looks
+and places in a form that an adapter can use: without the last, tokens of a short training know what they show but not
+where.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from .vae import to_pixels
 from .words import Words
 
 _CELL = 7
+_SIDE = ENCODER_SIDE // DINO["patch_size"]
 
 
 def fit(pixels: Tensor) -> Tensor:
@@ -71,27 +74,31 @@ def run_clip(composer: Composer, words: Words, plan: Plan, folder: Path, batch: 
 
 
 class DinoTrainer(nn.Module):
-    """The encoder and its linear reader: per patch 7 × 7 RGB values and the subject's share of each."""
+    """The encoder and its linear readers: per patch 7 × 7 RGB values with the subject's share, and row and column."""
 
     def __init__(self) -> None:
         super().__init__()
         self.encoder = build_dino()
         self.read = nn.Linear(ENCODER_WIDTH, 4 * _CELL * _CELL)
+        self.place = nn.Linear(ENCODER_WIDTH, 2 * _SIDE)
 
-    def forward(self, pixels: Tensor, masked: Tensor | None) -> Tensor:
+    def forward(self, pixels: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Pictures (n, 3, s, s) and a mask (n, 64) to what the readers say: (n, 64, 196) and (n, 64, 16)."""
         seen = normalize(fit(pixels), IMAGENET_MEAN, IMAGENET_STD)
-        return self.read(self.encoder(seen, bool_masked_pos=masked).last_hidden_state[:, 1:])
+        tokens = self.encoder(seen, bool_masked_pos=masked).last_hidden_state[:, 1:]
+        return self.read(tokens), self.place(tokens)
 
 
 def patch_targets(pixels: Tensor, alpha: Tensor) -> Tensor:
     """(n, 3, s, s) in [-1, 1] and (n, 1, s, s) in [0, 1] to (n, 64, 196): each patch's 7 × 7 cells."""
-    side = ENCODER_SIDE // DINO["patch_size"] * _CELL
+    side = _SIDE * _CELL
     both = F.interpolate(torch.cat([pixels, alpha], 1), side, mode="area")
     return F.unfold(both, _CELL, stride=_CELL).transpose(1, 2)
 
 
 def run_dino(composer: Composer, plan: Plan, folder: Path, batch: int = 48) -> Progress:
     model = DinoTrainer()
+    grid = torch.arange(_SIDE)
 
     def step(rng: np.random.Generator) -> dict[str, Tensor]:
         pictures = [composer.picture_and_mask(composer.recipe(rng)) for _ in range(batch)]
@@ -100,14 +107,17 @@ def run_dino(composer: Composer, plan: Plan, folder: Path, batch: int = 48) -> P
         masked = torch.from_numpy(rng.random((batch, 64)) < 0.4)
         masked[batch // 2 :] = False
         with torch.autocast("cpu", torch.bfloat16):
-            out = model(pixels, masked).float()
+            out, where = (t.float() for t in model(pixels, masked))
         target = patch_targets(pixels, alpha)
         color, truth = out[..., : 3 * _CELL**2], target[..., : 3 * _CELL**2]
         share = target[..., 3 * _CELL**2 :]
         weight = (0.15 + share).repeat(1, 1, 3)
         looks = (weight * (color - truth).abs()).mean()
-        place = F.binary_cross_entropy_with_logits(out[..., 3 * _CELL**2 :], share)
-        return {"loss": looks + 0.3 * place, "looks": looks, "place": place}
+        mask = F.binary_cross_entropy_with_logits(out[..., 3 * _CELL**2 :], share)
+        row, column = (places.repeat(batch) for places in (grid.repeat_interleave(_SIDE), grid.repeat(_SIDE)))
+        where = where.flatten(0, 1)
+        place = F.cross_entropy(where[:, :_SIDE], row) + F.cross_entropy(where[:, _SIDE:], column)
+        return {"loss": looks + 0.3 * mask + 0.2 * place, "looks": looks, "mask": mask, "place": place}
 
     return train("dino", model, step, plan, folder)
 

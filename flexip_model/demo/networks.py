@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..config import FlexIPConfig
@@ -86,9 +87,18 @@ def build_clip_vision() -> Any:
 
 
 def build_dino() -> Any:
+    """A new DINOv2 model whose position table starts as sines of row and column, so that places are told apart at
+    once (a random table needs a long training for that)."""
     from transformers import Dinov2Config, Dinov2Model
 
-    return Dinov2Model(Dinov2Config(**DINO))
+    model: Any = Dinov2Model(Dinov2Config(**DINO))
+    side = DINO["image_size"] // DINO["patch_size"]
+    angles = (torch.arange(side) + 0.5)[:, None] / side * torch.pi * torch.arange(1, ENCODER_WIDTH // 4 + 1)
+    waves = torch.cat([angles.cos(), angles.sin()], 1) * 0.5 / torch.arange(1, ENCODER_WIDTH // 4 + 1).repeat(2)
+    table = torch.cat([waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)], -1)
+    with torch.no_grad():
+        model.embeddings.position_embeddings[0, 1:] += table.flatten(0, 1)
+    return model
 
 
 def noise_schedule() -> Any:

@@ -1,8 +1,8 @@
 """Stages 3 and 4: base and adapter together, then the adapter alone beside the frozen base.
 
 Our choice, for want of compute: the base learns in a short time only what its data ask of it, and a text-to-image task
-with a few hundred names never asks it to draw an unknown shape. So in stage 3 a third of every batch is plain
-text-to-image without the adapter, and two thirds run through the adapter, which trains along. The base stays a
+with a few hundred names never asks it to draw an unknown shape. So in stage 3 a fifth of every batch is plain
+text-to-image without the adapter, and the others run through the adapter, which trains along. The base stays a
 text-to-image model of its own: without the adapter it draws from text alone. In stage 4 it is frozen, as in the paper.
 """
 
@@ -45,6 +45,10 @@ def build_adapter(base: Base) -> FlexIPAdapter:
     return adapter
 
 
+_ALONE = 5
+"""One sample in so many of stage 3 is plain text-to-image."""
+
+
 class Together(nn.Module):
     """Base and adapter, both trained."""
 
@@ -70,7 +74,7 @@ class Source:
 
     def losses(self, base: Base, adapter: FlexIPAdapter, host: FlexIPHost, rng: np.random.Generator, batch: int,
                alone: int = 0) -> dict[str, Tensor]:
-        """Mean squared errors of ε per kind of sample.
+        """Mean squared errors of ε per kind of sample, and "loss", their weighted mean over all.
 
         The first ``alone`` samples are plain text-to-image ("text"; a tenth of their prompts is empty): their tokens
         P and S are zero, and so, the projections having no bias, is what the branches add. Of the others every second
@@ -96,7 +100,7 @@ class Source:
             guess = base.unet(noisy, steps, text).sample
         host.condition = None
         error = (guess.float() - noise).pow(2).mean((1, 2, 3))
-        kinds = {"loss": error.mean(), "image": error[alone:][~variant].mean(),
+        kinds = {"loss": (self.noise.weights(steps) * error).mean(), "image": error[alone:][~variant].mean(),
                  "variant": error[alone:][variant].mean()}
         return kinds | ({"text": error[:alone].mean()} if alone else {})
 
@@ -107,7 +111,7 @@ def run_together(source: Source, text: nn.Module | None, plan: Plan, folder: Pat
     if text is not None:
         model.base.text.load_state_dict(text.state_dict())
     host = inject(model.base.unet, model.adapter)
-    alone = batch // 3
+    alone = batch // _ALONE
 
     def step(rng: np.random.Generator) -> dict[str, Tensor]:
         return source.losses(model.base, model.adapter, host, rng, batch, alone)
