@@ -153,6 +153,9 @@ def load_clip_text(folder: Path) -> comfy.sd.CLIP:
 class Multiple(float):
     """A width as a multiple of the first one; ComfyUI multiplies it back and needs a whole number then."""
 
+    width: int
+    first: int
+
     def __new__(cls, width: int, first: int) -> Multiple:
         self = super().__new__(cls, width / first)
         self.width, self.first = width, first
@@ -163,7 +166,7 @@ class Multiple(float):
 
     __rmul__ = __mul__
 
-    def __getnewargs__(self) -> tuple[int, int]:
+    def __getnewargs__(self) -> tuple[int, int]:  # type: ignore[override]
         return self.width, self.first
 
 
