@@ -86,21 +86,20 @@ class Step:
 
     def key_values(self, site: Site, like: Tensor) -> tuple[KeyValue | None, KeyValue | None]:
         """Keys and values of P and of S at a site, (R, N, C) in `like`'s dtype and device; None where not needed."""
-        branches = self.applied.loaded.adapter.site(site)
         return (
-            self._project(site, "p", branches.preservation, self.p, like) if self.has_p else None,
-            self._project(site, "s", branches.personalization, self.s, like) if self.has_s else None,
+            self._project(site, "preservation", self.p, like) if self.has_p else None,
+            self._project(site, "personalization", self.s, like) if self.has_s and self.s is not None else None,
         )
 
-    def _project(self, site: Site, which: str, branch: Any, tokens: Tensor, like: Tensor) -> KeyValue:
-        base = (self.applied.loaded.tag, site.name, which, like.dtype, like.device, tokens.shape[1], self.frames)
+    def _project(self, site: Site, branch: str, tokens: Tensor, like: Tensor) -> KeyValue:
+        base = (self.applied.loaded.tag, site.name, branch, like.dtype, like.device, tokens.shape[1], self.frames)
         whole, kept = (*base, self.ids, self.pictures), self.run.projected
         if whole not in kept:
             pieces = [(*base, (one,), self.pictures) for one in self.ids]
             if all(piece in kept for piece in pieces):
                 kept[whole] = tuple(torch.cat([kept[piece][i] for piece in pieces]) for i in (0, 1))
             else:
-                k, v = branch(tokens.to(like))
+                k, v = getattr(self.applied.loaded.adapter.site(site), branch)(tokens.to(like))
                 kept.update(zip(pieces, zip(k.split(self.pictures), v.split(self.pictures), strict=True), strict=True))
                 kept[whole] = (k, v)
         return kept[whole]
