@@ -32,7 +32,8 @@ def main(options: dict[str, Any]) -> None:
         seconds = time.perf_counter() - start
         files = base / "encoders"
         files.mkdir()
-        importlib.import_module("flexip_pack.flexip_model.fullsize").write_encoders(files)
+        weights = importlib.import_module("flexip_pack.flexip_model.server.random_weights")
+        weights.write_encoders(files / "clip.safetensors", files / "dino.safetensors")
         measured = importlib.import_module("flexip_pack.nodes.benchmark")
         rows = measured.results(options["size"], options["rounds"], files, seconds)
     Path(options["out"]).write_text(json.dumps(rows), encoding="utf-8")

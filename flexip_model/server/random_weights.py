@@ -58,15 +58,20 @@ def write_sd15(models: Path) -> dict[str, str]:
     paths = {key: models / folder / name for key, (folder, name) in files.items()}
     for path in paths.values():
         path.parent.mkdir(parents=True, exist_ok=True)
-    with torch.device("meta"):
-        clip, dino = ClipEncoder(VIT_H).visual, DinoEncoder(VIT_L).model
     write_random(paths["ckpt_name"], checkpoint_shapes())
-    write_random(paths["clip_vision"], _shapes(clip))
-    write_random(paths["dinov2"], _shapes(dino))
+    write_encoders(paths["clip_vision"], paths["dinov2"])
     torch.manual_seed(0)
     config = FlexIPConfig()
     save_adapter(paths["adapter_name"], config, FlexIPAdapter(config).state_dict(), training={"trained": False})
     return {key: name for key, (_, name) in files.items()}
+
+
+def write_encoders(clip_path: Path, dino_path: Path) -> None:
+    """OpenCLIP ViT-H/14 (1.3 GB) and DINOv2-L/14 (0.6 GB) in their libraries' own keys."""
+    with torch.device("meta"):
+        clip, dino = ClipEncoder(VIT_H).visual, DinoEncoder(VIT_L).model
+    write_random(clip_path, _shapes(clip))
+    write_random(dino_path, _shapes(dino))
 
 
 def _shapes(module: nn.Module) -> Shapes:
