@@ -18,6 +18,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -152,9 +153,8 @@ def find_comfyui() -> Path | None:
     version = found / "comfyui_version.py"
     text = version.read_text(encoding="utf-8") if version.is_file() else ""
     numbers = text.partition('__version__ = "')[2].partition('"')[0]
-    with contextlib.suppress(ValueError):
-        if tuple(int(part) for part in numbers.split(".")[:3]) >= OLDEST_COMFYUI:
-            return found
+    if tuple(map(int, re.findall(r"\d+", numbers)[:3])) >= OLDEST_COMFYUI:
+        return found
     needed = ".".join(map(str, OLDEST_COMFYUI))
     raise Problem(f"{found} is ComfyUI {numbers or 'of unknown version'}; FlexIP needs {needed} or later, update it")
 
