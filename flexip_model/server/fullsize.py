@@ -48,7 +48,7 @@ class Meter:
         """Take one message of the websocket."""
         if message["type"] == "executing" and message["data"].get("node"):
             self._close()
-            self.stages.append(Stage(self._graph[message["data"]["node"]]["class_type"]))
+            self.stages.append(Stage(self._graph[message["data"]["node"]]["class_type"], peak=self._memory()))
 
     def stop(self) -> list[Stage]:
         """End the measurement; the stages."""
@@ -65,7 +65,10 @@ class Meter:
     def _watch(self) -> None:
         while not self._over.wait(0.1):
             stage = self.stages[-1]
-            stage.peak = max(stage.peak, self._process.memory_info().rss / 1e9)
+            stage.peak = max(stage.peak, self._memory())
+
+    def _memory(self) -> float:
+        return float(self._process.memory_info().rss) / 1e9
 
 
 def run_fullsize(comfyui: Path) -> list[Stage]:
