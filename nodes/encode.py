@@ -92,7 +92,7 @@ def _name(kind: str, crop: str, *tensors: Tensor | None) -> str:
     for tensor in tensors:
         digest.update(b"none" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         if tensor is not None:
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -144,7 +144,8 @@ def attach(loaded: LoadedAdapter, conditioning: Conditioning, p: Tensor, cls: Te
 
 
 def _on(features: ReferenceFeatures, device: torch.device) -> ReferenceFeatures:
-    return ReferenceFeatures(*[None if t is None else t.to(device) for t in features])
+    keep = None if features.keep is None else features.keep.to(device)
+    return ReferenceFeatures(features.cls.to(device), features.patches.to(device), keep)
 
 
 class FlexIPEncodeReference(io.ComfyNode):

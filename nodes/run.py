@@ -87,7 +87,7 @@ class Step:
     def key_values(self, site: Site, like: Tensor) -> tuple[KeyValue | None, KeyValue | None]:
         """Keys and values of P and of S at a site, (R, N, C) in `like`'s dtype and device; None where not needed."""
         return (
-            self._project(site, "preservation", self.p, like) if self.has_p else None,
+            self._project(site, "preservation", self.p, like) if self.has_p and self.p is not None else None,
             self._project(site, "personalization", self.s, like) if self.has_s and self.s is not None else None,
         )
 
@@ -97,11 +97,11 @@ class Step:
         if whole not in kept:
             pieces = [(*base, (one,), self.pictures) for one in self.ids]
             if all(piece in kept for piece in pieces):
-                kept[whole] = tuple(torch.cat([kept[piece][i] for piece in pieces]) for i in (0, 1))
+                k, v = (torch.cat([kept[piece][i] for piece in pieces]) for i in (0, 1))
             else:
                 k, v = getattr(self.applied.loaded.adapter.site(site), branch)(tokens.to(like))
                 kept.update(zip(pieces, zip(k.split(self.pictures), v.split(self.pictures), strict=True), strict=True))
-                kept[whole] = (k, v)
+            kept[whole] = (k, v)
         return kept[whole]
 
     def gate(self, site: Site, like: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -141,6 +141,7 @@ class Step:
 
     def _on_grid(self, mask: Tensor, grid: tuple[int, int], what: str) -> Tensor:
         """(B or 1, H, W) → (R or 1, L, 1): the mean over each token's area; where the mask is coarser, interpolated."""
-        fitted = F.adaptive_avg_pool2d(mask[:, None], [min(a, b) for a, b in zip(grid, mask.shape[1:], strict=True)])
+        size = (min(grid[0], mask.shape[1]), min(grid[1], mask.shape[2]))
+        fitted = F.adaptive_avg_pool2d(mask[:, None], size)
         fitted = F.interpolate(fitted, grid, mode="bilinear", align_corners=False)
         return self._per_row(fitted.flatten(2).transpose(1, 2), what)
