@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..checkpoint import save_adapter
-from ..encoders.weights import weights_hash
+from ..encoders import load_clip, load_dino
 from .base import Base
 from .networks import ADAPTER, encoder_metadata, noise_schedule
 from .sources import read_assets
@@ -24,10 +24,10 @@ ENCODER_FILES = {"open_clip": "clip_vision.safetensors", "dinov2": "dinov2.safet
 
 
 def save_encoder(family: str, module: nn.Module, path: Path) -> str:
-    """Write an encoder with the library's own keys and its sizes in the metadata; returns its weights' hash."""
+    """Write an encoder with the library's own keys and its sizes in the metadata; returns its weights_hash."""
     tensors = {k: v.half().contiguous() for k, v in module.state_dict().items()}
     save_file(tensors, path, metadata={"format": "pt", "flexip.encoder": json.dumps(encoder_metadata(family))})
-    return weights_hash(tensors)
+    return (load_clip if family == "open_clip" else load_dino)(path).weights_hash
 
 
 def export(folder: Path, *, vae: nn.Module, base: Base, tokenizer: Path, visual: nn.Module, dino: nn.Module,
@@ -46,6 +46,7 @@ def export(folder: Path, *, vae: nn.Module, base: Base, tokenizer: Path, visual:
         vae=_half(vae), text_encoder=_half(base.text), tokenizer=words.tokenizer, unet=_half(base.unet),
         scheduler=noise_schedule(), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipeline.save_pretrained(folder)
+    _load_in_fp32(folder / "text_encoder" / "config.json")
     shutil.rmtree(folder / "tokenizer")
     shutil.copytree(tokenizer, folder / "tokenizer")
     (folder / "encoders").mkdir(exist_ok=True)
@@ -62,6 +63,14 @@ def _half(module: nn.Module) -> nn.Module:
     import copy
 
     return copy.deepcopy(module).to(torch.float16)
+
+
+def _load_in_fp32(config: Path) -> None:
+    """transformers would load the text encoder in the file's fp16, while diffusers loads the others in fp32."""
+    value = json.loads(config.read_text(encoding="utf-8"))
+    for key in {"dtype", "torch_dtype"} & set(value):
+        value[key] = "float32"
+    config.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def folder_bytes(folder: Path) -> int:

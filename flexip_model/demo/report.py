@@ -36,11 +36,11 @@ class Shipped:
         from ..encoders import load_clip, load_dino
 
         self.words = Words(folder / "tokenizer")
-        self.vae = AutoencoderKL.from_pretrained(folder, subfolder="vae").eval()
+        self.vae = AutoencoderKL.from_pretrained(folder, subfolder="vae").float().eval()
         self.base = Base.__new__(Base)
         torch.nn.Module.__init__(self.base)
-        self.base.unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval()
-        self.base.text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").eval()
+        self.base.unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").float().eval()
+        self.base.text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").float().eval()
         info, tensors = load_adapter_file(folder / "flexip_demo.safetensors")
         self.adapter = build_adapter(info, {k: v.float() for k, v in tensors.items()})
         visual = load_clip(folder / "encoders" / ENCODER_FILES["open_clip"]).float().visual
