@@ -71,7 +71,7 @@ class ComfyServer:
         arguments: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.comfyui = comfyui
+        self.comfyui = comfyui.absolute()  # the server runs in its base folder
         self._temporary = base is None
         self.base = base or Path(tempfile.mkdtemp(prefix="flexip-comfyui-"))
         self.port = port or free_port()

@@ -1,4 +1,4 @@
-"""Make the workflows' thumbnails anew from what they really make.
+"""Make the workflows' thumbnails and the README's sweep anew from what they really make.
 
 `COMFYUI_PATH=… python -m flexip_model.server.thumbnails`
 
@@ -18,13 +18,19 @@ from ..errors import FlexIPError
 from ..sweep import parse_gammas
 from .client import ComfyClient
 from .process import PACK, ComfyServer, has_gpu
-from .sweep_demo import only, shown
+from .sweep_demo import fill, only, shown
 
 if TYPE_CHECKING:
     from PIL import Image
 
 CELL, LABEL, GAP = 160, 22, 6
 EXAMPLES = PACK / "models" / "demo" / "examples"
+README = (
+    ("sheep.webp", "a 3d render of a sheep in a green meadow"),
+    ("cupcake.webp", "a 3d render of a cupcake on a beach"),
+    ("wolf.webp", "a 3d render of a wolf in the snow"),
+)
+"""Reference and prompt of each row of the README's picture; all at the workflow's seed."""
 
 
 def draw(cells: Sequence[tuple[str, Image.Image | None]], columns: int, path: Path) -> None:
@@ -53,6 +59,7 @@ def make(comfyui: Path) -> None:
     from PIL import Image
 
     for_sd15: list[tuple[str, Image.Image | None]] = []
+    for_readme: list[tuple[str, Image.Image | None]] = []
     with ComfyServer(comfyui, cpu=not has_gpu()) as server:
         client = ComfyClient(server.url)
         for name in ("flexip_gamma_sweep", "flexip_basic"):
@@ -72,6 +79,19 @@ def make(comfyui: Path) -> None:
                 for_sd15 = [("SD1.5: your files", reference), *((label, None) for label in labels)]
             cells = [("reference", reference), *zip(labels, pictures, strict=True)]
             draw(cells, 2 if name == "flexip_basic" else 3, PACK / "workflows" / f"{name}.jpg")
+        graph = json.loads((PACK / "workflows" / "api" / "flexip_gamma_sweep.json").read_text(encoding="utf-8"))
+        for example, prompt in README:
+            graph[only(graph, "FlexIPLoadDemo")]["inputs"]["example"] = example
+            fill(graph, gammas="0:1:0.25", prompt=prompt, seed=None, picture=None)
+            result = client.run(graph)
+            if result.status != "success":
+                raise FlexIPError(f"the README's picture: {result.error}")
+            for_readme.append(("reference", Image.open(EXAMPLES / example)))
+            files = client.pictures(result, shown(graph, "VAEDecode"))
+            for gamma, file in zip(parse_gammas("0:1:0.25"), files, strict=True):
+                for_readme.append((f"gamma {gamma:g}", Image.open(io.BytesIO(file))))
+    (PACK / "docs" / "images").mkdir(parents=True, exist_ok=True)
+    draw(for_readme, 6, PACK / "docs" / "images" / "sweep.jpg")
     draw(for_sd15, 3, PACK / "workflows" / "flexip_gamma_sweep_sd15.jpg")
 
 
