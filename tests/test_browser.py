@@ -68,7 +68,7 @@ def editor(server: ComfyServer) -> Iterator[Page]:
 
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=browser_path(), args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page = browser.new_page(viewport={"width": 2560, "height": 1300})
         page.set_default_timeout(3 * MINUTES)
         page.goto(server.url)
         page.wait_for_function("window.app && window.app.graph && window.app.extensionManager")
