@@ -163,6 +163,8 @@ def test_demo_makes_a_sweep_of_my_picture(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent as a POSIX signal here")
 def test_ctrl_c_leaves_no_server(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "run.py"), "demo", "--out", str(tmp_path)]
+    # A shell starts its background jobs with SIGINT ignored, and children inherit that, but never a handler.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         while "Starting ComfyUI" not in (line := process.stdout.readline()):
