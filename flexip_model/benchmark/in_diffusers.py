@@ -16,19 +16,19 @@ from .measure import Row, compare
 IMAGE_TOKENS = 16
 
 
-def random_sd15_unet(dtype: torch.dtype = torch.float32) -> Any:
-    """diffusers' UNet at its defaults with SD1.5's width of context: 860 M random weights (3.4 GB in fp32)."""
+def random_sd15_unet() -> Any:
+    """diffusers' UNet at its defaults with SD1.5's width of context: 860 M random fp32 weights (3.4 GB)."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-    return unet.eval().requires_grad_(False).to(dtype)
+    return unet.eval().requires_grad_(False)
 
 
-def random_adapter(dtype: torch.dtype = torch.float32) -> FlexIPAdapter:
+def random_adapter() -> FlexIPAdapter:
     """A full-size adapter with random weights."""
     torch.manual_seed(1)
-    return FlexIPAdapter(FlexIPConfig()).eval().requires_grad_(False).to(dtype)
+    return FlexIPAdapter(FlexIPConfig()).eval().requires_grad_(False)
 
 
 def steps(size: int, rounds: int) -> list[Row]:
