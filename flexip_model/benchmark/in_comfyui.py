@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from ..errors import FlexIPError
+from ..server.process import PACK, find_comfyui
 from .measure import Row
-
-PACK = Path(__file__).absolute().parents[2]
-
-
-def find_comfyui() -> Path:
-    """The ComfyUI in `COMFYUI_PATH`, else the one that `run.py` unpacked.
-
-    Raises:
-        FlexIPError: there is none.
-    """
-    wanted = os.environ.get("COMFYUI_PATH")
-    found = [Path(wanted)] if wanted else sorted((PACK / ".venv" / "comfyui").glob("*"))
-    for folder in found:
-        if (folder / "comfy").is_dir():
-            return folder.absolute()
-    raise FlexIPError("no ComfyUI was found; set COMFYUI_PATH to its folder, or run `python run.py test` once")
 
 
 def comfyui(size: int, rounds: int) -> list[Row]:

@@ -38,6 +38,20 @@ def has_gpu() -> bool:
     return subprocess.run([sys.executable, "-c", question], stderr=subprocess.DEVNULL).returncode == 0
 
 
+def find_comfyui() -> Path:
+    """The ComfyUI in `COMFYUI_PATH`, else the one that `run.py` unpacked.
+
+    Raises:
+        FlexIPError: there is none.
+    """
+    wanted = os.environ.get("COMFYUI_PATH")
+    found = [Path(wanted)] if wanted else sorted((PACK / ".venv" / "comfyui").glob("*"))
+    for folder in found:
+        if (folder / "comfy").is_dir():
+            return folder.absolute()
+    raise FlexIPError("no ComfyUI was found; set COMFYUI_PATH to its folder, or run `python run.py test` once")
+
+
 class ComfyServer:
     """A ComfyUI in a base folder of its own; a context manager.
 

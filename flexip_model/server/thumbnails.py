@@ -1,6 +1,6 @@
 """Make the workflows' thumbnails and the README's sweep anew from what they really make.
 
-`COMFYUI_PATH=… python -m flexip_model.server.thumbnails`
+`python -m flexip_model.server.thumbnails`, with the ComfyUI in `COMFYUI_PATH` or the one that `run.py` unpacked
 
 The template browser shows them about 250 pixels high and at most as wide, so the pictures of a sweep stand in two rows.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 from ..errors import FlexIPError
 from ..sweep import parse_gammas
 from .client import ComfyClient
-from .process import PACK, ComfyServer, has_gpu
+from .process import PACK, ComfyServer, find_comfyui, has_gpu
 from .sweep_demo import fill, only, shown
 
 if TYPE_CHECKING:
@@ -96,4 +95,4 @@ def make(comfyui: Path) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(os.environ["COMFYUI_PATH"]))
+    make(find_comfyui())
