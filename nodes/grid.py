@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 from comfy_api.latest import io
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from ..flexip_model.errors import FlexIPError
+from ..flexip_model.sheet import draw_sheet
 from .wires import FlexIPGammas
 
 CATEGORY = "FlexIP"
-INK, PAPER = (32, 32, 32), (255, 255, 255)
 
 
 def _pictures(images: Tensor) -> list[Image.Image]:
@@ -39,42 +39,10 @@ def draw_grid(images: Tensor, gammas: list[float], reference: Tensor | None = No
         raise FlexIPError(
             f"there are {len(images)} pictures for {columns} γ values; connect the γ list of the sweep that made them"
         )
-    cells, rows = _pictures(images), len(images) // columns
-    width, height = cells[0].size
-    size = max(12, min(width, height) // 10)
-    font, gap, line = ImageFont.load_default(size), max(2, size // 3), size * 3 // 2
-    heading = line if title.strip() else 0
-    references: list[Image.Image] = []
-    if reference is not None:
-        references = _pictures(reference)[:rows]
-        references += [references[0]] * (rows - len(references))
-    left = width + 3 * gap if references else 0
-    sheet = Image.new(
-        "RGB",
-        (left + columns * (width + gap) + gap, heading + line + gap + rows * (height + gap)),
-        PAPER,
-    )
-    draw = ImageDraw.Draw(sheet)
-    if heading:
-        draw.text((sheet.width // 2, heading // 2 + gap), title.strip(), INK, font, anchor="mm")
-    top = heading + line
-
-    def label(x: int, text: str) -> None:
-        draw.text((x + width // 2, heading + line // 2 + gap // 2), text, INK, font, anchor="mm")
-
-    if references:
-        label(gap, "reference")
-    for column, gamma in enumerate(gammas):
-        # Pillow's own font has no γ.
-        label(left + gap + column * (width + gap), f"gamma {gamma:g}")
-    for row in range(rows):
-        y = top + gap + row * (height + gap)
-        if references:
-            shown = references[row].copy()
-            shown.thumbnail((width, height), Image.Resampling.LANCZOS)
-            sheet.paste(shown, (gap + (width - shown.width) // 2, y + (height - shown.height) // 2))
-        for column in range(columns):
-            sheet.paste(cells[row * columns + column], (left + gap + column * (width + gap), y))
+    cells = _pictures(images)
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    references = [] if reference is None else _pictures(reference)
+    sheet = draw_sheet(rows, gammas, references[:1] if len(references) < len(rows) else references, title)
     return torch.from_numpy(np.asarray(sheet).astype(np.float32) / 255)[None]
 
 
