@@ -1,0 +1,35 @@
+"""The sampling loop of previews and checks: DDIM with classifier-free guidance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def denoise(unet: Any, scheduler: Any, latents: Tensor, text: Tensor, *, steps: int, guidance: float) -> Tensor:
+    """Noise to latents.
+
+    Args:
+        unet: diffusers' UNet; where an adapter is injected, its host's condition is for 2B samples.
+        scheduler: any of diffusers'; its config is read for DDIM.
+        latents: (B, 4, s, s) standard normal noise.
+        text: (2B, 77, W): what to draw, then what not to draw.
+        steps, guidance: of the sampler; a guidance of 1 is none.
+
+    Returns:
+        (B, 4, s, s) float32.
+    """
+    from diffusers import DDIMScheduler
+
+    ddim: Any = DDIMScheduler.from_config(scheduler.config, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    ddim.set_timesteps(steps, device=latents.device)
+    like = next(unet.parameters()).dtype
+    latents = latents.float()
+    for t in ddim.timesteps:
+        guess = unet(torch.cat([latents, latents]).to(like), t, text.to(like)).sample.float()
+        positive, negative = guess.chunk(2)
+        latents = ddim.step(negative + guidance * (positive - negative), t, latents).prev_sample
+    return latents

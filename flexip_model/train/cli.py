@@ -1,0 +1,83 @@
+"""`train CONFIG` and `export RUN`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import FlexIPError
+
+NEEDED = {"accelerate": "accelerate", "pyarrow": "pyarrow", "tensorboard": "tensorboard", "yaml": "pyyaml",
+          "PIL": "pillow"}
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add `train` and `export` to the command line."""
+    train = commands.add_parser("train", help="train an adapter from packed data, or go on with a run")
+    _train_arguments(train)
+    train.set_defaults(run=_train)
+    export = commands.add_parser("export", help="write a run's newest checkpoint as an adapter file for the nodes")
+    export.add_argument("run_folder", type=Path, metavar="RUN", help="the run's output folder")
+    export.add_argument("out", type=Path, nargs="?", help="the .safetensors file (default: in RUN)")
+    export.add_argument("--step", type=int, help="a checkpoint's step (default: the newest)")
+    export.set_defaults(run=_export)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m flexip_model.train CONFIG`, which is what `accelerate launch -m` starts; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m flexip_model.train", description="train a FlexIP adapter")
+    _train_arguments(parser)
+    try:
+        _train(parser.parse_args(arguments))
+    except FlexIPError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a YAML file, or paper, one_card or demo")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="change one value of the config, for example --set batch=8 --set references.white=0.3")
+
+
+def _train(options: argparse.Namespace) -> None:
+    import yaml
+
+    for module, package in NEEDED.items():
+        if importlib.util.find_spec(module) is None:
+            raise FlexIPError(f"training needs {package}: pip install 'comfyui-flexip[train]'")
+    from .config import load_config
+    from .loop import Trainer
+
+    overrides: dict[str, Any] = {}
+    for text in options.set:
+        key, found, value = text.partition("=")
+        if not found:
+            raise FlexIPError(f"--set {text} lacks a value; write --set KEY=VALUE")
+        overrides[key] = yaml.safe_load(value)
+    trainer = Trainer(load_config(options.config, overrides))
+    trainer.run()
+    if trainer.first:
+        print(f"adapter file: {trainer.export()}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from ..config import FlexIPConfig
+    from . import result, state
+    from .config import from_dict
+
+    folder = options.run_folder / "checkpoints"
+    steps = state.list_steps(folder)
+    if not steps:
+        raise FlexIPError(f"there is no checkpoint in {folder}; give the output folder of a run")
+    if options.step is not None and options.step not in steps:
+        raise FlexIPError(f"there is no checkpoint of step {options.step} in {folder}; there are {steps}")
+    found = state.load(folder, steps[-1] if options.step is None else options.step)
+    path = result.write(options.run_folder, found, from_dict(found.info["config"]),
+                        FlexIPConfig.from_json(found.info["adapter"]), found.info["about"], options.out)
+    print(path)

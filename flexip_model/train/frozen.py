@@ -1,0 +1,120 @@
+"""The frozen networks beside which an adapter trains: an SD1.5 base in diffusers' layout and the two encoders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..encoders import ClipEncoder, DinoEncoder, Encoders, load_clip, load_dino
+from ..errors import FlexIPError
+from .config import TrainConfig
+
+_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+@dataclass
+class Frozen:
+    """Base model and encoders, without gradients.
+
+    Attributes:
+        unet, vae, text_encoder, tokenizer, scheduler: diffusers' and transformers' own classes.
+        encoders: CLIP and DINO.
+    """
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler: Any
+    encoders: Encoders
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Frozen:
+        for module in self._modules():
+            module.to(device, dtype)
+        return self
+
+    def _modules(self) -> list[Any]:
+        return [self.unet, self.vae, self.text_encoder, self.encoders.clip, self.dino]
+
+    @property
+    def dino(self) -> DinoEncoder:
+        assert self.encoders.dino is not None
+        return self.encoders.dino
+
+    @property
+    def clip(self) -> ClipEncoder:
+        return self.encoders.clip
+
+    @torch.no_grad()
+    def encode_latents(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) in [-1, 1] to the mode of the VAE's distribution times its scaling factor, float32."""
+        like = next(self.vae.parameters())
+        code = self.vae.encode(pixels.to(like.device, like.dtype)).latent_dist.mode()
+        return code.float() * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, 4, s, s), scaled, to pixels in [0, 1], float32, on the CPU."""
+        like = next(self.vae.parameters())
+        pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(like.device, like.dtype)).sample
+        return (pixels.float().cpu() / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def read(self, ids: Tensor) -> Tensor:
+        """Token ids (B, 77) to Z^(T), (B, 77, text_width): the last hidden state after the final norm [3.3]."""
+        return self.text_encoder(ids.to(self.text_encoder.device)).last_hidden_state
+
+    def measured(self) -> dict[str, Any]:
+        """The fields of `FlexIPConfig` that base and encoders decide."""
+        return {"clip_width": self.clip.width, "retrieval_width": self.dino.width,
+                "text_width": int(self.text_encoder.config.hidden_size),
+                "token_width": int(self.unet.config.cross_attention_dim),
+                "channels": tuple(self.unet.config.block_out_channels)}
+
+    def hashes(self) -> dict[str, dict[str, str]]:
+        """Names and hashes of the encoders, as the adapter file holds them."""
+        return {"clip": {"name": self.clip.name, "hash": self.clip.weights_hash},
+                "retrieval": {"name": self.dino.name, "hash": self.dino.weights_hash}}
+
+
+def load_frozen(config: TrainConfig) -> Frozen:
+    """Load everything that stays as it is, in fp32 on the CPU.
+
+    Raises:
+        FlexIPError: the base is no SD1.5 in diffusers' layout, or an encoder file is not the wanted one.
+    """
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    base = Path(config.base)
+    if base.is_file():
+        raise FlexIPError(f"{base} is a file; the base is a diffusers folder: turn it into one with diffusers' "
+                          "`StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)`")
+    missing = [p for p in _PARTS if base.exists() and not (base / p).is_dir()]
+    if missing:
+        raise FlexIPError(f"{base} has no folder {missing[0]}; the base is an SD1.5 model in diffusers' layout")
+    clip, dino = load_clip(config.clip), load_dino(config.dino)
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel,
+             "tokenizer": CLIPTokenizer, "scheduler": DDPMScheduler}
+    try:
+        parts: dict[str, Any] = {name: kind.from_pretrained(config.base, subfolder=name)  # type: ignore[attr-defined]
+                                 for name, kind in kinds.items()}
+    except (OSError, ValueError) as error:
+        raise FlexIPError(f"the base {config.base} cannot be loaded ({' '.join(str(error).split())[:300]}); "
+                          "give a folder of SD1.5 in diffusers' layout, or its name on a hub that can be reached"
+                          ) from error
+    frozen = Frozen(**parts, encoders=Encoders(clip, dino))
+    for module in frozen._modules():
+        module.float().eval().requires_grad_(False)
+    if frozen.scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise FlexIPError(f"the base predicts {frozen.scheduler.config.prediction_type}; expected ε or v")
+    return frozen
+
+
+def pick_dtype(precision: str) -> torch.dtype:
+    """`bf16` or `fp32` as torch's dtype."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32

@@ -1,0 +1,61 @@
+"""γ sweeps of validation subjects while a run goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..adapter import FlexIPAdapter, ReferenceFeatures
+from ..gate import gamma_tensor
+from ..hosts.denoise import denoise
+from ..hosts.diffusers import Condition, inject
+from ..sheet import draw_sheet
+from .config import TrainConfig
+from .frozen import Frozen
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+SUBJECTS = 4
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Validation subjects: a reference picture and a prompt each."""
+
+    references: list[Image]
+    prompts: list[str]
+
+
+@torch.no_grad()
+def draw(preview: Preview, frozen: Frozen, adapter: FlexIPAdapter, config: TrainConfig) -> Image:
+    """A row per subject, a column per γ; a row starts from the same noise, as every preview of a run does."""
+    from torchvision.transforms.functional import to_pil_image
+
+    device = next(adapter.parameters()).device
+    side = config.size // 2 ** (len(frozen.vae.config.block_out_channels) - 1)
+    columns = len(GAMMAS)
+    own = inject(frozen.unet, adapter)
+    rows = []
+    try:
+        for number, (reference, prompt) in enumerate(zip(preview.references, preview.prompts, strict=True)):
+            seen = frozen.encoders.encode([reference], crop=config.references.crop.replace("subject", "pad"))
+            cls, patches = seen.cls.to(device), seen.patches.to(device)
+            features = ReferenceFeatures(*(torch.cat([f, torch.zeros_like(f)]) for f in (cls, patches)))
+            ids = frozen.tokenizer([prompt, ""], padding="max_length", truncation=True, max_length=77,
+                                   return_tensors="pt").input_ids
+            text = frozen.read(ids).float()
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                p, s = adapter.preservation(features), adapter.personalization(text, features.cls)
+                p, s, text = (t.repeat_interleave(columns, 0) for t in (p, s, text))
+                own.condition = Condition(p, s, gamma_tensor(list(GAMMAS) * 2).to(device))
+                noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(config.seed + number))
+                latents = denoise(frozen.unet, frozen.scheduler, noise.expand(columns, -1, -1, -1).to(device), text,
+                                  steps=config.preview_steps, guidance=config.guidance)
+            rows.append([to_pil_image(picture) for picture in frozen.decode(latents)])
+    finally:
+        own.eject()
+    return draw_sheet(rows, GAMMAS, preview.references, " | ".join(preview.prompts)[:120])

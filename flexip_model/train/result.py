@@ -1,0 +1,75 @@
+"""What a run hands out: an adapter file for the nodes and its model card."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import save_adapter, tensors_hash
+from ..config import FlexIPConfig
+from ..errors import FlexIPError
+from . import state
+from .config import TrainConfig
+
+CARD = """---
+license: {license_id}
+---
+# {title}
+
+A FlexIP adapter for models of Stable Diffusion 1.5's structure, trained by `python -m flexip_model train`.
+
+| | |
+|---|---|
+| File | `{file}`, SHA-256 of its tensors `{hash}` |
+| Steps | {step} of {steps} planned; {seen} samples (batch {batch} × {world} devices × {accumulation}) |
+| Weights | averaged (decay {ema}) |
+| Gate | α {alpha}, β {beta} (Eq. 5) |
+| Base | `{base}` |
+| Encoders | {encoders} |
+| Begun from | {start} |
+| Learning rate | {lr}, weight decay {weight_decay}, {schedule} after {warmup} steps of warm-up |
+| Unreadable samples, skipped steps | {unreadable}, {skipped} |
+
+## Data
+
+| Data set | Groups | Kinds | Licence |
+|---|---|---|---|
+{data}
+
+What these licences allow for the weights is for whoever shares this file to check.
+
+## How to use it
+
+Put `{file}` into ComfyUI's `models/flexip` and choose it in *Load FlexIP Adapter*.
+"""
+
+
+def write(folder: Path, found: state.Checkpoint, config: TrainConfig, adapter: FlexIPConfig, about: dict[str, Any],
+          target: Path | None = None) -> Path:
+    """Write the averaged weights of a checkpoint as an adapter file, with a card beside it; returns the file.
+
+    Args:
+        about: what the run knows of its data and encoders (`encoders`, `data`), as `describe` gives it.
+        target: the file; by default `flexip-step-N.safetensors` in the run's folder.
+    """
+    path = target or folder / f"flexip-step-{found.step:07d}.safetensors"
+    if not path.parent.is_dir():
+        raise FlexIPError(f"there is no folder {path.parent}; make it first")
+    tensors = found.parts["ema"]
+    training = {"trained": True, "steps": found.step, "samples": found.info["seen"], "data": about["data"],
+                "base": config.base, "start": config.start, "seed": config.seed, "date": date.today().isoformat()}
+    save_adapter(path, adapter, tensors, training=training, encoders=about["encoders"], title=config.title,
+                 license=config.license)
+    rows = "\n".join(f"| {d['name']} | {d['groups']} | {d['kinds']} | {d['license']} |" for d in about["data"])
+    names = "; ".join(f"{e['name']} `{e['hash'][:12]}`" for e in about["encoders"].values())
+    card = CARD.format(
+        license_id=config.license.lower() or "unknown", title=config.title, file=path.name,
+        hash=tensors_hash({k: v.half() for k, v in tensors.items()}), step=found.step, steps=config.steps,
+        seen=found.info["seen"], batch=config.batch, world=found.info["world"], accumulation=config.accumulation,
+        ema=config.ema, alpha=adapter.alpha, beta=adapter.beta, base=config.base, encoders=names,
+        start=config.start or "new weights", lr=config.lr, weight_decay=config.weight_decay,
+        schedule=config.schedule, warmup=config.warmup, unreadable=found.info["unreadable"],
+        skipped=found.info["skipped"], data=rows)
+    (path.parent / f"{path.stem}.md").write_text(card, encoding="utf-8")
+    return path

@@ -1,0 +1,168 @@
+"""Samples from packed data: target, reference, caption and everything that is drawn for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from ..data.crops import square
+from ..errors import FlexIPError
+from ..preprocess import keep_patches, prepare
+from .config import TrainConfig
+from .frozen import Frozen
+from .groups import Groups
+from .order import KINDS, Order, Ticket
+from .preview import SUBJECTS, Preview
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..data.format import Frame, Group
+
+ATTEMPTS = 8
+"""Groups that are tried for one sample before an unreadable place ends the run (our choice)."""
+
+
+class SampleSet(TorchDataset):
+    """One stage's samples; an item is asked for by its ticket.
+
+    Attributes:
+        order: which group a ticket takes, and its random numbers.
+        remarks: sentences for the person who started the run.
+    """
+
+    def __init__(self, config: TrainConfig, groups: Groups, order: Order, frozen: Frozen) -> None:
+        self.config, self.groups, self.order = config, groups, order
+        self.remarks = list(groups.remarks)
+        self.tokenizer = frozen.tokenizer
+        self.clip_size, self.dino_size = frozen.clip.image_size, frozen.dino.image_size
+        self.dino_patch = frozen.dino.patch
+        self.latent_side = config.size // 2 ** (len(frozen.vae.config.block_out_channels) - 1)
+        self.steps = int(frozen.scheduler.config.num_train_timesteps)
+
+    def __getitem__(self, ticket: Ticket) -> dict[str, Any]:
+        """A sample; where a group cannot be read, another one of its kind takes its place and is counted.
+
+        Raises:
+            FlexIPError: `ATTEMPTS` groups in a row could not be read.
+        """
+        rng = self.order.rng(ticket)
+        number = self.order.group(ticket)
+        complaint: Exception | None = None
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._make(self.groups.get(ticket.kind, number), ticket.kind == 1, rng) | {"unreadable": attempt}
+            except (OSError, ValueError, SyntaxError) as error:
+                complaint = error
+                number = int(rng.integers(self.order.counts[ticket.kind]))
+        raise FlexIPError(f"{ATTEMPTS} {KINDS[ticket.kind]} groups in a row could not be read, the last: {complaint}")
+
+    def _make(self, group: Group, variant: bool, rng: np.random.Generator) -> dict[str, Any]:
+        target, reference = choose(group, variant, rng)
+        c = self.config
+        sample: dict[str, Any] = {"variant": variant}
+        cached = self.groups.latents(target)
+        if cached is not None:
+            sample["latents"] = cached
+        else:
+            sample["pixels"] = square(self.groups.picture(target), c.size, target.box)
+        flip = rng.random() < (c.references.flip_variant if variant else c.references.flip_image)
+        white = rng.random() < c.references.white
+        sample |= self._reference(reference, flip, white)
+        case = rng.random()
+        d = c.dropout
+        sample["no_image"] = case < d.image or d.image + d.text <= case < d.image + d.text + d.both
+        no_text = d.image <= case < d.image + d.text + d.both
+        captions = [text for text in target.captions if text]
+        caption = captions[int(rng.integers(len(captions)))] if captions else ""
+        sample["ids"] = self.tokenizer("" if no_text else caption, padding="max_length", truncation=True,
+                                       max_length=77, return_tensors="pt").input_ids[0]
+        sample["steps"] = int(rng.integers(self.steps))
+        sample["noise"] = torch.from_numpy(rng.standard_normal((4, self.latent_side, self.latent_side), np.float32))
+        return sample
+
+    def _reference(self, frame: Frame, flip: bool, white: bool) -> dict[str, Any]:
+        mask = self.groups.mask(frame) if white else None
+        cls = self.groups.cls(frame, mask is not None, flip)
+        patches = self.groups.patches(frame, mask is not None, flip)
+        found: dict[str, Any] = {}
+        if cls is not None:
+            found["cls"] = cls
+        if patches is not None:
+            found["patches"] = patches
+        picture = self.groups.picture(frame)
+        crop = self.config.references.crop
+        if mask is None and crop == "subject":
+            crop = "pad"
+        seen = [prepare(picture, size, None if mask is None else mask[None], crop) for size in
+                ([] if cls is not None else [self.clip_size]) + [self.dino_size]]
+        keep = keep_patches(seen[-1].subject, self.dino_patch) if mask is not None else None
+        side = self.dino_size // self.dino_patch
+        grid = torch.ones(side, side, dtype=torch.bool) if keep is None else keep[0].unflatten(0, (side, side))
+
+        def turned(value: Tensor) -> Tensor:
+            return value.flip(-1) if flip else value
+
+        if cls is None:
+            found["clip_pixels"] = turned(seen[0].pixels[0])
+        if patches is None:
+            found["dino_pixels"] = turned(seen[-1].pixels[0])
+        found["keep"] = turned(grid).flatten()
+        return found
+
+    def preview(self) -> Preview | None:
+        """The first validation subjects (held-out ones, else the first of training), or None without any."""
+        references: list[Image] = []
+        prompts: list[str] = []
+        for group in self.groups.validation(SUBJECTS):
+            target, reference = choose(group, len(group.frames) > 1, np.random.default_rng(0))
+            references.append(self.groups.picture(reference))
+            prompts.append(next((text for text in target.captions if text), ""))
+        return Preview(references, prompts) if references else None
+
+
+def choose(group: Group, variant: bool, rng: np.random.Generator) -> tuple[Frame, Frame]:
+    """Target and reference of a group: the same frame of an image sample, two frames of a variant one [3.4]."""
+    targets = [f for f in group.frames if f.role in ("any", "target")]
+    target = targets[int(rng.integers(len(targets)))]
+    if not variant:
+        return target, target
+    others = [f for f in group.frames if f.role in ("any", "reference") and f.frame_id != target.frame_id]
+    return target, others[int(rng.integers(len(others)))]
+
+
+def open_samples(config: TrainConfig, frozen: Frozen, stage: int, world: int) -> SampleSet:
+    """A stage's samples from the config's data folders.
+
+    Raises:
+        FlexIPError: no groups of a kind that the batch needs, or none with a caption.
+    """
+    groups = Groups.open(config, frozen, config.stages[stage].quality)
+    images = round(config.batch * config.image_share)
+    for kind, wanted in enumerate((images, config.batch - images)):
+        if wanted and not groups.counts[kind]:
+            share = 1 - kind
+            raise FlexIPError(
+                f"stage {stage + 1} has no {KINDS[kind]} groups in {', '.join(map(str, map(Path, config.data)))}; pack "
+                f"some, or set image_share: {1 - share} to train on {KINDS[1 - kind]} groups alone (the gate then "
+                "learns one side only)"
+            )
+    order = Order(groups.counts, images, config.batch, world, config.seed, stage)
+    return SampleSet(config, groups, order, frozen)
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Samples to a batch of tensors.
+
+    A key that only some samples hold (cached or not) is an error of the cache: `Groups` gives a cache all or nothing.
+    """
+    batch: dict[str, Any] = {}
+    for key, first in samples[0].items():
+        values = [sample[key] for sample in samples]
+        batch[key] = torch.stack(values) if isinstance(first, Tensor) else torch.tensor(values)
+    return batch

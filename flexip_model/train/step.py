@@ -1,0 +1,103 @@
+"""One training step's arithmetic: frozen features, the gated UNet, the loss (Eq. 6) per sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapter import FlexIPAdapter, ReferenceFeatures
+from ..hosts.diffusers import Condition, inject
+from ..preprocess import normalize
+from .frozen import Frozen
+
+BRANCHES = {
+    "preservation": ("queries", "resampler_queries", "resampler_cls", "project_retrieval", ".preservation."),
+    "personalization": ("resampler_text", "project_text", ".personalization."),
+}
+"""Parameters of either branch, by parts of their names; `project_cls` serves both."""
+
+
+class TrainStep(nn.Module):
+    """The adapter, and around it what it trains beside; only the adapter is a submodule."""
+
+    def __init__(self, adapter: FlexIPAdapter, frozen: Frozen, min_snr: float | None) -> None:
+        super().__init__()
+        self.adapter = adapter
+        # In a tuple, so that they are neither saved, averaged over devices nor put into training mode.
+        self._held = (frozen, inject(frozen.unet, adapter))
+        self.min_snr = min_snr
+
+    @property
+    def frozen(self) -> Frozen:
+        return self._held[0]
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        """A collated batch (see `samples.collate`), on the device, to the weighted squared errors, (B,) float32."""
+        frozen, host = self._held
+        latents = batch["latents"] if "latents" in batch else frozen.encode_latents(batch["pixels"])
+        cls, patches = self.features(batch)
+        image = (~batch["no_image"]).float()
+        keep = batch["keep"] | batch["no_image"][:, None]
+        features = ReferenceFeatures(cls * image[:, None], patches * image[:, None, None],
+                                     None if bool(keep.all()) else keep)
+        text = frozen.read(batch["ids"]).to(torch.float32)
+        noise, steps = batch["noise"], batch["steps"]
+        noisy = frozen.scheduler.add_noise(latents, noise, steps)
+        velocity = frozen.scheduler.config.prediction_type == "v_prediction"
+        target = frozen.scheduler.get_velocity(latents, noise, steps) if velocity else noise
+        host.condition = Condition(self.adapter.preservation(features), self.adapter.personalization(text, cls * image[:, None]),
+                                   self.adapter.gate(batch["variant"]))
+        like = next(frozen.unet.parameters()).dtype
+        guess = frozen.unet(noisy.to(like), steps, text.to(like)).sample
+        host.condition = None
+        error = (guess.float() - target).pow(2).mean((1, 2, 3))
+        return error * self._weights(steps, velocity)
+
+    @torch.no_grad()
+    def features(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """[CLS] and patch features of the references, float32; what the batch holds from a cache is taken as it is."""
+        clip, dino = self.frozen.clip, self.frozen.dino
+
+        def seen(name: str, encoder: Any) -> Tensor:
+            return normalize(batch[name], encoder.mean, encoder.std).to(next(encoder.parameters()).dtype)
+
+        cls = batch["cls"] if "cls" in batch else clip(seen("clip_pixels", clip)).cls
+        patches = batch["patches"] if "patches" in batch else dino(seen("dino_pixels", dino))
+        return cls.float(), patches.float()
+
+    def _weights(self, steps: Tensor, velocity: bool) -> Tensor | float:
+        """Min-SNR weights (Hang et al., 2023), or 1: the paper's loss."""
+        if self.min_snr is None:
+            return 1.0
+        alpha = self.frozen.scheduler.alphas_cumprod.to(steps.device)[steps]
+        snr = alpha / (1 - alpha)
+        return snr.clamp(max=self.min_snr) / (snr + 1 if velocity else snr)
+
+
+def branch_of(name: str) -> str | None:
+    """The branch that a parameter of the adapter belongs to; None for one that serves both."""
+    for branch, marks in BRANCHES.items():
+        if any(mark in name if mark.startswith(".") else name.split(".")[0] == mark for mark in marks):
+            return branch
+    return None
+
+
+def gradient_norms(adapter: nn.Module) -> dict[str, float]:
+    """The norm of each branch's gradient."""
+    squares = dict.fromkeys(BRANCHES, 0.0)
+    for name, parameter in adapter.named_parameters():
+        branch = branch_of(name)
+        if branch is not None and parameter.grad is not None:
+            squares[branch] += float(parameter.grad.float().pow(2).sum())
+    return {branch: value**0.5 for branch, value in squares.items()}
+
+
+def parameter_groups(adapter: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """What decays (matrices) and what does not (norms, biases, the learnable queries, the gate)."""
+    decay, plain = [], []
+    for name, parameter in adapter.named_parameters():
+        matrix = parameter.ndim == 2 and name.endswith("weight")
+        (decay if matrix else plain).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -1,0 +1,119 @@
+"""What a person sees of a run: a line of progress, TensorBoard scalars, γ sweeps of validation subjects."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .order import KINDS
+from .preview import Preview, draw
+from .samples import SampleSet
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+
+class Watch:
+    """Sums up between two entries of the log; in other processes than the first it only takes part in sums."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self._errors = torch.zeros(2, 2, dtype=torch.float64)
+        self._norms: dict[str, float] = {}
+        self._steps = 0
+        self._waited = 0.0
+        self._since, self._step = time.perf_counter(), trainer.step
+        self._preview: Preview | None = None
+        self._writer: Any = None
+        if trainer.first:
+            from torch.utils.tensorboard import SummaryWriter
+
+            trainer.folder.mkdir(parents=True, exist_ok=True)
+            self._writer = SummaryWriter(str(trainer.folder / "logs"), purge_step=trainer.step)
+
+    def samples(self, samples: SampleSet) -> None:
+        """Tell what a stage trains on."""
+        counts = ", ".join(f"{n} {kind}" for n, kind in zip(samples.order.counts, KINDS, strict=True))
+        self.say(f"stage {samples.order.stage + 1}: groups {counts}; from step {self.trainer.step}")
+        for sentence in samples.remarks:
+            self.say(sentence)
+        if self.trainer.first and self._preview is None and self.trainer.config.preview_every:
+            self._preview = samples.preview()
+
+    def say(self, sentence: str) -> None:
+        if self.trainer.first:
+            print(sentence, flush=True)
+
+    def waited(self, seconds: float) -> None:
+        """Time in which the device had no batch."""
+        self._waited += seconds
+
+    def errors(self, errors: Tensor, variant: Tensor) -> None:
+        """Losses per sample, and which samples are variants."""
+        for kind, chosen in enumerate((~variant, variant)):
+            self._errors[kind] += torch.stack([errors[chosen].double().sum(), chosen.sum().double()]).cpu()
+
+    def gradients(self, norm: float, branches: dict[str, float]) -> None:
+        self._steps += 1
+        for name, value in {"all": norm, **branches}.items():
+            self._norms[name] = self._norms.get(name, 0.0) + value
+
+    def log(self) -> None:
+        """One entry: losses by kind, gradients by branch, rate, speed, share of time without a batch, time left."""
+        trainer = self.trainer
+        sums = trainer.accelerator.reduce(self._errors.float().to(trainer.accelerator.device)).cpu()  # type: ignore[union-attr]
+        now = time.perf_counter()
+        seconds, steps = max(now - self._since, 1e-9), trainer.step - self._step
+        c = trainer.config
+        speed = steps * c.batch * c.accumulation * trainer.world / seconds
+        left = (c.steps - trainer.step) * seconds / max(steps, 1)
+        values = {f"loss/{kind}": float(s / n) for kind, (s, n) in zip(KINDS, sums, strict=True) if n > 0}
+        values["loss/all"] = float(sums[:, 0].sum() / sums[:, 1].sum().clamp(min=1))
+        values |= {f"gradient/{name}": value / max(self._steps, 1) for name, value in self._norms.items()}
+        alpha, beta = trainer.adapter.gate.alpha_beta().tolist()
+        values |= {"rate": trainer.rate(), "samples_per_second": speed, "waiting_share": self._waited / seconds,
+                   "unreadable": trainer.unreadable, "skipped_steps": trainer.skipped, "gate/alpha": alpha,
+                   "gate/beta": beta}
+        if trainer.first:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, trainer.step)
+            with (trainer.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": trainer.step, **{k: round(v, 6) for k, v in values.items()}}) + "\n")
+            kinds = " ".join(f"{k} {values[f'loss/{k}']:.4f}" for k in KINDS if f"loss/{k}" in values)
+            self.say(f"step {trainer.step}/{c.steps}  loss {values['loss/all']:.4f} ({kinds})  {speed:.1f} samples/s  "
+                     f"waiting {values['waiting_share']:.0%}  left {_clock(left)}")
+        self._errors.zero_()
+        self._norms, self._steps, self._waited = {}, 0, 0.0
+        self._since, self._step = time.perf_counter(), trainer.step
+
+    def preview(self) -> None:
+        """A γ sweep of validation subjects with the averaged weights, as a PNG and in TensorBoard."""
+        trainer = self.trainer
+        if trainer.first and self._preview is not None:
+            from torchvision.transforms.functional import pil_to_tensor
+
+            started = time.perf_counter()
+            with trainer.averaged() as adapter:
+                sheet = draw(self._preview, trainer.frozen, adapter, trainer.config)
+            folder = trainer.folder / "previews"
+            folder.mkdir(exist_ok=True)
+            sheet.save(folder / f"step-{trainer.step:07d}.png")
+            self._writer.add_image("sweep", pil_to_tensor(sheet), trainer.step)
+            self._since += time.perf_counter() - started
+        trainer.accelerator.wait_for_everyone()
+
+    def finish(self) -> None:
+        self.say(f"finished at step {self.trainer.step}")
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
