@@ -23,7 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from .benchmark.cli import add_commands as add_benchmark
+    from .data.cli import add_commands as add_data
     from .demo.cli import add_commands as add_demo
+    from .train.cli import add_commands as add_train
 
     parser = argparse.ArgumentParser(prog="python -m flexip_model", description=__doc__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -38,7 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     convert.set_defaults(run=_convert)
 
     add_benchmark(commands)
+    add_data(commands)
     add_demo(commands)
+    add_train(commands)
     return parser
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class ShardWriter:
         self._progress: dict[str, Any] = {}
 
     def _complete(self) -> list[Path]:
-        done = []
+        done: list[Path] = []
         while (part := self._parts / f"{len(done):06}.parquet").exists():
             done.append(part)
         return done
@@ -115,12 +116,12 @@ class ShardWriter:
                 if self._file is None:
                     self._temporary = self.folder / "shards" / f".{self.dataset}-{self._shard:06}.tar.tmp"
                     self._file = self._temporary.open("wb")
-                    self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
+                    self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
                 self._rows.append(self._write(group).to_row())
                 self.groups += 1
                 self.frames += len(group.frames)
         except OSError as error:
-            self._abandon()
+            self.abandon()
             raise FlexIPError(f"{self.folder} cannot be written ({error.strerror or error}){FULL}") from error
         self._progress = progress or {}
         if self._file is not None and self._file.tell() >= self.max_bytes:
@@ -137,7 +138,7 @@ class ShardWriter:
             sync(self._temporary)
             self._temporary.replace(self.folder / "shards" / name)
         except OSError as error:
-            self._abandon()
+            self.abandon()
             raise FlexIPError(f"{self.folder} cannot be written ({error.strerror or error}){FULL}") from error
         frames = sum(len(row["frames"]) for row in self._rows)
         table = pa.Table.from_pylist(self._rows, SCHEMA).replace_schema_metadata(
@@ -167,14 +168,15 @@ class ShardWriter:
             part.unlink()
         self._parts.rmdir()
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
+        """Throw away the shard in hand; complete shards stay, for a later writer to go on from."""
         if self._file is not None:
-            try:
+            with suppress(OSError):
                 self._file.close()
-            except OSError:
-                pass
             self._temporary.unlink(missing_ok=True)
         self._file, self._rows = None, []
+        with suppress(OSError):  # only an empty folder goes
+            self._parts.rmdir()
 
     def _write(self, group: NewGroup) -> Group:
         number = sum(len(row["frames"]) for row in self._rows)

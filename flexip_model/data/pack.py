@@ -1,0 +1,284 @@
+"""`data pack`: a source in some layout becomes one dataset of a data folder; a second run goes on after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice, repeat
+from pathlib import Path
+from typing import Any
+
+from ..errors import FlexIPError
+from .layouts import Choice, Item, Layout, find_layout
+from .pixels import UNREADABLE, make_frame
+from .schema import NewFrame, NewGroup
+from .shards import MAX_BYTES, ShardWriter
+from .split import NEAR, KeptOut, enough, keep_apart, read_excluded, split_of
+
+SHORT_SIDE = 640
+"""Pixels: room for a crop to the subject at the paper's 512 px (section 4.1)."""
+NAMED = 20
+FEW = 100
+"""Pictures that must have been seen before the share of broken ones can end a run early."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `data pack` does with a source; the command line's help says what each one means."""
+
+    layout: str
+    source: Path
+    folder: Path
+    name: str
+    license: str = ""
+    quality: str = ""
+    val: float = 0.01
+    heldout: float = 0.0
+    exclude: tuple[Path, ...] = ()
+    near: int = NEAR
+    short_side: int = SHORT_SIDE
+    min_side: int = 64
+    choice: Choice = field(default_factory=Choice)
+    broken: float = 0.05
+    processes: int = 1
+    max_bytes: int = MAX_BYTES
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.val < 1 and 0 <= self.heldout < 1 and self.val + self.heldout <= 1):
+            raise FlexIPError("--val and --heldout are shares from 0 to 1, together at most 1")
+        if not 0 <= self.broken <= 1:
+            raise FlexIPError("--broken is a share from 0 to 1")
+        if not 1 <= self.min_side <= self.short_side:
+            raise FlexIPError("--min-side is at least 1 pixel and at most --short-side")
+        if self.processes < 1 or self.choice.views < 2 or self.max_bytes < 1:
+            raise FlexIPError("--processes takes at least 1, --views at least 2, --shard-megabytes more than 0")
+        if not self.source.is_dir():
+            raise FlexIPError(f"SOURCE {self.source} is no folder")
+
+
+@dataclass
+class Tally:
+    """What became of a source's pictures; it is kept with every shard, so that a resumed run reports all of it.
+
+    Attributes:
+        items: things of the source that were read.
+        pictures: pictures and videos that were opened.
+        broken: of these, unreadable ones; `named` has the first few with the reason.
+        small: pictures under `--min-side`.
+        kept_out: pictures that `--exclude` names, or copies of them.
+        no_group: items without a group: too few pictures left, or a video without two frames that fit.
+    """
+
+    items: int = 0
+    pictures: int = 0
+    broken: int = 0
+    small: int = 0
+    kept_out: int = 0
+    no_group: int = 0
+    named: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Result:
+    """One item, loaded: its groups as (suffix, frames with their source's hash), and what was not usable."""
+
+    groups: list[tuple[str, list[tuple[NewFrame, str | None]]]] = field(default_factory=list)
+    pictures: int = 0
+    broken: list[str] = field(default_factory=list)
+    small: int = 0
+
+
+def pack(options: Options, say: Callable[[str], None] = print) -> Tally:
+    """Make a dataset.
+
+    Raises:
+        FlexIPError: the source is not in the layout, too much of it is unreadable, the dataset exists, an unfinished
+            run had other options, or the disk is full.
+    """
+    layout = find_layout(options.layout)
+    kept_out = read_excluded(options.exclude, options.near)
+    license = options.license or layout.license
+    say(f"{layout.name}: {license}")
+    writer = ShardWriter(options.folder, options.name, license, f"layout {layout.name}", max_bytes=options.max_bytes)
+    try:
+        tally = _fill(writer, layout, options, kept_out, say)
+    except BaseException:
+        writer.abandon()
+        raise
+    own, others = keep_apart(writer, options.near)
+    report(tally, writer, own, others, say)
+    return tally
+
+
+def _fill(writer: ShardWriter, layout: Layout, options: Options, kept_out: KeptOut,
+          say: Callable[[str], None]) -> Tally:
+    key = _fingerprint(options)
+    tally, items = Tally(), layout.items(options.source)
+    if writer.resumed is not None:
+        _same_options(writer, key)
+        tally = Tally(**writer.resumed["tally"])
+        last = next(islice(items, tally.items - 1, None), None)
+        if last is None or last.key != writer.resumed["last"]:
+            raise FlexIPError(f"{options.source} changed since the unfinished run of {writer.dataset!r}: put it back, "
+                              f"or {_anew(writer)}")
+        say(f"going on after {tally.items:,} of the source's items, {writer.groups:,} groups")
+    shown = time.monotonic()
+    for item, result in _results(layout, items, options):
+        tally.items += 1
+        tally.pictures += result.pictures
+        tally.broken += len(result.broken)
+        tally.small += result.small
+        tally.named += result.broken[:max(0, NAMED - len(tally.named))]
+        groups = _groups(item, result, layout, options, kept_out, tally)
+        writer.add(groups, {"options": key, "last": item.key, "tally": asdict(tally)})
+        if tally.pictures >= FEW:
+            _check_broken(tally, options)
+        if time.monotonic() - shown > 30:
+            shown = time.monotonic()
+            say(f"{tally.items:,} items, {writer.groups:,} groups, {writer.frames:,} frames")
+    if not writer.groups:
+        raise FlexIPError(_nothing(layout, options, tally))
+    writer.flush()
+    _check_broken(tally, options)
+    return tally
+
+
+def _groups(item: Item, result: Result, layout: Layout, options: Options, kept_out: KeptOut,
+            tally: Tally) -> list[NewGroup]:
+    split = split_of(item.split_key, options.heldout, options.val)
+    groups = []
+    for suffix, frames in result.groups:
+        kept = [frame for frame, source in frames
+                if not kept_out.has((source, hashlib.sha256(frame.picture).hexdigest()), frame.dhash)]
+        tally.kept_out += len(frames) - len(kept)
+        if enough(layout.kind, [frame.role for frame in kept]):
+            groups.append(NewGroup(item.key + suffix, layout.kind, tuple(kept), split,
+                                   options.quality or layout.quality))
+    tally.no_group += not groups
+    return groups
+
+
+def _results(layout: Layout, items: Iterator[Item], options: Options) -> Iterator[tuple[Item, Result]]:
+    """Each item with what became of it, in order; loaded by other processes when there is more than one."""
+    jobs: Iterator[Any] = ((layout.name, item, options.choice, options.short_side, options.min_side) for item in items)
+    if options.processes == 1:
+        for job in jobs:
+            yield job[1], load(*job)
+        return
+    from concurrent.futures import Future, ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(options.processes, get_context("spawn"), _end_with, (os.getpid(),)) as pool:
+        try:
+            waiting: deque[tuple[Item, Future[Result]]] = deque()
+            for job in chain(jobs, repeat(None, options.processes * 4)):
+                if job is not None:
+                    waiting.append((job[1], pool.submit(load, *job)))
+                if waiting and (job is None or len(waiting) >= options.processes * 4):
+                    item, future = waiting.popleft()
+                    yield item, future.result()
+        except BrokenProcessPool as error:
+            raise FlexIPError("a process that reads pictures was ended from outside, most often for want of memory; "
+                              "run the same command with fewer --processes, it goes on") from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with(parent: int) -> None:
+    """A worker leaves when its parent is gone, also after kill -9."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def load(layout: str, item: Item, choice: Choice, short_side: int, min_side: int) -> Result:
+    """Decode one item; what cannot be read is named in the result and never raised."""
+    result = Result()
+    try:
+        groups = find_layout(layout).load(item, choice)
+    except FlexIPError:
+        raise
+    except UNREADABLE as error:
+        return Result(pictures=1, broken=[f"{item.key}: {error}"])
+    if not groups:
+        result.pictures = 1
+    for group in groups:
+        frames = []
+        for raw in group.frames:
+            result.pictures += 1
+            try:
+                frame = make_frame(raw, short_side)
+            except UNREADABLE as error:
+                result.broken.append(f"{raw}: {error}")
+                continue
+            if min(frame[0].width, frame[0].height) < min_side:
+                result.small += 1
+            else:
+                frames.append(frame)
+        result.groups.append((group.suffix, frames))
+    return result
+
+
+def _fingerprint(options: Options) -> dict[str, Any]:
+    values = asdict(options)
+    for name in ("folder", "name", "processes", "broken", "max_bytes"):
+        del values[name]
+    values["source"] = str(options.source.resolve())
+    values["exclude"] = [str(path.resolve()) for path in options.exclude]
+    return values
+
+
+def _same_options(writer: ShardWriter, now: dict[str, Any]) -> None:
+    before = (writer.resumed or {}).get("options", {})
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise FlexIPError(f"an unfinished run of {writer.dataset!r} had {name} {before.get(name)!r} and this one "
+                              f"has {value!r}: repeat it as it was, or {_anew(writer)}")
+
+
+def _anew(writer: ShardWriter) -> str:
+    return f"delete {writer.index.with_suffix('.parts')} to begin anew"
+
+
+def _check_broken(tally: Tally, options: Options) -> None:
+    if tally.broken > options.broken * tally.pictures:
+        some = "; ".join(tally.named[:3])
+        raise FlexIPError(
+            f"{tally.broken:,} of {tally.pictures:,} pictures or videos cannot be read, more than the "
+            f"{options.broken:.0%} that --broken allows, such as {some}; mend or remove them, or allow more")
+
+
+def _nothing(layout: Layout, options: Options, tally: Tally) -> str:
+    if not tally.items:
+        return f"{options.source} holds nothing in the layout {layout.name}, which is: {layout.expects}"
+    what = f"{tally.items:,} items gave no group: {tally.broken:,} unreadable, {tally.small:,} under --min-side, " \
+           f"{tally.kept_out:,} kept out"
+    if layout.kind == "video":
+        what += "; frames of one shot have to be --gap of the video's length apart and inside the --similarity band " \
+                "(--gap-of shot helps with short shots in long videos)"
+    return what + (f"; such as {tally.named[0]}" if tally.named else "")
+
+
+def report(tally: Tally, writer: ShardWriter, own: int, others: int, say: Callable[[str], None]) -> None:
+    """Say what was packed, what was left out, and why."""
+    say(f"{writer.dataset}: {writer.groups:,} groups, {writer.frames:,} frames from {tally.items:,} items")
+    for count, what in ((tally.broken, "unreadable"), (tally.small, "smaller than --min-side"),
+                        (tally.kept_out, "kept out by --exclude, as the same file or a near copy"),
+                        (own, "left out of the index: copies of a held-out or validation picture"),
+                        (others, "taken out of other datasets' indexes: copies of a held-out or validation picture")):
+        if count:
+            say(f"  {count:,} pictures {what}")
+    if tally.no_group:
+        say(f"  {tally.no_group:,} items without a group: too few pictures, or no two frames that fit")
+    for line in tally.named:
+        say(f"  unreadable: {line}")
