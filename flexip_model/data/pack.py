@@ -272,13 +272,12 @@ def _nothing(layout: Layout, options: Options, tally: Tally) -> str:
 def report(tally: Tally, writer: ShardWriter, own: int, others: int, say: Callable[[str], None]) -> None:
     """Say what was packed, what was left out, and why."""
     say(f"{writer.dataset}: {writer.groups:,} groups, {writer.frames:,} frames from {tally.items:,} items")
-    for count, what in ((tally.broken, "unreadable"), (tally.small, "smaller than --min-side"),
-                        (tally.kept_out, "kept out by --exclude, as the same file or a near copy"),
-                        (own, "left out of the index: copies of a held-out or validation picture"),
-                        (others, "taken out of other datasets' indexes: copies of a held-out or validation picture")):
+    for what, count in (("unreadable", tally.broken), ("smaller than --min-side", tally.small),
+                        ("kept out by --exclude, the same file or a near copy", tally.kept_out),
+                        ("left out of the index, copies of a held-out or validation picture", own),
+                        ("taken out of other datasets' indexes, copies of one of this dataset's", others),
+                        ("items without a group (too few pictures, or no two frames that fit)", tally.no_group)):
         if count:
-            say(f"  {count:,} pictures {what}")
-    if tally.no_group:
-        say(f"  {tally.no_group:,} items without a group: too few pictures, or no two frames that fit")
+            say(f"  {what}: {count:,}")
     for line in tally.named:
-        say(f"  unreadable: {line}")
+        say(f"    {line}")

@@ -8,6 +8,7 @@ import json
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ class ShardWriter:
         if (self.folder / FOLDER_FILE).exists():
             read_folder_file(self.folder)
         if self.index.exists():
+            self._clear_parts()  # of a run that was killed after its last step but one
             raise FlexIPError(f"{self.folder} has a dataset {dataset!r} already; choose another --name, or delete "
                               f"{self.index} and its shards first")
         try:
@@ -77,6 +79,9 @@ class ShardWriter:
             (self.folder / "shards").mkdir(exist_ok=True)
         except OSError as error:
             raise FlexIPError(f"{self.folder} cannot be written ({error.strerror})") from error
+        for leftover in chain(self._parts.glob(".*.tmp"), self.index.parent.glob(f".{dataset}.*.tmp"),
+                              (self.folder / "shards").glob(f".{dataset}-[0-9]*.tar.tmp")):
+            leftover.unlink()
         done = self._complete()
         self.resumed: dict[str, Any] | None = None
         self.groups = self.frames = 0
@@ -86,8 +91,6 @@ class ShardWriter:
             self.frames += int((metadata.metadata or {}).get(b"flexip.frames", 0))
             self.resumed = json.loads((metadata.metadata or {})[PROGRESS])
         self._shard = len(done)
-        for leftover in (self.folder / "shards").glob(f".{dataset}-*.tar.tmp"):
-            leftover.unlink()
         self._file: io.BufferedWriter | None = None
         self._rows: list[dict[str, Any]] = []
         self._progress: dict[str, Any] = {}
@@ -164,9 +167,13 @@ class ShardWriter:
         write_folder_file(self.folder, {**datasets, self.dataset: {"license": self.license, "note": self.note}})
         batches = (batch if change is None else change(batch) for batch in self.parts())
         write_index(self.index, batches)
-        for part in self._complete():
+        self._clear_parts()
+
+    def _clear_parts(self) -> None:
+        for part in self._parts.glob("*.parquet"):
             part.unlink()
-        self._parts.rmdir()
+        with suppress(OSError):
+            self._parts.rmdir()
 
     def abandon(self) -> None:
         """Throw away the shard in hand; complete shards stay, for a later writer to go on from."""

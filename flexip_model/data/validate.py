@@ -59,7 +59,7 @@ def validate(folder: Path, quick: bool = False) -> Check:
         ids.append(_dataset(folder, name, check, quick, heldout))
     every = np.concatenate(ids)
     if len(np.unique(every)) != len(every):
-        check.error(f"{len(every) - len(np.unique(every)):,} frame ids occur more than once in the folder")
+        check.error(f"{len(every) - len(np.unique(every)):,} frame ids occur in more than one dataset")
     for name in found:
         for batch in _batches(folder, name):
             rows = batch.filter(pa.compute.equal(batch.column("split"), "train"))
@@ -103,7 +103,9 @@ def _dataset(folder: Path, name: str, check: Check, quick: bool, heldout: set[st
                     check.error(f"{where}: {frame.frame_id}: {text}")
     if twice := len(groups) - len(np.unique(np.array(groups))):
         check.error(f"{name}: {twice:,} group ids occur more than once, so that a group may lie in two splits")
-    return np.array(ids)
+    if twice := len(ids) - len(np.unique(np.array(ids))):
+        check.error(f"{name}: {twice:,} frame ids occur more than once")
+    return np.unique(np.array(ids))
 
 
 def _number(text: str) -> int:
