@@ -18,67 +18,7 @@ from flexip_model.errors import FlexIPError
 from flexip_model.gate import gamma_tensor
 from flexip_model.hosts.diffusers import Condition, inject
 
-CHANNELS = (320, 640, 1280, 1280)
-# Widths of IP-Adapter's layers 1, 3, 5 …: down, up, middle.
-LAYERS = (320, 320, 640, 640, 1280, 1280, *[1280] * 3, *[640] * 3, *[320] * 3, 1280)
-TOKENS, WIDTH = 768, 768
-
-
-def random(*shape: int, scale: float | None = None) -> Tensor:
-    return torch.randn(shape) * (shape[-1] ** -0.5 if scale is None else scale)
-
-
-def attention_weights(token_width: int = TOKENS, layers: tuple[int, ...] = LAYERS) -> dict[str, Tensor]:
-    return {
-        f"ip_adapter.{2 * number + 1}.{name}_ip.weight": random(channels, token_width)
-        for number, channels in enumerate(layers)
-        for name in ("to_k", "to_v")
-    }
-
-
-def plain_weights(clip_width: int = 1024) -> dict[str, Tensor]:
-    return {
-        "image_proj.proj.weight": random(4 * TOKENS, clip_width),
-        "image_proj.proj.bias": random(4 * TOKENS, scale=0.1),
-        "image_proj.norm.weight": 1 + random(TOKENS, scale=0.1),
-        "image_proj.norm.bias": random(TOKENS, scale=0.1),
-        **attention_weights(),
-    }
-
-
-def plus_weights() -> dict[str, Tensor]:
-    weights = {
-        "latents": random(1, 16, WIDTH),
-        "proj_in.weight": random(WIDTH, 1280),
-        "proj_in.bias": random(WIDTH, scale=0.1),
-        "proj_out.weight": random(TOKENS, WIDTH),
-        "proj_out.bias": random(TOKENS, scale=0.1),
-        "norm_out.weight": 1 + random(TOKENS, scale=0.1),
-        "norm_out.bias": random(TOKENS, scale=0.1),
-    }
-    for layer in range(4):
-        inner = {
-            "0.norm1.weight": 1 + random(WIDTH, scale=0.1),
-            "0.norm1.bias": random(WIDTH, scale=0.1),
-            "0.norm2.weight": 1 + random(WIDTH, scale=0.1),
-            "0.norm2.bias": random(WIDTH, scale=0.1),
-            "0.to_q.weight": random(WIDTH, WIDTH),
-            "0.to_kv.weight": random(2 * WIDTH, WIDTH),
-            "0.to_out.weight": random(WIDTH, WIDTH),
-            "1.0.weight": 1 + random(WIDTH, scale=0.1),
-            "1.0.bias": random(WIDTH, scale=0.1),
-            "1.1.weight": random(4 * WIDTH, WIDTH),
-            "1.3.weight": random(WIDTH, 4 * WIDTH),
-        }
-        weights |= {f"layers.{layer}.{key}": value for key, value in inner.items()}
-    return {f"image_proj.{key}": value for key, value in weights.items()} | attention_weights()
-
-
-def save(path: Path, weights: dict[str, Tensor], **metadata: str) -> Path:
-    save_file({key: value.contiguous() for key, value in weights.items()}, path, metadata=metadata or None)
-    return path
-
-
+from .ip_adapter_files import CHANNELS, TOKENS, attention_weights, plain_weights, plus_weights, random, save
 @pytest.fixture(scope="module")
 def unet():
     """SD1.5's UNet at its real widths; its weights are views of one random buffer, so it costs 120 MB, not 3.4 GB."""

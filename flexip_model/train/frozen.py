@@ -34,7 +34,7 @@ class Frozen:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Frozen:
         for module in self._modules():
-            module.to(device, dtype)
+            torch.nn.Module.to(module, device, dtype)  # diffusers' own warns of every cast
         return self
 
     def _modules(self) -> list[Any]:

@@ -15,7 +15,7 @@ from ..errors import FlexIPError
 from ..preprocess import keep_patches, prepare
 from .config import TrainConfig
 from .frozen import Frozen
-from .groups import Groups
+from .groups import Groups, Subject
 from .order import KINDS, Order, Ticket
 from .preview import SUBJECTS, Preview
 
@@ -33,12 +33,10 @@ class SampleSet(TorchDataset):
 
     Attributes:
         order: which group a ticket takes, and its random numbers.
-        remarks: sentences for the person who started the run.
     """
 
     def __init__(self, config: TrainConfig, groups: Groups, order: Order, frozen: Frozen) -> None:
         self.config, self.groups, self.order = config, groups, order
-        self.remarks = list(groups.remarks)
         self.tokenizer = frozen.tokenizer
         self.clip_size, self.dino_size = frozen.clip.image_size, frozen.dino.image_size
         self.dino_patch = frozen.dino.patch
@@ -62,18 +60,18 @@ class SampleSet(TorchDataset):
                 number = int(rng.integers(self.order.counts[ticket.kind]))
         raise FlexIPError(f"{ATTEMPTS} {KINDS[ticket.kind]} groups in a row could not be read, the last: {complaint}")
 
-    def _make(self, group: Group, variant: bool, rng: np.random.Generator) -> dict[str, Any]:
-        target, reference = choose(group, variant, rng)
+    def _make(self, subject: Subject, variant: bool, rng: np.random.Generator) -> dict[str, Any]:
+        target, reference = choose(subject.group, variant, rng)
         c = self.config
         sample: dict[str, Any] = {"variant": variant}
-        cached = self.groups.latents(target)
-        if cached is not None:
-            sample["latents"] = cached
+        latents = subject.caches["latents"].get(target) if "latents" in subject.caches else None
+        if latents is None:
+            sample["pixels"] = square(subject.picture(target), c.size, target.box)
         else:
-            sample["pixels"] = square(self.groups.picture(target), c.size, target.box)
+            sample["latents"] = latents
         flip = rng.random() < (c.references.flip_variant if variant else c.references.flip_image)
         white = rng.random() < c.references.white
-        sample |= self._reference(reference, flip, white)
+        sample |= self._reference(subject, reference, flip, white)
         case = rng.random()
         d = c.dropout
         sample["no_image"] = case < d.image or d.image + d.text <= case < d.image + d.text + d.both
@@ -86,42 +84,37 @@ class SampleSet(TorchDataset):
         sample["noise"] = torch.from_numpy(rng.standard_normal((4, self.latent_side, self.latent_side), np.float32))
         return sample
 
-    def _reference(self, frame: Frame, flip: bool, white: bool) -> dict[str, Any]:
-        mask = self.groups.mask(frame) if white else None
-        cls = self.groups.cls(frame, mask is not None, flip)
-        patches = self.groups.patches(frame, mask is not None, flip)
+    def _reference(self, subject: Subject, frame: Frame, flip: bool, white: bool) -> dict[str, Any]:
+        """[CLS] and patches from the caches, or the pictures for the encoders; and the patches to read."""
+        white = white and frame.mask_offset is not None
         found: dict[str, Any] = {}
-        if cls is not None:
-            found["cls"] = cls
-        if patches is not None:
-            found["patches"] = patches
-        picture = self.groups.picture(frame)
-        crop = self.config.references.crop
-        if mask is None and crop == "subject":
-            crop = "pad"
-        seen = [prepare(picture, size, None if mask is None else mask[None], crop) for size in
-                ([] if cls is not None else [self.clip_size]) + [self.dino_size]]
-        keep = keep_patches(seen[-1].subject, self.dino_patch) if mask is not None else None
+        for name, kind in (("cls", "clip"), ("patches", "dino")):
+            cached = subject.caches[kind].get(frame, white, flip) if kind in subject.caches else None
+            if cached is not None:
+                found[name] = cached
         side = self.dino_size // self.dino_patch
-        grid = torch.ones(side, side, dtype=torch.bool) if keep is None else keep[0].unflatten(0, (side, side))
-
-        def turned(value: Tensor) -> Tensor:
-            return value.flip(-1) if flip else value
-
-        if cls is None:
-            found["clip_pixels"] = turned(seen[0].pixels[0])
-        if patches is None:
-            found["dino_pixels"] = turned(seen[-1].pixels[0])
-        found["keep"] = turned(grid).flatten()
-        return found
+        keep = subject.caches["dino"].keep(frame, flip) if white and "patches" in found else None
+        if len(found) < 2:
+            mask = subject.mask(frame) if white else None
+            crop = "pad" if mask is None and self.config.references.crop == "subject" else self.config.references.crop
+            picture = subject.picture(frame)
+            sizes = {"cls": ("clip_pixels", self.clip_size), "patches": ("dino_pixels", self.dino_size)}
+            for raw, size in (sizes[name] for name in sizes if name not in found):
+                seen = prepare(picture, size, None if mask is None else mask[None], crop)
+                found[raw] = seen.pixels[0].flip(-1) if flip else seen.pixels[0]
+                if raw == "dino_pixels" and mask is not None:
+                    kept = keep_patches(seen.subject, self.dino_patch)
+                    grid = None if kept is None else kept[0].unflatten(0, (side, side))
+                    keep = None if grid is None else (grid.flip(-1) if flip else grid).flatten()
+        return found | {"keep": torch.ones(side * side, dtype=torch.bool) if keep is None else keep}
 
     def preview(self) -> Preview | None:
-        """The first validation subjects (held-out ones, else the first of training), or None without any."""
+        """A few subjects of the split `val`, else of training; None without any."""
         references: list[Image] = []
         prompts: list[str] = []
-        for group in self.groups.validation(SUBJECTS):
-            target, reference = choose(group, len(group.frames) > 1, np.random.default_rng(0))
-            references.append(self.groups.picture(reference))
+        for subject in self.groups.validation(SUBJECTS):
+            target, reference = choose(subject.group, subject.group.variant, np.random.default_rng(0))
+            references.append(subject.picture(reference))
             prompts.append(next((text for text in target.captions if text), ""))
         return Preview(references, prompts) if references else None
 
@@ -132,7 +125,10 @@ def choose(group: Group, variant: bool, rng: np.random.Generator) -> tuple[Frame
     target = targets[int(rng.integers(len(targets)))]
     if not variant:
         return target, target
+    # A pair may have one reference only; a packer never makes a variant group of one frame.
     others = [f for f in group.frames if f.role in ("any", "reference") and f.frame_id != target.frame_id]
+    if not others:
+        raise FlexIPError(f"{group.group_id} has no second frame to be the reference")
     return target, others[int(rng.integers(len(others)))]
 
 
@@ -156,13 +152,17 @@ def open_samples(config: TrainConfig, frozen: Frozen, stage: int, world: int) ->
     return SampleSet(config, groups, order, frozen)
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Samples to a batch of tensors.
+CACHED = {"latents": "pixels", "cls": "clip_pixels", "patches": "dino_pixels"}
+"""What may come from a cache, and what it is made from otherwise."""
 
-    A key that only some samples hold (cached or not) is an error of the cache: `Groups` gives a cache all or nothing.
-    """
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Samples to a batch of tensors; the values of the keys of `CACHED` are those of the samples that have one, and
+    `NAME_cached` (B,) bool says which have."""
     batch: dict[str, Any] = {}
-    for key, first in samples[0].items():
-        values = [sample[key] for sample in samples]
-        batch[key] = torch.stack(values) if isinstance(first, Tensor) else torch.tensor(values)
+    for key in dict.fromkeys(key for sample in samples for key in sample):
+        values = [sample[key] for sample in samples if key in sample]
+        batch[key] = torch.stack(values) if isinstance(values[0], Tensor) else torch.tensor(values)
+    for name in CACHED:
+        batch[f"{name}_cached"] = torch.tensor([name in sample for sample in samples])
     return batch

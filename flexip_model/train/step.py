@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from ..adapter import FlexIPAdapter, ReferenceFeatures
 from ..hosts.diffusers import Condition, inject
 from ..preprocess import normalize
 from .frozen import Frozen
+from .samples import CACHED
 
 BRANCHES = {
     "preservation": ("queries", "resampler_queries", "resampler_cls", "project_retrieval", ".preservation."),
@@ -36,7 +38,7 @@ class TrainStep(nn.Module):
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """A collated batch (see `samples.collate`), on the device, to the weighted squared errors, (B,) float32."""
         frozen, host = self._held
-        latents = batch["latents"] if "latents" in batch else frozen.encode_latents(batch["pixels"])
+        latents = fill(batch, "latents", frozen.encode_latents)
         cls, patches = self.features(batch)
         image = (~batch["no_image"]).float()
         keep = batch["keep"] | batch["no_image"][:, None]
@@ -57,15 +59,14 @@ class TrainStep(nn.Module):
 
     @torch.no_grad()
     def features(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """[CLS] and patch features of the references, float32; what the batch holds from a cache is taken as it is."""
+        """[CLS] and patch features of the references, (B, C) and (B, M, W), float32."""
         clip, dino = self.frozen.clip, self.frozen.dino
 
-        def seen(name: str, encoder: Any) -> Tensor:
-            return normalize(batch[name], encoder.mean, encoder.std).to(next(encoder.parameters()).dtype)
+        def seen(pixels: Tensor, encoder: Any) -> Tensor:
+            return normalize(pixels, encoder.mean, encoder.std).to(next(encoder.parameters()).dtype)
 
-        cls = batch["cls"] if "cls" in batch else clip(seen("clip_pixels", clip)).cls
-        patches = batch["patches"] if "patches" in batch else dino(seen("dino_pixels", dino))
-        return cls.float(), patches.float()
+        return (fill(batch, "cls", lambda pixels: clip(seen(pixels, clip)).cls.float()),
+                fill(batch, "patches", lambda pixels: dino(seen(pixels, dino)).float()))
 
     def _weights(self, steps: Tensor, velocity: bool) -> Tensor | float:
         """Min-SNR weights (Hang et al., 2023), or 1: the paper's loss."""
@@ -74,6 +75,20 @@ class TrainStep(nn.Module):
         alpha = self.frozen.scheduler.alphas_cumprod.to(steps.device)[steps]
         snr = alpha / (1 - alpha)
         return snr.clamp(max=self.min_snr) / (snr + 1 if velocity else snr)
+
+
+def fill(batch: dict[str, Any], name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
+    """What the samples have from a cache, and for the others what `make` makes of their pictures, in their order."""
+    if CACHED[name] not in batch:
+        held: Tensor = batch[name]
+        return held
+    made = make(batch[CACHED[name]])
+    if name not in batch:
+        return made
+    cached = batch[f"{name}_cached"]
+    whole = made.new_empty(len(cached), *made.shape[1:])
+    whole[cached], whole[~cached] = batch[name].to(made), made
+    return whole
 
 
 def branch_of(name: str) -> str | None:

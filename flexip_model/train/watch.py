@@ -39,7 +39,7 @@ class Watch:
         """Tell what a stage trains on."""
         counts = ", ".join(f"{n} {kind}" for n, kind in zip(samples.order.counts, KINDS, strict=True))
         self.say(f"stage {samples.order.stage + 1}: groups {counts}; from step {self.trainer.step}")
-        for sentence in samples.remarks:
+        for sentence in samples.groups.remarks:
             self.say(sentence)
         if self.trainer.first and self._preview is None and self.trainer.config.preview_every:
             self._preview = samples.preview()
