@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import sys
 from pathlib import Path
+
+from ..errors import FlexIPError
 
 
 def add_caption_and_cache(commands: argparse._SubParsersAction) -> None:
     """Add both subcommands to those of `python -m flexip_model data`."""
+    _add_caption(commands)
     _add_cache(commands)
+
+
+def _add_caption(commands: argparse._SubParsersAction) -> None:
+    caption = commands.add_parser(
+        "caption", help="write a caption for every frame that has none",
+        description="Write a caption of under 60 tokens for every frame that has none. What is finished stays: run the "
+        "same command again after an interruption. Under torchrun or accelerate launch the shards are shared out.")
+    caption.add_argument("folder", type=Path, metavar="DATA", help="made by `data pack`")
+    caption.add_argument("--captioner", choices=("qwen2-vl", "chat", "blip", "file"), default="qwen2-vl",
+                         help="qwen2-vl (the paper's); chat: another model with a chat template; blip: a model that "
+                         "captions unasked; file: what another tool wrote")
+    caption.add_argument("--model", metavar="FOLDER", help="the model, such as a local Qwen2-VL-7B-Instruct")
+    caption.add_argument("--download", action="store_true",
+                         help="let --model be a name on the Hugging Face hub; without it nothing is fetched")
+    caption.add_argument("--captions", type=Path, metavar="FILE",
+                         help="for file: JSON lines with frame_id and caption, or a folder of FRAME_ID.txt")
+    caption.add_argument("--again", action="store_true", help="caption what has captions too, and replace them")
+    _add_device(caption, ("auto", "float32", "bfloat16", "float16"))
+    caption.set_defaults(run=_caption)
 
 
 def _add_cache(commands: argparse._SubParsersAction) -> None:
@@ -24,22 +48,43 @@ def _add_cache(commands: argparse._SubParsersAction) -> None:
     cache.add_argument("--crop", choices=("pad", "center", "subject"), default="pad",
                        help="of references, as the training config's references.crop (pad)")
     cache.add_argument("--flips", action="store_true", help="mirrored pictures too")
-    _add_device(cache, batch=16)
-    cache.add_argument("--threads", type=int, default=4, help="that decode pictures, per process (4)")
-    cache.add_argument("--processes", type=int, default=1, help="on this machine, sharing the shards and the GPUs (1)")
+    _add_device(cache, ("float32", "bfloat16", "float16"))
     cache.set_defaults(run=_cache)
 
 
-def _add_device(parser: argparse.ArgumentParser, batch: int) -> None:
-    parser.add_argument("--batch", type=int, default=batch, help=f"pictures at a time ({batch})")
+def _add_device(parser: argparse.ArgumentParser, dtypes: tuple[str, ...]) -> None:
+    parser.add_argument("--batch", type=int, default=16, help="pictures at a time (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (auto: a GPU where there is one)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
-                        help="that the network computes in (float32)")
+    parser.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="that the network computes in (%(default)s)")
+    parser.add_argument("--threads", type=int, default=4, help="that decode pictures, per process (%(default)s)")
+    parser.add_argument("--processes", type=int, default=1,
+                        help="on this machine, sharing the shards and the GPUs (%(default)s)")
+
+
+def _caption(options: argparse.Namespace) -> None:
+    _require()
+    from .caption import CaptionTask, caption
+
+    task = CaptionTask(options.folder, options.captioner, options.model, options.captions, options.download,
+                       options.batch, options.device, options.dtype, options.threads, options.again)
+    try:
+        report = caption(task, options.processes)
+    except KeyboardInterrupt:
+        print("stopped; what was captioned is in the index, the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    print("\n".join(report.lines()))
 
 
 def _cache(options: argparse.Namespace) -> None:
+    _require()
     from .encode import CacheTask, make_caches
 
     task = CacheTask(options.folder, options.vae, options.clip, options.dino, options.size, options.crop,
                      options.flips, options.batch, options.device, options.dtype, options.threads)
     make_caches(task, options.processes)
+
+
+def _require() -> None:
+    for module, package in {"pyarrow": "pyarrow", "PIL": "pillow"}.items():
+        if importlib.util.find_spec(module) is None:
+            raise FlexIPError(f"training data needs {package}: pip install 'comfyui-flexip[train]'")

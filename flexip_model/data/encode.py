@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..errors import FlexIPError
 from .cache import MANIFEST, cache_file, read_manifest, tensor_name, write_manifest
 from .format import Dataset, Frame
 from .makers import LatentMaker, Maker, Views, all_names, load_makers
-from .processes import Share, check_parent, run_shares
+from .processes import Share, ahead, check_parent, pick_device, run_shares
 from .tensorfile import TensorFile
 from .walk import STAMP, ShardRows, finished_names, list_shards, mark_caches, read_frames, stamp
 
@@ -66,25 +66,6 @@ def make_caches(task: CacheTask, processes: int = 1) -> None:
         raise FlexIPError("--batch, --threads and --processes must be at least 1")
     Dataset.open(task.folder)
     run_shares(_work, task, processes)
-
-
-def pick_device(name: str, local: int = 0) -> torch.device:
-    """`auto`, `cpu`, `cuda` or a device that torch knows; of several GPUs the one of this process.
-
-    Raises:
-        FlexIPError: torch does not know it, or does not see it.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and torch.cuda.device_count() > 1:
-        name = f"cuda:{local % torch.cuda.device_count()}"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise FlexIPError(f"the device {name} cannot be used ({str(error).splitlines()[0]}); "
-                          "choose auto, cpu or cuda") from error
-    return device
 
 
 def _work(task: CacheTask, share: Share) -> None:
@@ -141,7 +122,7 @@ def _encode_shard(task: CacheTask, dataset: Dataset, makers: Sequence[Maker], ta
         for maker in missing:
             files.append((maker, TensorFile(paths[id(maker)], all_names(ids), {STAMP: wanted})))
         todo = [frame for frame in frames if any(frame.frame_id not in file.done for _, file in files)]
-        for loaded in _ahead(dataset, missing, todo, task):
+        for loaded in ahead(partial(_load, dataset, missing), todo, task.batch, task.threads):
             check_parent()
             for number, (maker, file) in enumerate(files):
                 _add(maker, number, file, loaded, task.batch)
@@ -162,18 +143,6 @@ class _Loaded:
     frame: Frame
     views: list[Views] = field(default_factory=list)
     complaint: str = ""
-
-
-def _ahead(dataset: Dataset, makers: Sequence[Maker], frames: Sequence[Frame],
-           task: CacheTask) -> Iterator[list[_Loaded]]:
-    """Batches of frames, decoded in threads while the networks are at the batch before."""
-    batches = [frames[start : start + task.batch] for start in range(0, len(frames), task.batch)]
-    with ThreadPoolExecutor(task.threads) as pool:
-        coming = [pool.submit(_load, dataset, makers, frame) for frame in batches[0]] if batches else []
-        for place in range(len(batches)):
-            now, coming = coming, [pool.submit(_load, dataset, makers, frame)
-                                   for frame in (batches[place + 1] if place + 1 < len(batches) else [])]
-            yield [job.result() for job in now]
 
 
 def _load(dataset: Dataset, makers: Sequence[Maker], frame: Frame) -> _Loaded:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..errors import FlexIPError
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Share(NamedTuple):
@@ -84,6 +91,38 @@ def check_parent() -> None:
         sys.exit(1)
 
 
+def ahead(load: Callable[[T], R], items: Sequence[T], batch: int, threads: int) -> Iterator[list[R]]:
+    """`load` of every item in batches, in order; the next batch loads in threads while the caller is at this one."""
+    batches = [items[start : start + batch] for start in range(0, len(items), batch)]
+    with ThreadPoolExecutor(threads) as pool:
+        coming = [pool.submit(load, item) for item in batches[0]] if batches else []
+        for following in [*batches[1:], []]:
+            now, coming = coming, [pool.submit(load, item) for item in following]
+            if now:
+                yield [job.result() for job in now]
+
+
+def pick_device(name: str, local: int = 0) -> torch.device:
+    """`auto`, `cpu`, `cuda` or a device that torch knows; of several GPUs the one of this process.
+
+    Raises:
+        FlexIPError: torch does not know it, or does not see it.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.device_count() > 1:
+        name = f"cuda:{local % torch.cuda.device_count()}"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise FlexIPError(f"the device {name} cannot be used ({str(error).splitlines()[0]}); "
+                          "choose auto, cpu or cuda") from error
+    return device
+
+
 def _member(work: Callable[[Any, Share], None], task: Any, share: Share, errors: Any) -> None:
     import torch
 
@@ -93,3 +132,5 @@ def _member(work: Callable[[Any, Share], None], task: Any, share: Share, errors:
     except FlexIPError as error:
         errors.put(str(error))
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

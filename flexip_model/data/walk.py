@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -76,33 +76,50 @@ def mark_caches(folder: Path) -> dict[str, int]:
     keys = list(list_caches(folder))
     counts = dict.fromkeys(keys, 0)
     for name in index_names(folder):
-        path = folder / "index" / f"{name}.parquet"
-        table = pq.read_table(path, schema=SCHEMA, columns=["frames"])
+        table = pq.read_table(folder / "index" / f"{name}.parquet", schema=SCHEMA, columns=["frames"])
         stamps = {rows.shard: stamp(table, rows) for rows in list_shards(table)}
         del table
 
-        def changed(path: Path = path, stamps: dict[str, str] = stamps) -> Iterator[pa.RecordBatch]:
-            @lru_cache(maxsize=64)
-            def held(key: str, shard: str) -> frozenset[str]:
-                file = cache_file(folder, key, shard)
-                return finished_names(file, stamps[shard]) or frozenset()
+        @lru_cache(maxsize=64)
+        def names_in(key: str, shard: str, stamps: dict[str, str] = stamps) -> frozenset[str]:
+            return finished_names(cache_file(folder, key, shard), stamps[shard]) or frozenset()
 
-            for batch in pq.ParquetFile(path).iter_batches(batch_size=1 << 14):
-                frames = batch.column("frames").cast(SCHEMA.field("frames").type)
-                flat = frames.flatten()
-                found = [[key for key in keys if frame in held(key, shard)] for frame, shard in
-                         zip(flat.field("frame_id").to_pylist(), flat.field("shard").to_pylist(), strict=True)]
-                for key in keys:
-                    counts[key] += sum(key in entry for entry in found)
-                columns = [flat.field(i) for i in range(flat.type.num_fields)]
-                columns[flat.type.get_field_index("caches")] = pa.array(found, pa.list_(pa.string()))
-                arrays = list(batch.columns)
-                arrays[batch.schema.get_field_index("frames")] = rebuild(
-                    frames, pa.StructArray.from_arrays(columns, fields=list(flat.type)))
-                yield pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+        def caches(frame_id: str, shard: str, _: list[str], names_in: Any = names_in) -> list[str]:
+            found = [key for key in keys if frame_id in names_in(key, shard)]
+            for key in found:
+                counts[key] += 1
+            return found
 
-        write_index(path, changed())
+        rewrite_frames(folder, name, "caches", caches)
     return counts
+
+
+def rewrite_frames(folder: Path, dataset: str, column: str, change: Callable[[str, str, list[str]], list[str]]) -> None:
+    """Rewrite a column of texts of a dataset's frames, atomically, and row by row: 40 M frames need little memory.
+
+    Args:
+        column: `captions` or `caches`.
+        change: (frame_id, shard, what is there) → what is to be there.
+
+    Raises:
+        FlexIPError: the disk refuses; the index is as it was.
+    """
+    path = folder / "index" / f"{dataset}.parquet"
+
+    def changed() -> Iterator[pa.RecordBatch]:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=1 << 14):
+            frames = batch.column("frames").cast(SCHEMA.field("frames").type)
+            flat = frames.flatten()
+            values = [change(frame_id, shard, old or []) for frame_id, shard, old in zip(
+                *(flat.field(name).to_pylist() for name in ("frame_id", "shard", column)), strict=True)]
+            columns = [flat.field(i) for i in range(flat.type.num_fields)]
+            columns[flat.type.get_field_index(column)] = pa.array(values, pa.list_(pa.string()))
+            arrays = list(batch.columns)
+            arrays[batch.schema.get_field_index("frames")] = rebuild(
+                frames, pa.StructArray.from_arrays(columns, fields=list(flat.type)))
+            yield pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+
+    write_index(path, changed())
 
 
 def finished_names(file: Path, wanted: str) -> frozenset[str] | None:
