@@ -148,6 +148,18 @@ def test_updates_change_named_frames_alone(tmp_path: Path) -> None:
     assert (folder / "index" / "pets.parquet").read_bytes() == before
 
 
+def test_a_picture_that_a_shard_no_longer_has_is_an_error_by_name(tmp_path: Path) -> None:
+    folder = make(tmp_path / "data")
+    data = Dataset.open(folder)
+    frame = data.group(5).frames[1]
+    _cut_a_shard(folder)
+    with pytest.raises(FlexIPError, match=f"{frame.shard} is too short: {frame.frame_id}"):
+        data.picture(frame)
+    (folder / "shards" / data.group(0).frames[0].shard).unlink()
+    with pytest.raises(FlexIPError, match="cannot be read"):
+        data.read(data.group(0).frames[0])
+
+
 def test_a_folder_that_takes_no_derived_file_is_read_all_the_same(tmp_path: Path) -> None:
     folder = make(tmp_path / "data")
     (folder / "index" / "pets.arrow").mkdir()
@@ -224,7 +236,7 @@ FAULTS = {
     "a way out": (lambda f: _rows(f, lambda r: r[0]["frames"][0].update(shard="../x.tar")), "names a shard"),
     "an unknown kind": (lambda f: _rows(f, lambda r: r[0].update(kind="hologram")), "'hologram' is none of"),
     "a group twice": (lambda f: _rows(f, lambda r: r[1].update(group_id="g0")), "two splits"),
-    "a frame twice": (lambda f: _rows(f, lambda r: r.append({**r[0], "group_id": "g9"})), "frame ids occur more than once"),
+    "a frame twice": (lambda f: _rows(f, lambda r: r.append({**r[0], "group_id": "g9"})), "frame ids occur more"),
     "held out and trained on": (lambda f: _rows(f, lambda r: r.append({**r[0], "group_id": "g9", "split": "heldout"})),
                                 "in train and, as the same picture, in heldout"),
     "a dataset without entry": (lambda f: (f / "flexip-data.json").write_text(
@@ -273,9 +285,12 @@ def pictures(source: Path, count: int, first: int = 0) -> Path:
     return source
 
 
-def pack_command(source: Path, data: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "flexip_model", "data", "pack", "pictures", str(source), str(data),
-            "--shard-megabytes", "0.1", *more]
+def arguments_of(source: Path, data: Path, *more: str) -> list[str]:
+    return ["data", "pack", "pictures", str(source), str(data), "--shard-megabytes", "0.1", *more]
+
+
+def pack_command(*arguments) -> list[str]:
+    return [sys.executable, "-m", "flexip_model", *arguments_of(*arguments)]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -285,10 +300,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_killed_run_goes_on_and_gives_what_one_run_gives(tmp_path: Path, processes: str) -> None:
+def test_a_killed_run_goes_on_and_gives_what_one_run_gives(tmp_path: Path, processes: str, capsys) -> None:
     source = pictures(tmp_path / "source", 60)
     (source / "0003.jpg").write_bytes(b"no picture")
-    subprocess.run(pack_command(source, tmp_path / "whole"), cwd=ROOT, check=True, capture_output=True)
+    assert main(arguments_of(source, tmp_path / "whole")) == 0
     killed = 0
     for shards in (2, 5):
         process = subprocess.Popen(pack_command(source, tmp_path / "data", "--processes", processes), cwd=ROOT,
@@ -298,9 +313,10 @@ def test_a_killed_run_goes_on_and_gives_what_one_run_gives(tmp_path: Path, proce
         process.send_signal(signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
     assert killed == 2 and not (tmp_path / "data" / "index" / "pictures.parquet").exists()
-    end = subprocess.run(pack_command(source, tmp_path / "data"), cwd=ROOT, capture_output=True, text=True)
-    assert end.returncode == 0, end.stderr
-    assert "going on after" in end.stdout and "from 60 items" in end.stdout and "unreadable: 1" in end.stdout
+    capsys.readouterr()
+    assert main(arguments_of(source, tmp_path / "data")) == 0
+    out = capsys.readouterr().out
+    assert "going on after" in out and "from 60 items" in out and "unreadable: 1" in out
     assert contents(tmp_path / "data") == contents(tmp_path / "whole")
     assert not list((tmp_path / "data").rglob("*.tmp")) and not list((tmp_path / "data").rglob("*.parts"))
 
@@ -334,7 +350,7 @@ def test_a_full_disk_is_loud_and_loses_nothing(tmp_path: Path) -> None:
     assert full.stderr.count("\n") == 1
     assert main(["data", "validate", str(data)]) == 0 and len(Dataset.open(data)) == 6
     assert not list(data.rglob("*.tmp"))
-    subprocess.run(pack_command(source, data), cwd=ROOT, check=True, capture_output=True)
+    assert main(arguments_of(source, data)) == 0
     assert len(Dataset.open(data)) == 36 and main(["data", "validate", str(data)]) == 0
 
 
@@ -404,9 +420,22 @@ def test_near_hashes_find_all_within_the_distance_and_no_more() -> None:
             bits = random.choice(64, distance, replace=False)
             queries.append(value ^ np.bitwise_or.reduce(np.uint64(1) << bits.astype(np.uint64), initial=np.uint64(0)))
             wanted.append(distance)
-    for limit in (0, 3, 7):
-        found = NearHashes(known, limit).near(np.array(queries, np.uint64))
-        assert found.tolist() == [distance <= limit for distance in wanted]
+    for limit in (0, 3, 6, 7):
+        who, other = NearHashes(known, limit).pairs(np.array(queries, np.uint64))
+        assert sorted(who) == [i for i, distance in enumerate(wanted) if distance <= limit]
+        assert [i % 50 for i in who] == other.tolist()
+
+
+def test_pictures_of_one_shape_in_other_colours_are_no_copies(tmp_path: Path, capsys) -> None:
+    """Difference hashes see brightness alone: flags of one pattern have the same."""
+    for name, colours in (("a", ("white", "red")), ("b", ("white", "blue"))):
+        image = Image.new("RGB", (300, 200), colours[0])
+        image.paste(colours[1], (150, 0, 300, 200))
+        save(image, tmp_path / name / f"{name}.png")
+    assert dhash(Image.open(tmp_path / "a/a.png").convert("L")) == dhash(Image.open(tmp_path / "b/b.png").convert("L"))
+    assert main(["data", "pack", "pictures", str(tmp_path / "a"), str(tmp_path / "data"), "--exclude",
+                 str(tmp_path / "b")]) == 0
+    assert "kept out" not in capsys.readouterr().out
 
 
 def test_splits_have_their_shares_and_never_move() -> None:

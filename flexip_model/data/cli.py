@@ -45,8 +45,9 @@ def _add_pack(inner: Any) -> None:
                       help="never trained on, nor are copies of it (default %(default)s)")
     pack.add_argument("--exclude", type=Path, nargs="+", action="extend", default=[], metavar="PLACE",
                       help="folders of pictures, or files of hashes, that must not get in, such as a benchmark's")
-    pack.add_argument("--near", type=int, default=3, metavar="BITS",
-                      help="difference hashes of copies differ in at most this many of 64 bits (default %(default)s)")
+    pack.add_argument("--near", type=int, default=6, metavar="BITS",
+                      help="pictures whose difference hashes differ in at most this many of 64 bits are looked at "
+                           "as possible copies (default %(default)s)")
     pack.add_argument("--short-side", type=int, default=640, metavar="PIXELS",
                       help="larger pictures are made this small (default %(default)s)")
     pack.add_argument("--min-side", type=int, default=64, metavar="PIXELS",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
@@ -14,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FlexIPError
+from .heldout import keep_apart
 from .layouts import Choice, Item, Layout, find_layout
 from .pixels import UNREADABLE, make_frame
 from .schema import NewFrame, NewGroup
 from .shards import MAX_BYTES, ShardWriter
-from .split import NEAR, KeptOut, enough, keep_apart, read_excluded, split_of
+from .split import NEAR, KeptOut, enough, read_excluded, split_of
 
 SHORT_SIDE = 640
 """Pixels: room for a crop to the subject at the paper's 512 px (section 4.1)."""
@@ -153,8 +153,7 @@ def _groups(item: Item, result: Result, layout: Layout, options: Options, kept_o
     split = split_of(item.split_key, options.heldout, options.val)
     groups = []
     for suffix, frames in result.groups:
-        kept = [frame for frame, source in frames
-                if not kept_out.has((source, hashlib.sha256(frame.picture).hexdigest()), frame.dhash)]
+        kept = [frame for frame, source in frames if not kept_out.has(frame, source)]
         tally.kept_out += len(frames) - len(kept)
         if enough(layout.kind, [frame.role for frame in kept]):
             groups.append(NewGroup(item.key + suffix, layout.kind, tuple(kept), split,

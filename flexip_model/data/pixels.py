@@ -16,6 +16,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises for a damaged or hostile file."""
 SHARPNESS_SIDE = 256
+SMALL_SIDE = 32
 QUALITY = 95
 ORIENTATION = 0x0112
 
@@ -182,3 +183,13 @@ def dhash(gray: Image.Image) -> int:
     """The 64-bit difference hash: whether each of 8 × 8 cells is brighter than its left neighbour."""
     cells = np.asarray(gray.resize((9, 8), Image.Resampling.BOX), np.int16)
     return int("".join("1" if bit else "0" for bit in (cells[:, 1:] > cells[:, :-1]).ravel()), 2)
+
+
+def thumbnail(picture: Image.Image) -> np.ndarray:
+    """(32, 32, 3) uint8, whatever the shape of the picture: enough to tell a copy from another picture."""
+    return np.asarray(picture.convert("RGB").resize((SMALL_SIDE, SMALL_SIDE), Image.Resampling.BOX))
+
+
+def sameness(a: np.ndarray, b: np.ndarray) -> float:
+    """1 − mean absolute difference of two small RGB pictures; 1 is the same picture."""
+    return 1.0 - float(np.abs(a.astype(np.float32) - b.astype(np.float32)).mean()) / 255

@@ -16,10 +16,9 @@ import numpy as np
 from PIL import Image
 
 from ..errors import FlexIPError
-from .pixels import laplacian
+from .pixels import SMALL_SIDE, laplacian, sameness
 
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg")
-SIDE = 32
 GRAY_SIDE = 256
 CUT_LEAST = 12.0
 """Mean change of an HSV channel (of 255) that a cut has at least; talking heads and pans stay under 10."""
@@ -119,7 +118,7 @@ def scan_video(path: Path, window: tuple[float, float] | None = None,
             continue
         if window is not None and time > window[1]:
             break
-        small = np.asarray(frame.reformat(SIDE, SIDE, format="rgb24").to_ndarray())
+        small = np.asarray(frame.reformat(SMALL_SIDE, SMALL_SIDE, format="rgb24").to_ndarray())
         hsv = np.asarray(Image.fromarray(small).convert("HSV"), np.int16)
         changes.append(0.0 if before is None else _change(hsv, before))
         numbers.append(number)
@@ -203,11 +202,6 @@ def _slots(frames: list[Seen], span: float, gap: float, most: int) -> list[Seen]
 def colours(a: np.ndarray, b: np.ndarray) -> float:
     """How much of the colours two small RGB pictures share: intersection of 8 × 4 × 4 HSV histograms, 0 to 1."""
     return float(np.minimum(_histogram(a), _histogram(b)).sum())
-
-
-def sameness(a: np.ndarray, b: np.ndarray) -> float:
-    """1 − mean absolute difference of two small RGB pictures; 1 is the same picture."""
-    return 1.0 - float(np.abs(a.astype(np.float32) - b.astype(np.float32)).mean()) / 255
 
 
 def _histogram(small: np.ndarray) -> np.ndarray:
