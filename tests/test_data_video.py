@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 
 from flexip_model.cli import main
 from flexip_model.data.format import Dataset
-from flexip_model.data.video import VideoChoice, find_cuts, pick_frames, scan_video
+from flexip_model.data.video import Scan, Seen, VideoChoice, choose, find_cuts, pick_frames, scan_video
 from flexip_model.errors import FlexIPError
 
 from .data_sources import H, W, picture, save_video, scene
@@ -41,6 +41,18 @@ def test_the_picture_is_that_of_the_number_and_time(tmp_path: Path) -> None:
         assert abs(float(np.asarray(seen.picture).mean()) - (20 + 3 * seen.number)) < 1.5
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_the_distance_in_time_holds_for_uneven_frame_rates(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    times = np.sort(random.random(20)) ** random.uniform(0.3, 3) * 10
+    seen = [Seen(i, float(t), int(t > 6), random.random(), random.integers(0, 256, (32, 32, 3), np.uint8))
+            for i, t in enumerate(times)]
+    groups = choose(Scan(seen, 10.0), VideoChoice(frames=5, gap=0.15, low=0.0))
+    assert any(len(group) > 1 for group in groups)
+    for group in groups:
+        assert len(group) <= 5 and all(b.time - a.time >= 1.5 - 1e-6 for a, b in pairwise(group))
+
+
 @pytest.mark.parametrize("speed", [1.0, 4.0, 9.0])
 def test_fast_motion_is_no_cut(tmp_path: Path, speed: float) -> None:
     frames = list(scene(4, 40, speed))[: int(59 / speed)]
@@ -57,6 +69,15 @@ def test_a_cut_stands_out_from_what_is_around_it() -> None:
 
 def test_a_video_where_nothing_moves_gives_no_group(tmp_path: Path) -> None:
     assert pick_frames(save_video(tmp_path / "still.mp4", [still(1, 40)]), VideoChoice()) == []
+
+
+def test_motion_that_comes_back_gives_the_frames_where_it_is_away(tmp_path: Path) -> None:
+    """Evenly spaced times may all show the resting picture: here the disc moves twice, for a moment each time."""
+    frames = list(scene(7, 40))
+    away = [*range(0, 40, 3), *range(39, 0, -3)]
+    order = [0] * 20 + away + [0] * 60 + away + [0] * 20
+    (group,) = pick_frames(save_video(tmp_path / "back.mp4", [[frames[i] for i in order]]), VideoChoice(frames=2))
+    assert len(group) == 2 and group[1].time - group[0].time >= 0.1 * len(order) / 24 - 1e-6
 
 
 def test_another_thing_that_fades_in_is_not_the_same_group(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ CUT_RATIO = 3.0
 MARGIN = 2
 """Frames at both ends of a shot that are not used: encoders blur across a cut."""
 KEPT_PER_SECOND = 12.0
+TRIED = 32
 
 
 @dataclass(frozen=True)
@@ -171,12 +172,28 @@ def choose(scan: Scan, choice: VideoChoice) -> list[list[Seen]]:
         for first in range(len(slots)):
             kept: list[Seen] = []
             for seen in slots[first:] + slots[:first]:
-                if all(choice.low <= colours(seen.small, other.small) and sameness(seen.small, other.small)
-                       <= choice.high for other in kept):
+                if all(_fits(seen, other, choice) for other in kept):
                     kept.append(seen)
             best = max(best, kept, key=len)
+        if len(best) < 2:
+            best = _pair(frames, gap, choice) or best
         groups.append(sorted(best, key=lambda seen: seen.time))
     return groups
+
+
+def _fits(a: Seen, b: Seen, choice: VideoChoice) -> bool:
+    return colours(a.small, b.small) >= choice.low and sameness(a.small, b.small) <= choice.high
+
+
+def _pair(frames: list[Seen], gap: float, choice: VideoChoice) -> list[Seen]:
+    """The two frames that differ most, for motion that comes back to where it began; empty when none fit."""
+    some = [frames[i * len(frames) // TRIED] for i in range(TRIED)] if len(frames) > TRIED else frames
+    pairs = ((sameness(a.small, b.small), i, j) for i, a in enumerate(some) for j, b in enumerate(some)
+             if b.time - a.time >= gap - 1e-6)
+    for _, i, j in sorted(pairs)[:TRIED]:
+        if _fits(some[i], some[j], choice):
+            return [some[i], some[j]]
+    return []
 
 
 def _slots(frames: list[Seen], span: float, gap: float, most: int) -> list[Seen]:
