@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -102,7 +103,8 @@ class TensorFile:
 
     def abandon(self) -> None:
         """Let go of it; what was flushed is there for the next writer."""
-        self._file.close()
+        with suppress(OSError):  # a full disk complains of what is in the buffer once more
+            self._file.close()
 
     def _resume(self) -> int:
         """Read the journal of an earlier writer; bytes of tensors that are whole."""
