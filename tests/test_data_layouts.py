@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import tarfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flexip_model.cli import main
+from flexip_model.cli import _parser, main
 from flexip_model.data.format import Dataset, Group
 from flexip_model.data.layouts import LAYOUTS
 from flexip_model.data.layouts.segments import brush_mask
@@ -210,3 +211,17 @@ def test_members_and_annotations_that_lead_outside_are_not_followed(tmp_path: Pa
     table.write_bytes(gzip.compress(json.dumps(rows).encode()))
     assert main(["data", "pack", "co3dv2", str(tmp_path / "co3d"), str(tmp_path / "data"), "--broken", "0.9"]) == 0
     assert "leads out of" in capsys.readouterr().out
+
+
+def test_the_page_has_every_layout_its_licence_and_commands_that_parse() -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line)[3:] for line in page.splitlines() if line.startswith("python -m flexip_model data ")]
+    parsed = [_parser().parse_args(command) for command in commands]
+    named = {options.layout for options in parsed if "layout" in options}
+    assert named == set(LAYOUTS) - {"views"}
+    for layout in LAYOUTS.values():
+        assert f"| `{layout.name}` |" in page
+        if layout.kind != "image" or layout.name in ("sa-1b", "brushdata"):
+            row = next(line for line in page.splitlines() if line.startswith(f"| `{layout.name}` |"))
+            assert layout.name in ("videos", "views") or (
+                row.endswith(f"| {layout.license} |") and f"| {layout.kind}, {layout.quality} |" in row)

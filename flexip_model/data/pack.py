@@ -16,7 +16,7 @@ from ..errors import FlexIPError
 from .heldout import keep_apart
 from .layouts import Choice, Item, Layout, find_layout
 from .pixels import UNREADABLE, make_frame
-from .schema import NewFrame, NewGroup
+from .schema import SPLITS, NewFrame, NewGroup
 from .shards import MAX_BYTES, ShardWriter
 from .split import NEAR, KeptOut, enough, read_excluded, split_of
 
@@ -72,6 +72,7 @@ class Tally:
         small: pictures under `--min-side`.
         kept_out: pictures that `--exclude` names, or copies of them.
         no_group: items without a group: too few pictures left, or a video without two frames that fit.
+        splits: groups of each split.
     """
 
     items: int = 0
@@ -81,6 +82,7 @@ class Tally:
     kept_out: int = 0
     no_group: int = 0
     named: list[str] = field(default_factory=list)
+    splits: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
 
 
 @dataclass
@@ -158,6 +160,7 @@ def _groups(item: Item, result: Result, layout: Layout, options: Options, kept_o
         if enough(layout.kind, [frame.role for frame in kept]):
             groups.append(NewGroup(item.key + suffix, layout.kind, tuple(kept), split,
                                    options.quality or layout.quality))
+            tally.splits[split] += 1
     tally.no_group += not groups
     return groups
 
@@ -271,6 +274,7 @@ def _nothing(layout: Layout, options: Options, tally: Tally) -> str:
 def report(tally: Tally, writer: ShardWriter, own: int, others: int, say: Callable[[str], None]) -> None:
     """Say what was packed, what was left out, and why."""
     say(f"{writer.dataset}: {writer.groups:,} groups, {writer.frames:,} frames from {tally.items:,} items")
+    say("  groups by split: " + ", ".join(f"{name} {count:,}" for name, count in tally.splits.items()))
     for what, count in (("unreadable", tally.broken), ("smaller than --min-side", tally.small),
                         ("kept out by --exclude, the same file or a near copy", tally.kept_out),
                         ("left out of the index, copies of a held-out or validation picture", own),

@@ -20,8 +20,8 @@ NEAR = 6
 """Bits of 64 in which the difference hashes of two versions of a picture may differ."""
 ALIKE = 0.97
 """Sameness of two pictures at 32 × 32 px from which near hashes count as a copy. Our choice, with `NEAR`, measured on
-flat graphics, the hardest case: 97 % of copies that were halved and compressed to quality 60 are found, and 1 of 800
-pairs of other pictures (flags, clock faces) passes for a copy; on photographs none did."""
+700 emoji: 691 copies that were halved and compressed to quality 60 are found, and 329 of 244,650 pairs of two emoji
+(flags, clock faces) pass for copies."""
 
 
 def split_of(key: str, heldout: float, val: float) -> str:
