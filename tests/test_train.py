@@ -449,3 +449,32 @@ def test_an_ip_adapter_plus_file_gives_resampler_queries_and_the_preservation_br
     save_file({"lora_a": torch.zeros(2)}, other)
     with pytest.raises(FlexIPError, match="LoRA"):
         Trainer(config(data, tmp_path / "run", start=str(other)))
+
+
+def test_cached_features_give_the_losses_of_uncached_ones_and_a_stale_cache_is_named(tmp_path: Path) -> None:
+    from flexip_model.cli import main
+
+    data = pack(tmp_path / "data")
+    demo = ROOT / "models" / "demo"
+    references = {"white": 0.5, "flip_image": 0.5, "flip_variant": 0.5, "crop": "pad"}
+    plain = Trainer(config(data, tmp_path / "run", references=references))
+    samples = open_samples(plain.config, plain.frozen, 0, 1)
+    tickets = [t for step in range(4) for t in samples.order.tickets(step, 0)]
+    uncached = collate([samples[t] for t in tickets])
+    assert main(["data", "cache", str(data), "--vae", str(demo), "--clip", str(demo / "encoders/clip_vision.safetensors"),
+                 "--dino", str(demo / "encoders/dinov2.safetensors"), "--size", "64", "--flips",
+                 "--processes", "1"]) == 0
+    samples = open_samples(plain.config, plain.frozen, 0, 1)
+    assert "cached latents, clip, dino" in samples.groups.remarks[-1]
+    cached = collate([samples[t] for t in tickets])
+    assert {"latents", "cls", "patches"} <= cached.keys() and not {"pixels", "clip_pixels", "dino_pixels"} & cached.keys()
+    assert torch.equal(cached["keep"], uncached["keep"]) and not cached["keep"].all()
+    mixed = collate([samples[t] if i % 2 else {**open_samples(config(data, tmp_path, references=references,
+                     use_cache=False), plain.frozen, 0, 1)[t]} for i, t in enumerate(tickets)])
+    with torch.no_grad():
+        wanted = plain.model(uncached)
+        assert torch.allclose(plain.model(cached), wanted, rtol=2e-2, atol=2e-3)
+        assert torch.allclose(plain.model(mixed), wanted, rtol=2e-2, atol=2e-3)
+    stale = open_samples(config(data, tmp_path, size=32, references=references), plain.frozen, 0, 1)
+    assert any("another size (64 px, now 32 px)" in sentence for sentence in stale.groups.remarks)
+    assert "latents" not in stale[tickets[0]] and "cls" in stale[tickets[0]]

@@ -101,7 +101,7 @@ def load_frozen(config: TrainConfig) -> Frozen:
     kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel,
              "tokenizer": CLIPTokenizer, "scheduler": DDPMScheduler}
     try:
-        parts: dict[str, Any] = {name: kind.from_pretrained(config.base, subfolder=name)  # type: ignore[attr-defined]
+        parts: dict[str, Any] = {name: kind.from_pretrained(config.base, subfolder=name)
                                  for name, kind in kinds.items()}
     except (OSError, ValueError) as error:
         raise FlexIPError(f"the base {config.base} cannot be loaded ({' '.join(str(error).split())[:300]}); "

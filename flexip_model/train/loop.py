@@ -98,12 +98,16 @@ class Trainer:
             if self.step not in state.list_steps(self._checkpoints):
                 self.save()
             if self._stopped_by:
-                watch.say(f"stopped by signal {self._stopped_by} at step {self.step}; the same command goes on from there")
+                watch.say(f"stopped by signal {self._stopped_by} at step {self.step}; "
+                          "the same command goes on from there")
                 raise SystemExit(128 + self._stopped_by)
             watch.finish()
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if type(error) is RuntimeError and "DefaultCPUAllocator" not in str(error):
+                raise
+            cause = (str(error) or type(error).__name__).splitlines()[0]
             raise FlexIPError(
-                f"memory ran out at step {self.step} ({str(error).splitlines()[0]}); the newest checkpoint is intact: "
+                f"memory ran out at step {self.step} ({cause}); the newest checkpoint is intact: "
                 "set a smaller batch with more accumulation, or gradient_checkpointing: true, and start it again"
             ) from error
         finally:
@@ -115,7 +119,7 @@ class Trainer:
         c = self.config
         first = (self.step - begun) * c.accumulation
         loader: Any = DataLoader(
-            samples, batch_sampler=Batches(samples.order, self.rank, first, steps * c.accumulation),  # type: ignore[arg-type]
+            samples, batch_sampler=Batches(samples.order, self.rank, first, steps * c.accumulation),
             num_workers=c.workers, collate_fn=collate, pin_memory=self.accelerator.device.type == "cuda",
             persistent_workers=False, prefetch_factor=4 if c.workers else None)
         batches = iter(loader)
@@ -161,8 +165,8 @@ class Trainer:
         self.step += 1
         if self.bad >= BAD_STEPS:
             raise FlexIPError(
-                f"{self.bad} steps in a row gave no finite gradient, the last is step {self.step}; the weights are those "
-                f"of step {self.step - self.bad}: lower lr or look for broken samples, then start the same command again"
+                f"{self.bad} steps in a row gave no finite gradient, the last is step {self.step}; the weights are "
+                f"those of step {self.step - self.bad}: lower lr or look for broken samples, then start it again"
             )
 
     def _count(self, batch: dict[str, Any]) -> None:
@@ -177,7 +181,7 @@ class Trainer:
     def _sum(self, value: int) -> int:
         if self.world == 1:
             return value
-        return int(self.accelerator.reduce(torch.tensor(value, device=self.accelerator.device)))  # type: ignore[arg-type]
+        return int(self.accelerator.reduce(torch.tensor(value, device=self.accelerator.device)))
 
     def _agree(self, value: int) -> int:
         """The same number in all processes: 0 if it is 0 in each."""
@@ -193,15 +197,11 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint (the first process does)."""
         if self.first:
-            names = [name for name, _ in self.adapter.named_parameters()]
-            moments = {}
-            ordered = [p for group in self.optimizer.param_groups for p in group["params"]]
-            by_id = {id(p): name for name, p in self.adapter.named_parameters()}
-            for parameter in ordered:
-                for key, value in self.optimizer.state[parameter].items():
-                    moments[f"{by_id[id(parameter)]}|{key}"] = torch.as_tensor(value)
-            parts = {"adapter": dict(self.adapter.named_parameters()), "optimizer": moments,
-                     "ema": dict(zip(names, self.ema.shadow_params, strict=True))}
+            weights: dict[str, torch.Tensor] = dict(self.adapter.named_parameters())
+            moments = {f"{name}|{key}": torch.as_tensor(value) for name, parameter in self.adapter.named_parameters()
+                       for key, value in self.optimizer.state[parameter].items()}
+            averages = dict(zip(weights, self.ema.shadow_params, strict=True))
+            parts = {"adapter": weights, "optimizer": moments, "ema": averages}
             info = {"seen": self.seen, "unreadable": self.unreadable, "skipped": self.skipped, "world": self.world,
                     "ema_steps": self.ema.optimization_step, "config": to_dict(self.config),
                     "adapter": self.adapter.config.to_json(), "about": self.about}

@@ -120,11 +120,13 @@ class SampleSet(TorchDataset):
 
 
 def choose(group: Group, variant: bool, rng: np.random.Generator) -> tuple[Frame, Frame]:
-    """Target and reference of a group: the same frame of an image sample, two frames of a variant one [3.4]."""
+    """Target and reference of a group: two frames of a variant sample [3.4]; of an image sample the same frame, or one
+    that was packed as its reference (the same picture, framed or cut out by whoever made the data)."""
     targets = [f for f in group.frames if f.role in ("any", "target")]
     target = targets[int(rng.integers(len(targets)))]
     if not variant:
-        return target, target
+        made = [f for f in group.frames if f.role == "reference"]
+        return target, made[int(rng.integers(len(made)))] if made else target
     # A pair may have one reference only; a packer never makes a variant group of one frame.
     others = [f for f in group.frames if f.role in ("any", "reference") and f.frame_id != target.frame_id]
     if not others:

@@ -121,7 +121,7 @@ def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
     Damaged ones are renamed aside, so that their step can be saved again.
     """
-    complaints = []
+    complaints: list[str] = []
     for step in reversed(list_steps(folder)):
         try:
             return load(folder, step), complaints

@@ -41,15 +41,15 @@ class TrainStep(nn.Module):
         latents = fill(batch, "latents", frozen.encode_latents)
         cls, patches = self.features(batch)
         image = (~batch["no_image"]).float()
+        cls, patches = cls * image[:, None], patches * image[:, None, None]
         keep = batch["keep"] | batch["no_image"][:, None]
-        features = ReferenceFeatures(cls * image[:, None], patches * image[:, None, None],
-                                     None if bool(keep.all()) else keep)
+        features = ReferenceFeatures(cls, patches, None if bool(keep.all()) else keep)
         text = frozen.read(batch["ids"]).to(torch.float32)
         noise, steps = batch["noise"], batch["steps"]
         noisy = frozen.scheduler.add_noise(latents, noise, steps)
         velocity = frozen.scheduler.config.prediction_type == "v_prediction"
         target = frozen.scheduler.get_velocity(latents, noise, steps) if velocity else noise
-        host.condition = Condition(self.adapter.preservation(features), self.adapter.personalization(text, cls * image[:, None]),
+        host.condition = Condition(self.adapter.preservation(features), self.adapter.personalization(text, cls),
                                    self.adapter.gate(batch["variant"]))
         like = next(frozen.unet.parameters()).dtype
         guess = frozen.unet(noisy.to(like), steps, text.to(like)).sample
@@ -111,7 +111,8 @@ def gradient_norms(adapter: nn.Module) -> dict[str, float]:
 
 def parameter_groups(adapter: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """What decays (matrices) and what does not (norms, biases, the learnable queries, the gate)."""
-    decay, plain = [], []
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in adapter.named_parameters():
         matrix = parameter.ndim == 2 and name.endswith("weight")
         (decay if matrix else plain).append(parameter)

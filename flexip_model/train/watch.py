@@ -65,7 +65,7 @@ class Watch:
     def log(self) -> None:
         """One entry: losses by kind, gradients by branch, rate, speed, share of time without a batch, time left."""
         trainer = self.trainer
-        sums = trainer.accelerator.reduce(self._errors.float().to(trainer.accelerator.device)).cpu()  # type: ignore[union-attr]
+        sums = trainer.accelerator.reduce(self._errors.float().to(trainer.accelerator.device)).cpu()
         now = time.perf_counter()
         seconds, steps = max(now - self._since, 1e-9), trainer.step - self._step
         c = trainer.config
