@@ -89,7 +89,8 @@ def _work(task: CacheTask, share: Share) -> None:
     progress.close()
     for maker in makers:
         if isinstance(maker, LatentMaker) and maker.noise is not None:
-            print(f"the VAE's own noise, which is left out, is {maker.noise:.2%} of the latents' deviation", flush=True)
+            print(f"the VAE's own noise, which is left out, is {100 * maker.noise:.2g} % of the latents' deviation",
+                  flush=True)
     if all(cache_file(task.folder, maker.manifest.key, rows.shard).exists() for _, rows in places for maker in makers):
         counts = mark_caches(task.folder)
         for maker in makers:
