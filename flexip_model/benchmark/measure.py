@@ -17,7 +17,7 @@ class Row:
         ours, baseline: medians in `unit`; `baseline` is None where the figure stands alone.
         ratio: median of the rounds' own ratios ours / baseline.
         spread: the rounds' lowest and highest ratio.
-        unit: `s`, `ms` or `MB`.
+        unit: of `ours` and `baseline`, such as `s`, `MB` or `samples/s`.
         goal: the design's goal in words, or an empty string.
     """
 
