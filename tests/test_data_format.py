@@ -104,7 +104,7 @@ def test_split_kind_and_quality_select(tmp_path: Path) -> None:
 
 
 def _read_some(data: Dataset, queue) -> None:
-    for _ in range(20):
+    for _ in range(5):
         for group in groups_of(data):
             for frame in group.frames:
                 queue.put((frame.frame_id, data.read(frame) == new_frame(int(frame.captions[0].split()[1])).picture))
@@ -119,7 +119,7 @@ def test_forked_workers_and_their_parent_read_at_once(tmp_path: Path) -> None:
     for worker in workers:
         worker.start()
     right = []
-    while len(right) < 2 * 20 * 9:
+    while len(right) < 2 * 5 * 9:
         right.append(queue.get()[1])
         assert data.read(data.group(1).frames[0]) == new_frame(10).picture
     for worker in workers:
@@ -305,20 +305,35 @@ def test_a_killed_run_goes_on_and_gives_what_one_run_gives(tmp_path: Path, proce
     (source / "0003.jpg").write_bytes(b"no picture")
     assert main(arguments_of(source, tmp_path / "whole")) == 0
     killed = 0
-    for shards in (2, 5):
+    for shards in (2, 5)[int(processes) - 1:]:
         process = subprocess.Popen(pack_command(source, tmp_path / "data", "--processes", processes), cwd=ROOT,
                                    stdout=subprocess.DEVNULL)
         while process.poll() is None and len(list((tmp_path / "data" / "shards").glob("pictures-*.tar"))) < shards:
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
-    assert killed == 2 and not (tmp_path / "data" / "index" / "pictures.parquet").exists()
+    assert killed == 3 - int(processes) and not (tmp_path / "data" / "index" / "pictures.parquet").exists()
     capsys.readouterr()
     assert main(arguments_of(source, tmp_path / "data")) == 0
     out = capsys.readouterr().out
     assert "going on after" in out and "from 60 items" in out and "unreadable: 1" in out
     assert contents(tmp_path / "data") == contents(tmp_path / "whole")
     assert not list((tmp_path / "data").rglob("*.tmp")) and not list((tmp_path / "data").rglob("*.parts"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_completes_the_shard_in_hand(tmp_path: Path, number: int, capsys) -> None:
+    source, data = pictures(tmp_path / "source", 80), tmp_path / "data"
+    process = subprocess.Popen(pack_command(source, data), cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    while process.poll() is None and not list((data / "shards").glob("pictures-*.tar")):
+        time.sleep(0.001)
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (128 + number, ""), (out, err)
+    assert "the same command goes on" in out
+    assert main(arguments_of(source, data)) == 0
+    assert "going on after" in capsys.readouterr().out and len(Dataset.open(data)) == 80
 
 
 def test_an_unfinished_run_is_not_mixed_with_another_one(tmp_path: Path, capsys) -> None:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from itertools import chain, islice, repeat
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import FlexIPError
 from .heldout import keep_apart
 from .layouts import Choice, Item, Layout, find_layout
-from .pixels import UNREADABLE, make_frame
-from .schema import SPLITS, NewFrame, NewGroup
+from .loading import Result, load_all
+from .schema import SPLITS, NewGroup
 from .shards import MAX_BYTES, ShardWriter
 from .split import NEAR, KeptOut, enough, read_excluded, split_of
 
@@ -85,16 +84,6 @@ class Tally:
     splits: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
 
 
-@dataclass
-class Result:
-    """One item, loaded: its groups as (suffix, frames with their source's hash), and what was not usable."""
-
-    groups: list[tuple[str, list[tuple[NewFrame, str | None]]]] = field(default_factory=list)
-    pictures: int = 0
-    broken: list[str] = field(default_factory=list)
-    small: int = 0
-
-
 def pack(options: Options, say: Callable[[str], None] = print) -> Tally:
     """Make a dataset.
 
@@ -108,7 +97,8 @@ def pack(options: Options, say: Callable[[str], None] = print) -> Tally:
     say(f"{layout.name}: {license}")
     writer = ShardWriter(options.folder, options.name, license, f"layout {layout.name}", max_bytes=options.max_bytes)
     try:
-        tally = _fill(writer, layout, options, kept_out, say)
+        with _Stop() as stop:
+            tally = _fill(writer, layout, options, kept_out, stop, say)
     except BaseException:
         writer.abandon()
         raise
@@ -118,7 +108,7 @@ def pack(options: Options, say: Callable[[str], None] = print) -> Tally:
 
 
 def _fill(writer: ShardWriter, layout: Layout, options: Options, kept_out: KeptOut,
-          say: Callable[[str], None]) -> Tally:
+          stop: _Stop, say: Callable[[str], None]) -> Tally:
     key = _fingerprint(options)
     tally, items = Tally(), layout.items(options.source)
     if writer.resumed is not None:
@@ -130,7 +120,8 @@ def _fill(writer: ShardWriter, layout: Layout, options: Options, kept_out: KeptO
                               f"or {_anew(writer)}")
         say(f"going on after {tally.items:,} of the source's items, {writer.groups:,} groups")
     shown = time.monotonic()
-    for item, result in _results(layout, items, options):
+    for item, result in load_all(layout.name, items, options.choice, options.short_side,
+                                 options.min_side, options.processes):
         tally.items += 1
         tally.pictures += result.pictures
         tally.broken += len(result.broken)
@@ -140,6 +131,10 @@ def _fill(writer: ShardWriter, layout: Layout, options: Options, kept_out: KeptO
         writer.add(groups, {"options": key, "last": item.key, "tally": asdict(tally)})
         if tally.pictures >= FEW:
             _check_broken(tally, options)
+        if stop.number:
+            writer.flush()
+            say(f"stopped after {writer.groups:,} groups; the same command goes on from there")
+            raise SystemExit(128 + stop.number)
         if time.monotonic() - shown > 30:
             shown = time.monotonic()
             say(f"{tally.items:,} items, {writer.groups:,} groups, {writer.frames:,} frames")
@@ -148,6 +143,27 @@ def _fill(writer: ShardWriter, layout: Layout, options: Options, kept_out: KeptO
     writer.flush()
     _check_broken(tally, options)
     return tally
+
+
+class _Stop:
+    """Ctrl-C and SIGTERM end a run between two items, with its shard complete; the second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.number = number
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _groups(item: Item, result: Result, layout: Layout, options: Options, kept_out: KeptOut,
@@ -163,72 +179,6 @@ def _groups(item: Item, result: Result, layout: Layout, options: Options, kept_o
             tally.splits[split] += 1
     tally.no_group += not groups
     return groups
-
-
-def _results(layout: Layout, items: Iterator[Item], options: Options) -> Iterator[tuple[Item, Result]]:
-    """Each item with what became of it, in order; loaded by other processes when there is more than one."""
-    jobs: Iterator[Any] = ((layout.name, item, options.choice, options.short_side, options.min_side) for item in items)
-    if options.processes == 1:
-        for job in jobs:
-            yield job[1], load(*job)
-        return
-    from concurrent.futures import Future, ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
-
-    with ProcessPoolExecutor(options.processes, get_context("spawn"), _end_with, (os.getpid(),)) as pool:
-        try:
-            waiting: deque[tuple[Item, Future[Result]]] = deque()
-            for job in chain(jobs, repeat(None, options.processes * 4)):
-                if job is not None:
-                    waiting.append((job[1], pool.submit(load, *job)))
-                if waiting and (job is None or len(waiting) >= options.processes * 4):
-                    item, future = waiting.popleft()
-                    yield item, future.result()
-        except BrokenProcessPool as error:
-            raise FlexIPError("a process that reads pictures was ended from outside, most often for want of memory; "
-                              "run the same command with fewer --processes, it goes on") from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _end_with(parent: int) -> None:
-    """A worker leaves when its parent is gone, also after kill -9."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def load(layout: str, item: Item, choice: Choice, short_side: int, min_side: int) -> Result:
-    """Decode one item; what cannot be read is named in the result and never raised."""
-    result = Result()
-    try:
-        groups = find_layout(layout).load(item, choice)
-    except FlexIPError:
-        raise
-    except UNREADABLE as error:
-        return Result(pictures=1, broken=[f"{item.key}: {error}"])
-    if not groups:
-        result.pictures = 1
-    for group in groups:
-        frames = []
-        for raw in group.frames:
-            result.pictures += 1
-            try:
-                frame = make_frame(raw, short_side)
-            except UNREADABLE as error:
-                result.broken.append(f"{raw}: {error}")
-                continue
-            if min(frame[0].width, frame[0].height) < min_side:
-                result.small += 1
-            else:
-                frames.append(frame)
-        result.groups.append((group.suffix, frames))
-    return result
 
 
 def _fingerprint(options: Options) -> dict[str, Any]:

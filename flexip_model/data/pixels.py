@@ -76,8 +76,8 @@ class RawFrame:
 def make_frame(raw: RawFrame, short_side: int) -> tuple[NewFrame, str | None]:
     """Decode and check a frame, and encode it anew where that is needed.
 
-    A JPEG or 8-bit RGB PNG that is upright and small enough keeps its bytes; everything else becomes a JPEG of quality
-    95 without chroma subsampling, over white where it is transparent. A PNG stays a PNG.
+    A JPEG or 8-bit RGB PNG that is upright and small enough keeps its bytes. Everything else is put over white where it
+    is transparent and becomes a JPEG of quality 95 without chroma subsampling; a PNG that keeps its size stays a PNG.
 
     Args:
         short_side: the shorter side is at most this many pixels.
@@ -104,7 +104,7 @@ def make_frame(raw: RawFrame, short_side: int) -> tuple[NewFrame, str | None]:
         mask = mask.resize(full, Image.Resampling.BILINEAR)
     box = raw.box if raw.box is not None or mask is None else box_of(mask)
     if min(full) > short_side:
-        verbatim = False
+        verbatim, kind = False, "JPEG"
         scale = short_side / min(full)
         width, height = (max(1, round(side * scale)) for side in full)
         picture = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
@@ -112,7 +112,7 @@ def make_frame(raw: RawFrame, short_side: int) -> tuple[NewFrame, str | None]:
         if box is not None:
             box = (box[0] * width / full[0], box[1] * height / full[1],
                    box[2] * width / full[0], box[3] * height / full[1])
-    encoded = content if verbatim and content is not None else encode(picture, "PNG" if kind == "PNG" else "JPEG")
+    encoded = content if verbatim and content is not None else encode(picture, kind or "JPEG")
     gray = picture.convert("L")
     return NewFrame(
         encoded, picture.width, picture.height, sharpness(gray), f"{dhash(gray):016x}",
@@ -146,6 +146,7 @@ def read_mask(source: Ref | Image.Image) -> Image.Image:
 
 
 def encode(picture: Image.Image, kind: str) -> bytes:
+    """A picture file's bytes; whatever is not "PNG" becomes a JPEG."""
     file = io.BytesIO()
     if kind == "PNG":
         picture.save(file, "PNG")

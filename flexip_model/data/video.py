@@ -6,6 +6,7 @@ least distance in time, a band of similarity, the sharpest frame near each chose
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -135,7 +136,7 @@ def scan_video(path: Path, window: tuple[float, float] | None = None,
     cuts = [0, *(numbers[i] for i in find_cuts(np.array(changes))), numbers[-1] + 1]
     ends = list(pairwise(cuts))
     for seen in scan.seen:
-        seen.shot = next(i for i, (first, end) in enumerate(ends) if first <= seen.number < end)
+        seen.shot = bisect_right(cuts, seen.number) - 1
     scan.seen = [seen for seen in scan.seen
                  if _inside(seen.number, *ends[seen.shot], only=len(ends) == 1)]
     return scan
