@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .cache import cache_file, list_caches
-from .format import SCHEMA, Frame, index_names, rebuild, write_index
+from .format import SCHEMA, Dataset, Frame, rebuild, write_index
 
 STAMP = "flexip.frames"
 
@@ -75,10 +75,8 @@ def mark_caches(folder: Path) -> dict[str, int]:
     """
     keys = list(list_caches(folder))
     counts = dict.fromkeys(keys, 0)
-    for name in index_names(folder):
-        table = pq.read_table(folder / "index" / f"{name}.parquet", schema=SCHEMA, columns=["frames"])
+    for name, table in Dataset.open(folder).tables.items():
         stamps = {rows.shard: stamp(table, rows) for rows in list_shards(table)}
-        del table
 
         @lru_cache(maxsize=64)
         def names_in(key: str, shard: str, stamps: dict[str, str] = stamps) -> frozenset[str]:
