@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -26,7 +24,7 @@ from torch import Tensor
 from .adapter import FlexIPAdapter
 from .config import FlexIPConfig
 from .errors import FlexIPError
-from .safefile import Header, load_tensors, read_header
+from .safefile import Header, atomic, load_tensors, read_header
 
 FORMAT_VERSION = "1"
 FLOAT_DTYPES = ("F16", "BF16", "F32")
@@ -107,16 +105,8 @@ def save_adapter(
         "flexip.training": json.dumps(dict(training), sort_keys=True),
         **spec,
     }
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
+    with atomic(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read_info(path: str | Path) -> AdapterInfo:

@@ -1,8 +1,13 @@
-"""Read a `.safetensors` header before its tensors, with one clear sentence for every way a file can be wrong."""
+"""Read a `.safetensors` header before its tensors, with one clear sentence for every way a file can be wrong; and write
+files whole or not at all."""
 
 from __future__ import annotations
 
 import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,3 +92,34 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
         return load_file(str(path))
     except SafetensorError as error:
         raise FlexIPError(f"{path} is damaged ({error}); get it again") from error
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well, and goes away when it does not.
+
+    Raises:
+        FlexIPError: the disk is full or read-only; what was there before is untouched.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not `mkstemp`: its files are for their owner alone, and models and data are shared.
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        raise FlexIPError(f"{path} cannot be written ({error.strerror or error}); nothing was changed") from error
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise FlexIPError(f"{path} cannot be written ({error.strerror or error}); free some space and run the same "
+                          "command again, what was complete before is untouched") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content is on the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import FlexIPError
+from ..safefile import atomic
 
 VERSION = 1
 FOLDER_FILE = "flexip-data.json"
@@ -220,33 +218,3 @@ def write_folder_file(folder: Path, datasets: Mapping[str, Mapping[str, Any]]) -
     content = {"format": "flexip-data", "version": VERSION, "datasets": {k: datasets[k] for k in sorted(datasets)}}
     with atomic(folder / FOLDER_FILE) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and goes away when it does not.
-
-    Raises:
-        FlexIPError: the disk is full or read-only; what was there before is untouched.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Not `mkstemp`: its files are for their owner alone, and data folders are shared.
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        temporary.touch(exist_ok=False)
-    except OSError as error:
-        raise FlexIPError(f"{path} cannot be written ({error.strerror or error}); nothing was changed") from error
-    try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise FlexIPError(f"{path} cannot be written ({error.strerror or error}); free some space and run the same "
-                          "command again, what was complete before is untouched") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())

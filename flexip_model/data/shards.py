@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import FlexIPError
+from ..safefile import sync
 from .schema import (
     FOLDER_FILE,
     KINDS,
@@ -30,7 +31,6 @@ from .schema import (
     atomic,
     check_name,
     read_folder_file,
-    sync,
     write_folder_file,
 )
 

@@ -116,10 +116,8 @@ def _caches(folder: Path, config: TrainConfig, frozen: Frozen, remarks: list[str
     if not config.use_cache:
         return {}
     crop, flips = config.references.crop, config.references.flip_image + config.references.flip_variant > 0
-    wanted = {"latents": latents_manifest(frozen.vae, config.size)}
-    # Without a mask the crop `subject` falls back to `pad`, which no cache tells apart.
-    if crop != "subject":
-        wanted |= {"clip": clip_manifest(frozen.clip, crop, flips), "dino": dino_manifest(frozen.dino, crop, flips)}
+    wanted = {"latents": latents_manifest(frozen.vae, config.size), "clip": clip_manifest(frozen.clip, crop, flips),
+              "dino": dino_manifest(frozen.dino, crop, flips)}
     there = {manifest.kind for manifest in list_caches(folder).values()}
     readers = {}
     for kind, manifest in wanted.items():
