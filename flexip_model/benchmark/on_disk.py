@@ -25,10 +25,10 @@ FRAMES_IN_A_VARIANT = 4
 
 @dataclass(frozen=True)
 class OnDisk:
-    """Measured on this machine.
+    """Measured on this machine; seconds are of processor time, so that a busy machine gives the same.
 
     Attributes:
-        loader: samples per second of one process without caches, its files in memory.
+        loader: samples per second of one process without caches, its files in memory and a core to itself.
         passes: kind of cache → how often its network sees one frame that has a mask.
         header: bytes that a cache file adds to a tensor's own, per tensor.
         parquet, arrow: index bytes per image group of one frame; the Arrow file is what training maps.
@@ -51,9 +51,9 @@ def measure(folder: Path, full: Frozen, size: int = 512, samples: int = 64, rows
     """Measure in an empty folder; `full` is `arithmetic.full_size`'s, whose sizes the loader serves."""
     passes, header = _cached(folder / "small")
     image, variant = (_index(folder / kind, kind, rows) for kind in ("image", "multiview"))
-    started = time.perf_counter()
+    started = time.process_time()
     np.random.default_rng(0).permutation(groups)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     return OnDisk(_loader(folder / "large", full, size, samples), passes, header, *image, *variant, seconds)
 
 
@@ -66,10 +66,10 @@ def _loader(folder: Path, full: Frozen, size: int, samples: int) -> float:
     tickets = [t for step in range(-(-samples // config.batch) + 1) for t in made.order.tickets(step, 0)]
     for ticket in tickets[: config.batch]:
         made[ticket]
-    started = time.perf_counter()
+    started = time.process_time()
     for ticket in tickets[config.batch :]:
         made[ticket]
-    return (len(tickets) - config.batch) / (time.perf_counter() - started)
+    return (len(tickets) - config.batch) / (time.process_time() - started)
 
 
 def _cached(folder: Path) -> tuple[dict[str, int], float]:

@@ -204,14 +204,14 @@ def report(cards: dict[str, Card], sample: Arithmetic, disk: OnDisk) -> str:
                ("**a sample without caches**", sample.uncached),
                ("**a sample with cached latents and [CLS]**", sample.cached)]
     measured = [
-        ("loading without caches, 512 px, samples/s of one process", f"{disk.loader:.1f}"),
+        ("loading without caches, 512 px, samples/s of one process with a core to itself", f"{disk.loader:.1f}"),
         ("tensors per frame with a mask in the caches: latents, [CLS], DINO",
          ", ".join(str(disk.passes[kind]) for kind in ("latents", "clip", "dino"))),
         ("bytes of a cache file per tensor beside its values", f"{disk.header:.0f}"),
         ("index bytes per group of one frame, Parquet and mapped", f"{disk.parquet:.0f}, {disk.arrow:.0f}"),
         (f"index bytes per group of {FRAMES_IN_A_VARIANT} frames, Parquet and mapped",
          f"{disk.variant_parquet:.0f}, {disk.variant_arrow:.0f}"),
-        ("seconds to draw an epoch's order of 12 M groups", f"{disk.permutation:.2f}"),
+        ("processor seconds to draw an epoch's order of 12 M groups", f"{disk.permutation:.2f}"),
         ("parameters trained, frozen", f"{sample.trainable / 1e6:.1f} M, {sample.frozen / 1e6:.0f} M"),
         ("bytes that a sample keeps for the backward", _bytes(sample.activations)),
     ]
