@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from flexip_model.adapter import ReferenceFeatures
@@ -18,7 +18,9 @@ from flexip_model.errors import FlexIPError
 from flexip_model.gate import gamma_tensor
 from flexip_model.hosts.diffusers import Condition, inject
 
-from .ip_adapter_files import CHANNELS, TOKENS, attention_weights, plain_weights, plus_weights, random, save
+from .ip_adapter_files import CHANNELS, TOKENS, plain_weights, plus_weights, save
+
+
 @pytest.fixture(scope="module")
 def unet():
     """SD1.5's UNet at its real widths; its weights are views of one random buffer, so it costs 120 MB, not 3.4 GB."""

@@ -456,21 +456,22 @@ def test_cached_features_give_the_losses_of_uncached_ones_and_a_stale_cache_is_n
 
     data = pack(tmp_path / "data")
     demo = ROOT / "models" / "demo"
+    clip, dino = (str(demo / "encoders" / name) for name in ("clip_vision.safetensors", "dinov2.safetensors"))
     references = {"white": 0.5, "flip_image": 0.5, "flip_variant": 0.5, "crop": "pad"}
     plain = Trainer(config(data, tmp_path / "run", references=references))
     samples = open_samples(plain.config, plain.frozen, 0, 1)
     tickets = [t for step in range(4) for t in samples.order.tickets(step, 0)]
     uncached = collate([samples[t] for t in tickets])
-    assert main(["data", "cache", str(data), "--vae", str(demo), "--clip", str(demo / "encoders/clip_vision.safetensors"),
-                 "--dino", str(demo / "encoders/dinov2.safetensors"), "--size", "64", "--flips",
-                 "--processes", "1"]) == 0
+    assert main(["data", "cache", str(data), "--vae", str(demo), "--clip", clip, "--dino", dino, "--size", "64",
+                 "--flips"]) == 0
     samples = open_samples(plain.config, plain.frozen, 0, 1)
     assert "cached latents, clip, dino" in samples.groups.remarks[-1]
     cached = collate([samples[t] for t in tickets])
-    assert {"latents", "cls", "patches"} <= cached.keys() and not {"pixels", "clip_pixels", "dino_pixels"} & cached.keys()
+    assert {"latents", "cls", "patches"} <= cached.keys()
+    assert not {"pixels", "clip_pixels", "dino_pixels"} & cached.keys()
     assert torch.equal(cached["keep"], uncached["keep"]) and not cached["keep"].all()
-    mixed = collate([samples[t] if i % 2 else {**open_samples(config(data, tmp_path, references=references,
-                     use_cache=False), plain.frozen, 0, 1)[t]} for i, t in enumerate(tickets)])
+    without = open_samples(config(data, tmp_path, references=references, use_cache=False), plain.frozen, 0, 1)
+    mixed = collate([(samples if number % 2 else without)[ticket] for number, ticket in enumerate(tickets)])
     with torch.no_grad():
         wanted = plain.model(uncached)
         assert torch.allclose(plain.model(cached), wanted, rtol=2e-2, atol=2e-3)
