@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,9 @@ from .ip_adapter_files import plus_weights, save
 from .train_rig import config, pack
 
 ROOT = Path(__file__).resolve().parent.parent
+KILLS = int(os.environ.get("FLEXIP_KILLS", "6"))
+STOPS = int(os.environ.get("FLEXIP_STOPS", "1"))
+"""How often a save is killed and a run stopped; docs/training.md has the figures of 200 and 20."""
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +287,7 @@ while True:
 def test_kill_9_during_saves_never_loses_the_last_good_one(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     last = 0
-    for _ in range(6):
+    for _ in range(KILLS):
         process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT)
         while max(state.list_steps(tmp_path), default=0) <= last:
             assert process.poll() is None
@@ -324,9 +328,8 @@ def test_a_full_disk_is_loud_and_the_last_checkpoint_stays(tmp_path: Path) -> No
     assert state.load(tmp_path, 1).step == 1
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(data: Path, tmp_path: Path) -> None:
-    from flexip_model.train.config import to_dict
-
+@pytest.mark.parametrize("point", range(STOPS))
+def test_sigterm_saves_and_the_same_command_goes_on(data: Path, tmp_path: Path, point: int) -> None:
     path = tmp_path / "my.yaml"
     values = to_dict(config(data, tmp_path / "run", stages=[{"steps": 6}], save_every=1000))
     path.write_text(json.dumps(values, default=list))
@@ -335,13 +338,14 @@ def test_sigterm_saves_and_the_same_command_goes_on(data: Path, tmp_path: Path) 
                                env={**os.environ, "PYTHONUNBUFFERED": "1"})
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("step 2/"):
+        if line.startswith(f"step {1 + point % 4}/"):
+            time.sleep(float(np.random.default_rng(point).uniform(0, 0.4)) * (point > 0))
             process.send_signal(signal.SIGTERM)
             break
     rest = process.stdout.read()
     assert process.wait() == 128 + signal.SIGTERM and "goes on from there" in rest
     steps = state.list_steps(tmp_path / "run" / "checkpoints")
-    assert len(steps) == 1 and 2 <= steps[0] < 6
+    assert len(steps) == 1 and 1 <= steps[0] <= 6
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     train(data, tmp_path / "whole", stages=[{"steps": 6}])
@@ -362,6 +366,18 @@ def test_too_little_memory_is_said_in_one_sentence(data: Path, tmp_path: Path, m
     with pytest.raises(FlexIPError, match=r"memory ran out at step 2 .* smaller batch"):
         trainer.run()
     assert state.load_newest(tmp_path / "checkpoints")[0].step == 2
+
+
+def test_gradient_checkpointing_changes_memory_and_not_the_gradients(data: Path, tmp_path: Path) -> None:
+    found = []
+    for saving in (False, True):
+        trainer = Trainer(config(data, tmp_path, gradient_checkpointing=saving))
+        samples = open_samples(trainer.config, trainer.frozen, 0, 1)
+        trainer.model(collate([samples[t] for t in samples.order.tickets(0, 0)])).mean().backward()
+        found.append({name: p.grad for name, p in trainer.adapter.named_parameters()})
+    assert trainer.frozen.unet.is_gradient_checkpointing
+    plain, saved = found
+    assert all(torch.allclose(plain[name], saved[name], atol=1e-6) for name in plain)
 
 
 # Devices

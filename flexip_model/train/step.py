@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..adapter import FlexIPAdapter, ReferenceFeatures
 from ..hosts.diffusers import Condition, inject
 from ..preprocess import normalize
+from ..sites import SD15_SITES
 from .frozen import Frozen
 from .samples import CACHED
 
@@ -49,11 +50,15 @@ class TrainStep(nn.Module):
         noisy = frozen.scheduler.add_noise(latents, noise, steps)
         velocity = frozen.scheduler.config.prediction_type == "v_prediction"
         target = frozen.scheduler.get_velocity(latents, noise, steps) if velocity else noise
-        host.condition = Condition(self.adapter.preservation(features), self.adapter.personalization(text, cls),
-                                   self.adapter.gate(batch["variant"]))
+        condition = Condition(self.adapter.preservation(features), self.adapter.personalization(text, cls),
+                              self.adapter.gate(batch["variant"]))
+        # Before the UNet: gradient checkpointing runs its blocks twice, and must find the same tensors each time. For
+        # the same reason the condition stays until the next step.
+        for site in SD15_SITES:
+            condition.project(site.name, self.adapter.site(site))
+        host.condition = condition
         like = next(frozen.unet.parameters()).dtype
         guess = frozen.unet(noisy.to(like), steps, text.to(like)).sample
-        host.condition = None
         error = (guess.float() - target).pow(2).mean((1, 2, 3))
         return error * self._weights(steps, velocity)
 
