@@ -38,8 +38,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack(tmp_path_factory.mktemp("data"))
 
 
-def train(data: Path, output: Path, **changes) -> Trainer:
-    trainer = Trainer(config(data, output, **changes))
+def train(folder: Path, output: Path, **changes) -> Trainer:
+    trainer = Trainer(config(folder, output, **changes))
     trainer.run()
     return trainer
 
@@ -495,3 +495,23 @@ def test_cached_features_give_the_losses_of_uncached_ones_and_a_stale_cache_is_n
     stale = open_samples(config(data, tmp_path, size=32, references=references), plain.frozen, 0, 1)
     assert any("another size (64 px, now 32 px)" in sentence for sentence in stale.groups.remarks)
     assert "latents" not in stale[tickets[0]] and "cls" in stale[tickets[0]]
+
+
+def test_a_folder_in_object_storage_trains_as_a_local_one(tmp_path: Path, monkeypatch) -> None:
+    from flexip_model.cli import main
+    from flexip_model.data import remote
+
+    monkeypatch.setattr(remote, "MIRRORS", tmp_path / "mirrors")
+    data = pack(tmp_path / "data")
+    demo = ROOT / "models" / "demo"
+    assert main(["data", "cache", str(data), "--vae", str(demo), "--size", "64"]) == 0
+    # The same file-system interface as s3:// and gs://, over a local folder.
+    far = f"file://{data}"
+    for place, output in ((str(data), "near"), (far, "far")):
+        train(data, tmp_path / output, data=[place], stages=[{"steps": 2}], workers=1)
+    a, b = tensors(tmp_path / "near", 2), tensors(tmp_path / "far", 2)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    mirrored = {p.relative_to(remote.Remote(far).mirror).parts[0] for p in remote.Remote(far).mirror.rglob("*.*")}
+    assert mirrored == {"flexip-data.json", "index", "caches"}
+    with pytest.raises(FlexIPError, match="cannot be listed|no data folder"):
+        train(data, tmp_path / "none", data=[f"file://{tmp_path}/nowhere"])

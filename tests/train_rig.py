@@ -50,6 +50,6 @@ def pack(folder: Path, images: int = 7, variants: int = 5, broken: int = 0, qual
     return folder
 
 
-def config(data: Path, output: Path, **changes: Any) -> TrainConfig:
+def config(folder: Path, output: Path, **changes: Any) -> TrainConfig:
     """The config `demo`, made small."""
-    return load_config("demo", {**SMALL, "data": [str(data)], "output": str(output), **changes})
+    return load_config("demo", {**SMALL, "data": [str(folder)], "output": str(output), **changes})

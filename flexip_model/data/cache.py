@@ -22,6 +22,7 @@ from ..encoders import ClipEncoder, DinoEncoder
 from ..encoders.weights import weights_hash
 from ..errors import FlexIPError
 from . import crops
+from .remote import Remote
 
 if TYPE_CHECKING:
     from .format import Frame
@@ -78,14 +79,14 @@ class Manifest:
         return found
 
 
-def latents_manifest(vae: Any, size: int, flips: bool = False) -> Manifest:
-    """Of the latents of diffusers' `AutoencoderKL` at `size` px.
+def latents_manifest(vae: Any, size: int) -> Manifest:
+    """Of the latents of diffusers' `AutoencoderKL` at `size` px; targets are never mirrored.
 
     The hash covers the encoding half alone and the scaling: a VAE with another decoder gives the same latents.
     """
     half = {k: v for k, v in vae.state_dict().items() if k.startswith(("encoder.", "quant_conv."))}
     weights = f"{weights_hash(half)}*{vae.config.scaling_factor:g}"
-    return Manifest("latents", weights, size, "square", crops.VERSION, flips)
+    return Manifest("latents", weights, size, "square", crops.VERSION)
 
 
 def clip_manifest(encoder: ClipEncoder, crop: str = "pad", flips: bool = False) -> Manifest:
@@ -173,13 +174,14 @@ class CacheReader:
     Args:
         folder: the data folder.
         key: of the cache, from `check_cache`.
+        remote: where the cache's files are fetched from when they are not in `folder`.
 
     Raises:
         FlexIPError: as `read_manifest`.
     """
 
-    def __init__(self, folder: str | Path, key: str) -> None:
-        self.folder, self.key = Path(folder), key
+    def __init__(self, folder: str | Path, key: str, remote: Remote | None = None) -> None:
+        self.folder, self.key, self.remote = Path(folder), key, remote
         self.manifest, _ = read_manifest(self.folder / "caches" / key)
         self._start()
 
@@ -221,6 +223,8 @@ class CacheReader:
         found = self._files.pop(shard, None)
         if found is None:
             path = cache_file(self.folder, self.key, shard)
+            if self.remote is not None:
+                path = self.remote.fetch(path.relative_to(self.folder).as_posix())
             try:
                 file = safe_open(str(path), framework="pt")
                 found = file, frozenset(file.keys())
@@ -237,7 +241,7 @@ class CacheReader:
         self._files: OrderedDict[str, tuple[Any, frozenset[str]]] = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.folder, self.key)
+        return type(self), (self.folder, self.key, self.remote)
 
 
 def tensor_name(frame_id: str, variant: str) -> str:

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import FlexIPError
+from .remote import Remote, is_remote
 from .schema import KINDS, SCHEMA, SPLITS, Frame, Group, atomic, check_name, check_schema, read_folder_file, shard_path
 from .shards import write_index
 
@@ -34,7 +35,8 @@ class Dataset:
     and all processes share the pages. The object can be pickled and forked; each process opens its own files.
 
     Attributes:
-        folder: the data folder.
+        folder: the data folder, or the mirror of a remote one.
+        remote: where the shards are, if not in `folder`.
         datasets: name → what `flexip-data.json` says of it.
         tables: name → its rows, all of them.
         names: the datasets in the order of `tables`.
@@ -42,8 +44,8 @@ class Dataset:
     """
 
     def __init__(self, folder: Path, split: str | None, kinds: tuple[str, ...] | None,
-                 qualities: tuple[str, ...] | None) -> None:
-        self.folder, self._chosen = folder, (split, kinds, qualities)
+                 qualities: tuple[str, ...] | None, remote: Remote | None = None) -> None:
+        self.folder, self.remote, self._chosen = folder, remote, (split, kinds, qualities)
         self.datasets = read_folder_file(folder)
         self.tables = {name: _table(folder, name) for name in index_names(folder)}
         self.names = list(self.tables)
@@ -54,7 +56,7 @@ class Dataset:
         chosen = [_select(table, split, kinds, qualities) + start
                   for table, start in zip(self.tables.values(), self._starts, strict=False)]
         self.rows = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
-        self._shards = _Shards()
+        self._shards = _Shards(remote)
 
     @classmethod
     def open(cls, folder: str | Path, split: str | None = None, kinds: Iterable[str] | None = None,
@@ -62,6 +64,7 @@ class Dataset:
         """Open and check a data folder.
 
         Args:
+            folder: a path, or the URI of a folder in object storage (see `remote`).
             split: "train", "val", "heldout", or None for all.
             kinds: some of "image", "multiview", "video", "pair", or None for all.
             qualities: some of "base", "high", or None for all.
@@ -75,7 +78,9 @@ class Dataset:
         unknown = sorted(set(chosen or ()) - set(KINDS))
         if unknown:
             raise FlexIPError(f"there is no kind {unknown[0]!r}; choose from {', '.join(KINDS)}")
-        return cls(Path(folder), split, chosen, None if qualities is None else tuple(qualities))
+        remote = Remote(str(folder)) if is_remote(folder) else None
+        place = Path(folder) if remote is None else remote.synchronise()
+        return cls(place, split, chosen, None if qualities is None else tuple(qualities), remote)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -130,23 +135,27 @@ class Dataset:
         return content
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.folder, *self._chosen)
+        return type(self), (self.folder, *self._chosen, self.remote)
 
 
 class _Shards:
     """Open shard files of this process, the most recently used few."""
 
-    def __init__(self) -> None:
+    def __init__(self, remote: Remote | None) -> None:
+        self._remote = remote
         self._start()
 
     def _start(self) -> None:
-        self._process, self._lock, self._files = os.getpid(), Lock(), OrderedDict[Path, BinaryIO]()
+        self._process, self._lock, self._files = os.getpid(), Lock(), OrderedDict[Path, Any]()
+
+    def _open(self, path: Path) -> Any:
+        return path.open("rb") if self._remote is None else self._remote.open(f"shards/{path.name}")
 
     def read(self, path: Path, offset: int, count: int) -> bytes:
         if self._process != os.getpid():  # a forked worker must not move the parent's file positions
             self._start()
         with self._lock:
-            file = self._files.pop(path, None) or path.open("rb")
+            file = self._files.pop(path, None) or self._open(path)
             self._files[path] = file
             if len(self._files) > OPEN_SHARDS:
                 self._files.popitem(last=False)[1].close()

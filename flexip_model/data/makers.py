@@ -68,18 +68,17 @@ class LatentMaker:
         noise: the VAE's own deviation as a share of the latents', in the pictures encoded last; None before.
     """
 
-    def __init__(self, vae: Any, name: str, size: int, flips: bool) -> None:
+    def __init__(self, vae: Any, name: str, size: int) -> None:
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         if size < factor or size % factor:
             raise FlexIPError(f"the size is {size} px; expected a multiple of {factor}, the VAE's factor")
         self.module: Any = vae
         self.name, self.size = name, size
         self.noise: float | None = None
-        self.manifest = latents_manifest(vae, size, flips)
+        self.manifest = latents_manifest(vae, size)
 
     def views(self, picture: Image, mask: Tensor | None, frame: Frame) -> Views:
-        pixels = square(picture, self.size, frame.box)
-        return Views({"": pixels, "flip": pixels.flip(-1)} if self.manifest.flips else {"": pixels}, {})
+        return Views({"": square(picture, self.size, frame.box)}, {})
 
     def encode(self, pixels: Tensor) -> Tensor:
         found = self.module.encode(pixels).latent_dist
@@ -160,7 +159,7 @@ def load_makers(vae: str | None, clip: str | None, dino: str | None, size: int, 
     """
     makers: list[Maker] = []
     if vae is not None:
-        makers.append(LatentMaker(load_vae(vae), str(vae), size, flips))
+        makers.append(LatentMaker(load_vae(vae), str(vae), size))
     if clip is not None:
         makers.append(ReferenceMaker(load_clip(clip), crop, flips))
     if dino is not None:

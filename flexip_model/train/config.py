@@ -245,6 +245,7 @@ def _resolve(values: dict[str, Any], folder: Path) -> None:
 
     def at(value: Any) -> Any:
         inside = isinstance(value, str) and not Path(value).is_absolute() and (not ships or value.startswith(".."))
+        inside = inside and "://" not in value
         return str((folder / value).resolve()) if inside else value
 
     for key in ("clip", "dino", "output", "start"):

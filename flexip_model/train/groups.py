@@ -78,7 +78,7 @@ class Groups:
         sides = [[Dataset.open(folder, "train", kinds, qualities) for folder in config.data] for kinds in SIDES]
         validation = [Dataset.open(folder, split) for split in ("val", "train") for folder in config.data]
         remarks: list[str] = []
-        caches = {dataset.folder: _caches(dataset.folder, config, frozen, remarks) for dataset in sides[0]}
+        caches = {dataset.folder: _caches(dataset, config, frozen, remarks) for dataset in sides[0]}
         return cls(sides, validation, caches, remarks)
 
     def get(self, side: int, number: int) -> Subject:
@@ -112,19 +112,20 @@ class Groups:
                 for (name, text), kinds in sorted(rows.items())]
 
 
-def _caches(folder: Path, config: TrainConfig, frozen: Frozen, remarks: list[str]) -> dict[str, CacheReader]:
+def _caches(dataset: Dataset, config: TrainConfig, frozen: Frozen, remarks: list[str]) -> dict[str, CacheReader]:
     if not config.use_cache:
         return {}
     crop, flips = config.references.crop, config.references.flip_image + config.references.flip_variant > 0
     wanted = {"latents": latents_manifest(frozen.vae, config.size), "clip": clip_manifest(frozen.clip, crop, flips),
               "dino": dino_manifest(frozen.dino, crop, flips)}
+    folder, remote = dataset.folder, dataset.remote
     there = {manifest.kind for manifest in list_caches(folder).values()}
     readers = {}
     for kind, manifest in wanted.items():
         if kind in there:
             try:
-                readers[kind] = CacheReader(folder, check_cache(folder, manifest))
+                readers[kind] = CacheReader(folder, check_cache(folder, manifest), remote)
             except FlexIPError as error:
                 remarks.append(str(error))
-    remarks.append(f"{folder}: cached {', '.join(readers) or 'nothing'}")
+    remarks.append(f"{folder if remote is None else remote.uri}: cached {', '.join(readers) or 'nothing'}")
     return readers
