@@ -70,7 +70,7 @@ def full_size() -> Frozen:
         assert isinstance(module, nn.Module)
         module.eval().requires_grad_(False)
     unet, vae, text = modules
-    return Frozen(unet, vae, text, None, None, encoders)
+    return Frozen(unet, vae, text, None, None, encoders, None)  # type: ignore[arg-type]
 
 
 def count(frozen: Frozen, size: int = 512) -> Arithmetic:
@@ -119,7 +119,7 @@ def saved_bytes(size: int) -> int:
                     kept[storage._cdata] = (storage.nbytes(), value)  # the tensor too, so that no address comes twice
                 return value
 
-            frozen = Frozen(unet, None, None, None, None, None)  # type: ignore[arg-type]
+            frozen = Frozen(unet, *[None] * 6)  # type: ignore[arg-type]
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
                 guess = _guess(frozen, adapter, torch.randn(1, 4, size // 8, size // 8), torch.randn(1, TOKENS, 768))
             del guess

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.cache import Manifest, latents_manifest
 from ..encoders import ClipEncoder, DinoEncoder, Encoders, load_clip, load_dino
 from ..errors import FlexIPError
 from .config import TrainConfig
@@ -23,6 +24,8 @@ class Frozen:
     Attributes:
         unet, vae, text_encoder, tokenizer, scheduler: diffusers' and transformers' own classes.
         encoders: CLIP and DINO.
+        latents: what a cache of this VAE's latents at the run's size must say of itself; taken in fp32, since a hash of
+            weights that were cast is another.
     """
 
     unet: Any
@@ -31,6 +34,7 @@ class Frozen:
     tokenizer: Any
     scheduler: Any
     encoders: Encoders
+    latents: Manifest
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Frozen:
         for module in self._modules():
@@ -107,9 +111,9 @@ def load_frozen(config: TrainConfig) -> Frozen:
         raise FlexIPError(f"the base {config.base} cannot be loaded ({' '.join(str(error).split())[:300]}); "
                           "give a folder of SD1.5 in diffusers' layout, or its name on a hub that can be reached"
                           ) from error
-    frozen = Frozen(**parts, encoders=Encoders(clip, dino))
-    for module in frozen._modules():
+    for module in (parts["unet"], parts["vae"], parts["text_encoder"], clip, dino):
         module.float().eval().requires_grad_(False)
+    frozen = Frozen(**parts, encoders=Encoders(clip, dino), latents=latents_manifest(parts["vae"], config.size))
     if frozen.scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
         raise FlexIPError(f"the base predicts {frozen.scheduler.config.prediction_type}; expected ε or v")
     return frozen

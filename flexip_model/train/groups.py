@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ..data.cache import CacheReader, check_cache, clip_manifest, dino_manifest, latents_manifest, list_caches
+from ..data.cache import CacheReader, check_cache, clip_manifest, dino_manifest, list_caches
 from ..data.format import Dataset
 from ..errors import FlexIPError
 from .config import TrainConfig
@@ -116,7 +116,7 @@ def _caches(dataset: Dataset, config: TrainConfig, frozen: Frozen, remarks: list
     if not config.use_cache:
         return {}
     crop, flips = config.references.crop, config.references.flip_image + config.references.flip_variant > 0
-    wanted = {"latents": latents_manifest(frozen.vae, config.size), "clip": clip_manifest(frozen.clip, crop, flips),
+    wanted = {"latents": frozen.latents, "clip": clip_manifest(frozen.clip, crop, flips),
               "dino": dino_manifest(frozen.dino, crop, flips)}
     folder, remote = dataset.folder, dataset.remote
     there = {manifest.kind for manifest in list_caches(folder).values()}

@@ -40,7 +40,8 @@ class Trainer:
         from diffusers.training_utils import EMAModel
 
         self.config = config
-        self.accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
+        # The config decides the precision, not how the run was launched.
+        self.accelerator = Accelerator(mixed_precision="no")
         self.folder = Path(config.output)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.frozen: Frozen = load_frozen(config)

@@ -37,7 +37,17 @@ class TrainStep(nn.Module):
         return self._held[0]
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
-        """A collated batch (see `samples.collate`), on the device, to the weighted squared errors, (B,) float32."""
+        """A collated batch (see `samples.collate`), on the device, to the weighted squared errors, (B,) float32.
+
+        Where the frozen networks are in bf16, everything but the loss is computed in it.
+        """
+        like = next(self.frozen.unet.parameters())
+        if like.dtype != torch.bfloat16:
+            return self._errors(batch, like.dtype)
+        with torch.autocast(like.device.type, torch.bfloat16):
+            return self._errors(batch, like.dtype)
+
+    def _errors(self, batch: dict[str, Any], dtype: torch.dtype) -> Tensor:
         frozen, host = self._held
         latents = fill(batch, "latents", frozen.encode_latents)
         cls, patches = self.features(batch)
@@ -57,8 +67,7 @@ class TrainStep(nn.Module):
         for site in SD15_SITES:
             condition.project(site.name, self.adapter.site(site))
         host.condition = condition
-        like = next(frozen.unet.parameters()).dtype
-        guess = frozen.unet(noisy.to(like), steps, text.to(like)).sample
+        guess = frozen.unet(noisy.to(dtype), steps, text.to(dtype)).sample
         error = (guess.float() - target).pow(2).mean((1, 2, 3))
         return error * self._weights(steps, velocity)
 
