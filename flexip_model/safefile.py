@@ -106,10 +106,12 @@ def atomic(path: Path) -> Iterator[Path]:
         # Not `mkstemp`: its files are for their owner alone, and models and data are shared.
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
     except OSError as error:
         raise FlexIPError(f"{path} cannot be written ({error.strerror or error}); nothing was changed") from error
     try:
         yield temporary
+        temporary.chmod(mode)  # safetensors puts a file of its own in the place, and that for its owner alone
         sync(temporary)
         temporary.replace(path)
     except OSError as error:

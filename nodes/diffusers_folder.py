@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
@@ -44,15 +45,17 @@ SD15_BLOCKS = {
     "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
     "layers_per_block": 2,
 }
+PREDICTIONS = {"epsilon": comfy.model_base.ModelType.EPS, "v_prediction": comfy.model_base.ModelType.V_PREDICTION}
 # What every tokenizer of this family pads and truncates to.
 TEXT_LENGTH = 77
 
 
 def load_unet(folder: Path) -> comfy.model_patcher.ModelPatcher:
-    """`unet/` as a MODEL.
+    """`unet/` as a MODEL, predicting what `scheduler/` says.
 
     Raises:
-        FlexIPError: the UNet is not of SD1.5's structure, or its tensors are not those of its config.
+        FlexIPError: the UNet is not of SD1.5's structure, its tensors are not those of its config, or it predicts
+            something other than ε or v.
     """
     config, tensors = _read(folder / "unet", "diffusion_pytorch_model.safetensors")
     for key, value in SD15_BLOCKS.items():
@@ -67,7 +70,11 @@ def load_unet(folder: Path) -> comfy.model_patcher.ModelPatcher:
         "channel_mult": [Multiple(width, channels[0]) for width in channels],
         "context_dim": config["cross_attention_dim"],
     }
+    prediction = _json(folder / "scheduler" / "scheduler_config.json")["prediction_type"]
+    if prediction not in PREDICTIONS:
+        raise FlexIPError(f"{folder / 'scheduler'} has prediction_type {prediction}; expected epsilon or v_prediction")
     model_config = comfy.supported_models.SD15(unet_config)
+    model_config.model_type = lambda *_: PREDICTIONS[prediction]
     model_config.unet_config["num_heads"] = config["attention_head_dim"]
     load_device = comfy.model_management.get_torch_device()
     supported = list(model_config.supported_inference_dtypes)
@@ -171,10 +178,16 @@ class Multiple(float):
 
 
 def _read(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    for file in ("config.json", name):
-        if not (folder / file).is_file():
-            raise FlexIPError(f"{folder / file} is missing; get the pack again, with its models")
-    return json.loads((folder / "config.json").read_text(encoding="utf-8")), load_file(folder / name)
+    config = _json(folder / "config.json")
+    if not (folder / name).is_file():
+        raise FlexIPError(f"{folder / name} is missing; get the pack again, with its models")
+    return config, load_file(folder / name)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FlexIPError(f"{path} is missing; get the pack again, with its models")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _strict(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:

@@ -89,3 +89,26 @@ def test_gamma_zero_follows_the_prompts_background_and_gamma_one_moves_towards_t
         return float(np.abs(np.asarray(picture, float)[middle, middle] - np.asarray(reference)[middle, middle]).mean())
 
     assert np.mean([distance(p) for p in pictures[1.0]]) < np.mean([distance(p) for p in pictures[0.0]])
+
+
+def test_gamma_one_keeps_each_held_out_example_so_that_its_look_tells_it_from_the_others(shipped: Shipped) -> None:
+    paths = sorted((FOLDER / "examples").iterdir())
+    references = [Image.open(p).convert("RGB").resize((128, 128)) for p in paths]
+    features = shipped.features(to_pixels(references))
+    prompts = [f"a 3d render of a {p.stem} on a plain blue background" for p in paths]
+    pictures = sample(shipped.base, shipped.vae, shipped.words, prompts, adapter=shipped.adapter, features=features,
+                      gammas=[1.0] * len(paths), steps=12, scale=3.0)
+    wanted = []
+    for reference in references:
+        sheet = Image.new("RGB", (128, 128), "white")
+        sheet.paste(reference.resize((110, 110)), (9, 10))
+        wanted.append(np.asarray(sheet.resize((32, 32)), float))
+    right = 0
+    for number, picture in enumerate(pictures):
+        pixels = np.asarray(picture, float)
+        behind = np.abs(pixels - border(picture)).max(-1, keepdims=True) < 40
+        look = np.where(behind, 255, pixels).astype(np.uint8)
+        small = np.asarray(Image.fromarray(look).resize((32, 32)), float)
+        distances = [np.abs(small - w).mean() for w in wanted]
+        right += int(np.argmin(distances)) == number
+    assert right >= len(paths) - 1

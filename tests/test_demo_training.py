@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from flexip_model.demo import cache, encoders, training, vae, words
+from flexip_model.demo import cache, encoders, packing, training, vae, words
 from flexip_model.demo.compose import Composer
 from flexip_model.demo.loop import Plan
+from flexip_model.demo.networks import build_adapter
+from flexip_model.demo.tokens import load_tokens, run_tokens
+from flexip_model.train.loop import Trainer
+from flexip_model.train.samples import choose, open_samples
 
 from .demo_shapes import shapes
+from .train_rig import config
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +59,67 @@ def test_encoders_learn_from_one_step_to_the_next(composer: Composer, tokens: wo
     assert cls.shape == (2, 128) and patches.shape == (2, 64, 128)
 
 
-def test_stage_four_moves_the_adapter_and_not_the_base(composer: Composer, tokens: words.Words, tmp_path) -> None:
+def _encoding(composer: Composer, tokens: words.Words):
+    return composer, vae.build().eval(), encoders.Features(
+        encoders.ClipTrainer(len(tokens.tokenizer)).visual.eval(), encoders.DinoTrainer().encoder.eval())
+
+
+@pytest.fixture(scope="module")
+def cached(composer: Composer, tokens: words.Words) -> cache.Cache:
     torch.manual_seed(0)
-    recipes = [composer.recipe(np.random.default_rng(i)) for i in range(12)]
-    latents = cache.LatentCache(recipes, np.random.default_rng(0).standard_normal((12, 4, 16, 16)).astype(np.float16))
-    features = encoders.Features(encoders.ClipTrainer(len(tokens.tokenizer)).visual.eval(),
-                                 encoders.DinoTrainer().encoder.eval())
-    source = training.Source(composer, latents, tokens, features)
-    training.run_together(source, None, _plan(lr=1e-3), tmp_path / "together", batch=6)
-    model = training.load_together(tokens, tmp_path / "together")
-    base = {k: v.clone() for k, v in model.base.state_dict().items()}
-    before = {k: v.clone() for k, v in model.adapter.state_dict().items()}
-    training.run_adapter(source, model, _plan(lr=1e-3), tmp_path / "adapter", batch=4)
-    assert all(torch.equal(v, base[k]) for k, v in model.base.state_dict().items())
-    moved = [k for k, v in model.adapter.state_dict().items() if not torch.equal(v, before[k])]
-    assert any(".preservation." in k for k in moved) and any(".personalization." in k for k in moved)
-    assert any(k.startswith("resampler_queries") for k in moved)
+    return cache.Cache(*cache.make_part(*_encoding(composer, tokens), seed=(0, 0), count=24, batch=8))
+
+
+def test_the_cache_gives_each_target_the_reference_of_its_kind(composer, tokens, cached, tmp_path, monkeypatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(cache, "PART", 24)
+    cache.fill(lambda: _encoding(composer, tokens), tmp_path, 30, processes=1, seed=0)
+    read = cache.Cache.open(tmp_path)
+    assert len(read) == 48
+    assert read.recipes[:24] == cached.recipes
+    variant = torch.tensor([True, False] * 4)
+    batch = cached.draw(np.random.default_rng(1), variant)
+    assert batch.latents.shape == (8, 4, 16, 16) and batch.mask.shape == (8, 16, 16) and batch.patches.shape[1] == 64
+    assert 0.05 < batch.mask.mean() < 0.9 and batch.mask.max() <= 1
+    for row, (recipe, other) in enumerate(zip(batch.recipes, variant, strict=True)):
+        place = cached.recipes.index(recipe)
+        assert torch.equal(batch.cls[row], cached.tensors["other_cls" if other else "same_cls"][place].float())
+
+
+def test_tokens_learn_to_draw_and_hand_on_what_they_learned(cached: cache.Cache, tmp_path) -> None:
+    torch.manual_seed(0)
+    plan = Plan(minutes=0, steps=40, warmup=1, log_every=10, lr=2e-3, ema=0.5)
+    history = run_tokens(cached, plan, tmp_path, batch=8).history
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    torch.manual_seed(0)
+    new, learned = build_adapter().state_dict(), load_tokens(tmp_path).state_dict()
+    moved = {key.split(".")[0] for key in new if not torch.equal(new[key], learned[key])}
+    assert moved == {"project_retrieval", "queries", "resampler_queries", "project_cls", "resampler_cls"}
+
+
+def test_base_and_adapter_learn_together_and_the_base_alone_too(composer, tokens, cached, tmp_path) -> None:
+    torch.manual_seed(0)
+    source = training.Source(composer, cached, tokens)
+    torch.manual_seed(0)
+    begun = training.Together(len(tokens.tokenizer)).state_dict()
+    torch.manual_seed(0)
+    training.run_together(source, None, None, _plan(lr=1e-3), tmp_path, batch=8)
+    trained = training.load_together(tokens, tmp_path).state_dict()
+    moved = [key for key, value in trained.items() if not torch.equal(value, begun[key])]
+    for part in ("base.unet.conv_out", "base.text.", "adapter.resampler_queries", "adapter.resampler_text",
+                 ".preservation.", ".personalization."):
+        assert any(part in name for name in moved), part
+
+
+def test_the_trainer_reads_what_the_composer_packs(composer, tmp_path) -> None:
+    packing.pack(composer, tmp_path / "data", 6)
+    trainer = Trainer(config(tmp_path / "data", tmp_path / "run", stages=[{"steps": 1}]))
+    trainer.run()
+    samples = open_samples(trainer.config, trainer.frozen, 0, 1)
+    assert samples.order.counts == (3, 3)
+    group = samples.groups.get(0, 0).group
+    target, reference = choose(group, False, np.random.default_rng(0))
+    assert (target.role, reference.role) == ("target", "reference") and len(target.captions) == packing.CAPTIONS
 
 
 def test_a_stage_continues_where_it_stopped(composer: Composer, tmp_path) -> None:

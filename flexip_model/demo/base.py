@@ -1,4 +1,4 @@
-"""The text-to-image base (UNet and text encoder) and its noise: ε-prediction with SD1.5's schedule."""
+"""The text-to-image base (UNet and text encoder) and its noise: v-prediction with SD1.5's schedule."""
 
 from __future__ import annotations
 
@@ -30,18 +30,15 @@ class Noise:
     def __init__(self) -> None:
         self.schedule = noise_schedule()
 
-    def weights(self, steps: Tensor) -> Tensor:
-        """Loss weight per step, (n,): min(1, 2 / SNR), min-SNR weighting (Hang et al., 2023) with γ = 2.
-
-        Our choice: at little noise ε cannot be told and its error drowns what decides subject and background.
-        """
-        alpha = self.schedule.alphas_cumprod[steps]
-        return (2 * (1 - alpha) / alpha).clamp(max=1.0)
-
     def __call__(self, latents: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents to (noisy latents, noise, steps); steps are spread evenly over the batch (lower variance)."""
+        """Latents to (noisy latents, v, steps).
+
+        Steps are spread over the batch (lower variance), with density (1 - t)^(-1/3): more at much noise, where
+        subject and background are decided (our choice).
+        """
         count = len(latents)
         spread = (np.arange(count) + rng.random(count)) / count
-        steps = torch.from_numpy((rng.permutation(spread) * 1000).astype(np.int64))
+        steps = torch.from_numpy(((1 - rng.permutation(spread) ** 1.5) * 1000).astype(np.int64).clip(0, 999))
         noise = torch.from_numpy(rng.standard_normal(latents.shape, np.float32))
-        return self.schedule.add_noise(latents, noise, steps), noise, steps
+        noisy = self.schedule.add_noise(latents, noise, steps)
+        return noisy, self.schedule.get_velocity(latents, noise, steps), steps

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +18,12 @@ if TYPE_CHECKING:
     from .compose import Composer
     from .words import Words
 
-STAGES = ("data", "vae", "latents", "encoders", "together", "adapter", "export", "samples")
-MINUTES = {"vae": 14.0, "clip": 4.0, "dino": 3.0, "together": 55.0, "adapter": 10.0}
-"""Minutes of training, about those of the first version on two CPU cores; longer is better for the last two."""
+STAGES = ("data", "vae", "encoders", "latents", "tokens", "together", "adapter", "export", "samples")
+MINUTES = {"vae": 33.0, "clip": 10.0, "dino": 8.0, "tokens": 9.5, "together": 73.0}
+"""Minutes of training, about those of the model that ships, on two CPU cores; longer is better for the last."""
 PICTURES = 12288
+GROUPS = 1024
+"""Groups of the data folder that the trainer reads."""
 SEED = 1
 EXAMPLES = {"sheep": "1f411", "turtle": "1f422", "wolf": "1f43a", "cupcake": "1f9c1", "tomato": "1f345",
             "house": "1f3e0"}
@@ -39,6 +44,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures composed for the latents")
     for name, minutes in MINUTES.items():
         parser.add_argument(f"--minutes-{name}", type=float, default=minutes, metavar="MIN")
+    parser.add_argument("--adapter-steps", type=int, default=400, metavar="N", help="steps of the last stage")
     parser.add_argument("--processes", type=int, default=2, help="training processes; the batch grows with them")
     parser.set_defaults(run=_run)
 
@@ -48,18 +54,18 @@ def _run(options: argparse.Namespace) -> None:
     _require("resvg_py", "resvg-py")
     workshop = Workshop(options.work, options.out or SHIPPED)
     minutes = {name: getattr(options, f"minutes_{name}") for name in MINUTES}
-    if any(m <= 0 for m in minutes.values()) or options.pictures < 1 or options.processes < 1:
-        raise FlexIPError("minutes, pictures and processes must be greater than 0")
+    if any(m <= 0 for m in minutes.values()) or min(options.pictures, options.processes, options.adapter_steps) < 1:
+        raise FlexIPError("minutes, pictures, steps and processes must be greater than 0")
     for stage in STAGES if options.stage == "make" else (options.stage,):
         print(f"== {stage}", flush=True)
         if stage == "latents":
-            workshop.latents(options.pictures)
+            workshop.latents(options.pictures, options.processes)
+        elif stage == "adapter":
+            workshop.adapter(options.adapter_steps, options.processes)
         elif stage in ("data", "export", "samples"):
             getattr(workshop, stage)()
-        elif stage in ("together", "adapter"):
-            run(partial(getattr(workshop, stage), minutes), options.processes, seed=SEED)
         else:
-            run(partial(getattr(workshop, stage), minutes), 1, seed=SEED)
+            run(partial(getattr(workshop, stage), minutes), options.processes, seed=SEED)
 
 
 def _require(module: str, package: str) -> None:
@@ -114,14 +120,23 @@ class Workshop:
         from . import vae
         from .loop import Plan
 
-        vae.run(self.composer(), Plan(minutes["vae"], lr=4e-4, warmup=60, ema=0.99, decay_from=0.3, seed=11),
+        vae.run(self.composer(), Plan(minutes["vae"], lr=5e-4, warmup=60, ema=0.998, decay_from=0.4, seed=11),
             self.work / "vae")
 
-    def latents(self, pictures: int) -> None:
-        from . import cache, vae
+    def _encoding(self):
+        """Composer, VAE and encoders, as ``cache.fill`` needs them in each process."""
+        from . import vae
+        from .encoders import Features, load_clip, load_dino
 
         composer = self.composer()
-        cache.fill(composer, vae.load(self._state("vae", "vae"), composer), self.work / "latents", pictures)
+        return composer, vae.load(self._state("vae", "vae"), composer), Features(
+            load_clip(self.words(), self._state("clip", "encoders")).visual,
+            load_dino(self._state("dino", "encoders")))
+
+    def latents(self, pictures: int, processes: int) -> None:
+        from . import cache
+
+        cache.fill(self._encoding, self.work / "latents", pictures, processes)
 
     def encoders(self, minutes: dict[str, float]) -> None:
         from .encoders import run_clip, run_dino
@@ -133,56 +148,91 @@ class Workshop:
                  self.work / "dino")
 
     def _source(self):
-        from .cache import LatentCache
-        from .encoders import Features, load_clip, load_dino
+        from .cache import Cache
         from .training import Source
 
-        words = self.words()
         self._need(self.work / "latents", "latents")
-        features = Features(load_clip(words, self._state("clip", "encoders")).visual,
-                            load_dino(self._state("dino", "encoders")))
-        return Source(self.composer(), LatentCache.open(self.work / "latents"), words, features)
+        return Source(self.composer(), Cache.open(self.work / "latents"), self.words())
+
+    def tokens(self, minutes: dict[str, float]) -> None:
+        from .loop import Plan
+        from .tokens import run_tokens
+
+        plan = Plan(minutes["tokens"], lr=1e-3, warmup=60, ema=0.998, decay_from=0.3, seed=26)
+        run_tokens(self._source().cache, plan, self.work / "tokens")
 
     def together(self, minutes: dict[str, float]) -> None:
         from .encoders import load_clip
         from .loop import Plan
+        from .tokens import load_tokens
         from .training import run_together
 
         text = load_clip(self.words(), self._state("clip", "encoders")).text
-        plan = Plan(minutes["together"], lr=8e-4, warmup=60, ema=0.997, decay_from=0.5, log_every=25, seed=31)
-        run_together(self._source(), text, plan, self.work / "together")
+        adapter = load_tokens(self._state("tokens", "tokens"))
+        plan = Plan(minutes["together"], lr=8e-4, warmup=60, ema=0.998, decay_from=0.5, seed=31)
+        run_together(self._source(), text, adapter, plan, self.work / "together")
 
-    def adapter(self, minutes: dict[str, float]) -> None:
-        from .loop import Plan
-        from .training import load_together, run_adapter
+    def adapter(self, steps: int, processes: int) -> None:
+        """The adapter alone, by the trainer (`python -m flexip_model train`), beside the base that is now frozen."""
+        from ..data.encode import CacheTask, make_caches
+        from . import packing, training
+        from .export import ADAPTER_FILE, ENCODER_FILES
 
-        together = load_together(self.words(), self._state("together", "together"))
-        plan = Plan(minutes["adapter"], lr=6e-4, warmup=30, ema=0.997, decay_from=0.3, log_every=25, seed=41)
-        run_adapter(self._source(), together, plan, self.work / "adapter")
+        base, data, output = self.work / "base", self.work / "packed", self.work / "adapter"
+        together = training.load_together(self.words(), self._state("together", "together"))
+        self._write(base, together, together.adapter.state_dict(), {"trained": True, "steps": self._steps()})
+        clip, dino = (str(base / "encoders" / ENCODER_FILES[family]) for family in ("open_clip", "dinov2"))
+        if not (data / "index" / f"{packing.NAME}.parquet").exists():
+            packing.pack(self.composer(), data, GROUPS)
+        make_caches(CacheTask(data, str(base), clip, dino, size=128, crop="center", flips=True), processes)
+        config = {"extends": "demo", "base": str(base), "clip": clip, "dino": dino, "data": [str(data)],
+                  "output": str(output), "start": str(base / ADAPTER_FILE), "stages": [{"steps": steps}]}
+        path = self.work / "adapter.yaml"
+        path.write_text(json.dumps(config, indent=1), encoding="utf-8")
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        command = [sys.executable, *(launch if processes > 1 else []), "-m", "flexip_model.train", str(path)]
+        env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=SHIPPED.parents[1], env=env)
+        if done.returncode:
+            raise FlexIPError(f"the trainer ended with {done.returncode}; its last lines say why")
+
+    def _steps(self) -> dict[str, int]:
+        """Steps of every stage that has a state."""
+        from safetensors import safe_open
+
+        steps = {}
+        for stage in ("vae", "clip", "dino", "tokens", "together"):
+            with safe_open(self._state(stage, stage) / "state.safetensors", "pt") as handle:
+                steps[stage] = int(handle.metadata()["step"])
+        return steps
+
+    def _write(self, folder: Path, together, adapter, training_info: dict) -> None:
+        from . import encoders, export, vae
+        from .cache import PART
+        from .sources import PACKAGES
+
+        words = self.words()
+        parts = len(list((self.work / "latents").glob("part-*.safetensors")))
+        info = {"pictures": parts * PART, "data": [f"{p.name}@{p.version} ({p.licence})" for p in PACKAGES],
+                "kinds": "image (alpha 0.9) and variant (1 - beta, beta 0.9), half and half", **training_info}
+        export.export(folder, vae=vae.load(self._state("vae", "vae"), self.composer()), base=together.base,
+                      tokenizer=self.work / "tokenizer",
+                      visual=encoders.load_clip(words, self._state("clip", "encoders")).visual,
+                      dino=encoders.load_dino(self._state("dino", "encoders")), adapter=adapter, training=info)
 
     def export(self) -> None:
         """Write the shipped folder; the adapter's file says how long each stage trained."""
-        from safetensors import safe_open
+        from ..train import state
+        from . import export, training
+        from .sources import STATIC, fetch
 
-        from . import encoders, export, training, vae
-        from .sources import PACKAGES, STATIC, fetch
-
-        words = self.words()
-        together = training.load_together(words, self._state("together", "together"))
-        adapter = training.load_adapter(self._state("adapter", "adapter"))
-        steps = {}
-        for stage in ("vae", "clip", "dino", "together", "adapter"):
-            with safe_open(self._state(stage, stage) / "state.safetensors", "pt") as handle:
-                steps[stage] = int(handle.metadata()["step"])
-        training_info = {
-            "trained": True, "steps": steps, "latents": len(list((self.work / "latents").glob("part-*.npy"))) * 512,
-            "data": [f"{p.name}@{p.version} ({p.licence})" for p in PACKAGES],
-            "kinds": "image (alpha 0.9) and variant (1 - beta, beta 0.9), half and half",
-        }
-        export.export(self.out, vae=vae.load(self._state("vae", "vae"), self.composer()), base=together.base,
-                      tokenizer=self.work / "tokenizer",
-                      visual=encoders.load_clip(words, self._state("clip", "encoders")).visual,
-                      dino=encoders.load_dino(self._state("dino", "encoders")), adapter=adapter, training=training_info)
+        found, complaints = state.load_newest(self.work / "adapter" / "checkpoints")
+        if found is None:
+            reason = "; ".join(complaints) or f"{self.work / 'adapter'} has no checkpoint"
+            raise FlexIPError(f"{reason}: run the stage `adapter` first")
+        together = training.load_together(self.words(), self._state("together", "together"))
+        self._write(self.out, together, found.parts["ema"],
+                    {"trained": True, "steps": {**self._steps(), "adapter": found.step}})
         export.save_examples(fetch(STATIC, self.work / "downloads"), EXAMPLES, self.out / "examples")
         print(f"{self.out}: {export.folder_bytes(self.out) / 1e6:.1f} MB")
 

@@ -20,6 +20,8 @@ STYLE_WORDS = {
 RECOLORED = ("with changed colors", "in unusual colors")
 _STYLE_SHARE = {"3d": 0.68, "flat": 0.22, "line": 0.1}
 _WHITE = "plain:white"
+FARTHER, MIDDLE = 0.86, 0.51
+"""Size of a target's subject over its reference's, and the height of its middle."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Recipe:
         row: look in the store.
         background: "plain:<color>", "gradient:<top>:<bottom>" or "scene:<name>".
         scale: side of the look as a share of the picture's side.
+        stretch: the look's width over its height.
         x, y: centre of the look as shares of the picture.
         flip, angle: mirrored; turned by degrees, counter-clockwise.
         hue: turn of the subject's hues, 0 to 1; 0 leaves the colours.
@@ -39,6 +42,7 @@ class Recipe:
     row: int
     background: str
     scale: float
+    stretch: float
     x: float
     y: float
     flip: bool
@@ -108,14 +112,14 @@ class Composer:
         """A random recipe; with probability ``recolor`` the subject's hues are turned (never line drawings').
 
         The subject is large and near the middle: our choice, because a model this small learns shapes late when
-        their place varies too.
+        their place varies too. Half the looks are stretched, so that there are more shapes than subjects.
         """
         look = look or self.draw_look(rng)
-        scale = float(rng.uniform(0.7, 0.9))
         turn = rng.random() < recolor and look.style != "line"
         return Recipe(
-            row=look.row, background=self.draw_background_name(rng), scale=scale,
-            x=float(rng.uniform(0.46, 0.54)), y=float(rng.uniform(0.47, 0.55)),
+            row=look.row, background=self.draw_background_name(rng), scale=float(rng.uniform(0.74, 0.86)),
+            stretch=float(np.exp(rng.normal(0, 0.15))) if rng.random() < 0.5 else 1.0,
+            x=float(rng.uniform(0.48, 0.52)), y=float(rng.uniform(MIDDLE - 0.02, MIDDLE + 0.02)),
             flip=bool(rng.random() < 0.5), angle=float(rng.normal(0, 4)),
             hue=float(rng.uniform(0.1, 0.9)) if turn else 0.0, seed=int(rng.integers(1 << 30)))
 
@@ -139,11 +143,12 @@ class Composer:
             subject.putalpha(alpha)
         if recipe.flip:
             subject = subject.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        side = max(8, round(recipe.scale * self.size))
-        subject = subject.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        side = recipe.scale * self.size
+        wide, high = (max(8, round(side * recipe.stretch**power)) for power in (0.5, -0.5))
+        subject = subject.resize((wide, high), Image.Resampling.BILINEAR, reducing_gap=2.0)
         if abs(recipe.angle) > 0.5:
             subject = subject.rotate(recipe.angle, Image.Resampling.BILINEAR)
-        left, top = round(recipe.x * self.size - side / 2), round(recipe.y * self.size - side / 2)
+        left, top = round(recipe.x * self.size - wide / 2), round(recipe.y * self.size - high / 2)
         image.paste(subject, (left, top), subject)
         mask = Image.new("L", image.size)
         mask.paste(subject.getchannel("A"), (left, top))
@@ -183,21 +188,30 @@ class Composer:
         return words[rng.integers(len(words))]
 
     def variant(self, recipe: Recipe, rng: np.random.Generator) -> Recipe:
-        """Another picture of the same subject in the same style and colours, elsewhere: another animation frame
-        where there is one, mirrored, turned, at another size and place, on another background (on white half the
-        time, as a reference with its background removed)."""
+        """Another picture of the same subject in the same colours: another animation frame where there is one,
+        mirrored, turned, stretched, framed as a reference, on another background; a third of the time in any of its
+        styles, so that a 3D reference also leads to a drawing."""
         look = self.look(recipe)
-        looks = self.store.looks_of(look.subject.code, look.style)
+        styles = self.store.styles_of(look.subject.code)
+        style = styles[rng.integers(len(styles))] if rng.random() < 0.33 and not recipe.hue else look.style
+        looks = self.store.looks_of(look.subject.code, style)
         other = self.recipe(rng, looks[rng.integers(len(looks))], recolor=0)
-        background = _WHITE if rng.random() < 0.5 else other.background
-        return replace(other, hue=recipe.hue, background=background, angle=float(rng.normal(0, 10)))
+        return replace(other, hue=recipe.hue, angle=float(rng.normal(0, 10)), scale=float(rng.uniform(0.86, 1.0)),
+                       x=float(rng.uniform(0.48, 0.52)), y=float(rng.uniform(0.48, 0.52)),
+                       background=self._behind(other, rng))
 
     def reframed(self, recipe: Recipe, rng: np.random.Generator) -> Recipe:
-        """The same picture of the subject (same look, not mirrored), only framed anew, on white half the time."""
-        other = self.recipe(rng, self.look(recipe), recolor=0)
-        background = _WHITE if rng.random() < 0.5 else recipe.background
-        return replace(other, hue=recipe.hue, flip=recipe.flip, angle=recipe.angle, background=background,
-                       seed=recipe.seed)
+        """The same picture of the subject, nearer: a reference is filled by its subject, a target shows it from a
+        little further away. The factor is fixed, so what P says of a place decides a place of the target (our choice:
+        where it varies, a short training blurs)."""
+        nearer = float(rng.uniform(0.99, 1.01)) / FARTHER
+        return replace(recipe, scale=recipe.scale * nearer, x=0.5 + (recipe.x - 0.5) * nearer,
+                       y=0.5 + (recipe.y - MIDDLE) * nearer, background=self._behind(recipe, rng))
+
+    @staticmethod
+    def _behind(recipe: Recipe, rng: np.random.Generator) -> str:
+        """A reference's background: white two times in three, as when it was removed, else the recipe's."""
+        return _WHITE if rng.random() < 0.67 else recipe.background
 
 
 def to_array(image: Image.Image) -> np.ndarray:

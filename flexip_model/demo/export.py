@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoint import save_adapter
 from ..encoders import load_clip, load_dino
@@ -20,6 +21,7 @@ from .networks import ADAPTER, encoder_metadata, noise_schedule
 from .sources import read_assets
 from .words import Words
 
+ADAPTER_FILE = "flexip_demo.safetensors"
 ENCODER_FILES = {"open_clip": "clip_vision.safetensors", "dinov2": "dinov2.safetensors"}
 
 
@@ -31,11 +33,12 @@ def save_encoder(family: str, module: nn.Module, path: Path) -> str:
 
 
 def export(folder: Path, *, vae: nn.Module, base: Base, tokenizer: Path, visual: nn.Module, dino: nn.Module,
-           adapter: nn.Module, training: dict[str, Any]) -> None:
+           adapter: Mapping[str, Tensor], training: dict[str, Any]) -> None:
     """Write every part of the shipped model into ``folder``.
 
     Args:
         tokenizer: folder with CLIP's tokenizer files.
+        adapter: the adapter's tensors.
         training: what the adapter file says of its training; must hold "trained".
     """
     from diffusers import StableDiffusionPipeline
@@ -54,7 +57,7 @@ def export(folder: Path, *, vae: nn.Module, base: Base, tokenizer: Path, visual:
               for family, module in (("open_clip", visual), ("dinov2", dino))}
     encoders = {"clip": {"name": encoder_metadata("open_clip")["name"], "hash": hashes["open_clip"]},
                 "retrieval": {"name": encoder_metadata("dinov2")["name"], "hash": hashes["dinov2"]}}
-    save_adapter(folder / "flexip_demo.safetensors", ADAPTER, adapter.state_dict(), training=training,
+    save_adapter(folder / ADAPTER_FILE, ADAPTER, adapter, training=training,
                  encoders=encoders, title="FlexIP demo adapter", license="Apache-2.0")
 
 

@@ -2,7 +2,8 @@
 
 UNet: SD1.5's structure (16 cross-attention sites) with four narrow levels and 2 heads. GroupNorm has 16 groups and
 in the VAE one: with SD1.5's 32 there would be one to three channels a group, which removes the colour of plain areas.
-Heads are few because narrow heads are slow on a CPU.
+Heads are few because narrow heads are slow on a CPU. The UNet predicts v (Salimans and Ho, 2022): at much noise ε
+says almost nothing of the picture, so a short training on ε hardly asks the UNet to read its references there.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..adapter import FlexIPAdapter
 from ..config import FlexIPConfig
 from ..preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from .words import LENGTH
@@ -30,7 +32,7 @@ UNET: dict[str, Any] = {
 }
 SCHEDULER: dict[str, Any] = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-    "prediction_type": "epsilon", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
+    "prediction_type": "v_prediction", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
 }
 CLIP_VISION: dict[str, Any] = {
     "image_size": ENCODER_SIDE, "patch_size": 16, "width": ENCODER_WIDTH, "layers": 4, "heads": 4, "mlp_ratio": 4.0,
@@ -41,7 +43,7 @@ DINO: dict[str, Any] = {
     "num_attention_heads": 4, "mlp_ratio": 4,
 }
 ADAPTER = FlexIPConfig(
-    width=128, depth=2, heads=4, head_width=32, queries=16, clip_width=ENCODER_WIDTH, retrieval_width=ENCODER_WIDTH,
+    width=128, depth=2, heads=4, head_width=32, queries=64, clip_width=ENCODER_WIDTH, retrieval_width=ENCODER_WIDTH,
     text_width=TEXT_WIDTH, token_width=TEXT_WIDTH, channels=CHANNELS,
 )
 
@@ -86,19 +88,34 @@ def build_clip_vision() -> Any:
     return VisionTransformer(**CLIP_VISION)
 
 
+def place_waves(side: int, width: int) -> Tensor:
+    """Sines and cosines of row and column, (side², width), low frequencies strongest; ``width`` divisible by 4.
+
+    Places are told apart by them at once; a random table needs a long training for that.
+    """
+    count = torch.arange(1, width // 4 + 1)
+    angles = (torch.arange(side) + 0.5)[:, None] / side * torch.pi * count
+    waves = torch.cat([angles.cos(), angles.sin()], 1) * 0.5 / count.repeat(2)
+    return torch.cat([waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)], -1).flatten(0, 1)
+
+
 def build_dino() -> Any:
-    """A new DINOv2 model whose position table starts as sines of row and column, so that places are told apart at
-    once (a random table needs a long training for that)."""
+    """A new DINOv2 model whose position table starts with ``place_waves``."""
     from transformers import Dinov2Config, Dinov2Model
 
     model: Any = Dinov2Model(Dinov2Config(**DINO))
-    side = DINO["image_size"] // DINO["patch_size"]
-    angles = (torch.arange(side) + 0.5)[:, None] / side * torch.pi * torch.arange(1, ENCODER_WIDTH // 4 + 1)
-    waves = torch.cat([angles.cos(), angles.sin()], 1) * 0.5 / torch.arange(1, ENCODER_WIDTH // 4 + 1).repeat(2)
-    table = torch.cat([waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)], -1)
     with torch.no_grad():
-        model.embeddings.position_embeddings[0, 1:] += table.flatten(0, 1)
+        model.embeddings.position_embeddings[0, 1:] += place_waves(DINO["image_size"] // DINO["patch_size"],
+                                                                   ENCODER_WIDTH)
     return model
+
+
+def build_adapter() -> FlexIPAdapter:
+    """A new adapter; each of its queries begins with a place of its own in an 8 × 8 grid."""
+    adapter = FlexIPAdapter(ADAPTER)
+    with torch.no_grad():
+        adapter.queries[0] += place_waves(8, ADAPTER.width)
+    return adapter
 
 
 def noise_schedule() -> Any:

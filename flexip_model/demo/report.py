@@ -128,8 +128,8 @@ def _sweeps(model: Shipped, heldout: Composer, scenes: SceneJudge, rng: np.rando
     references = {}
     for subject in all_subjects:
         look = heldout.store.looks_of(subject.code, "3d")[0]
-        plain = replace(heldout.recipe(rng, look, recolor=0), background="plain:white", scale=0.9, x=0.5, y=0.5,
-                        flip=False, angle=0.0)
+        plain = replace(heldout.recipe(rng, look, recolor=0), background="plain:white", scale=1.0, stretch=1.0, x=0.5,
+                        y=0.5, flip=False, angle=0.0)
         references[subject.code] = heldout.picture(plain)
     gallery = torch.nn.functional.normalize(model.features(to_pixels(list(references.values())))[0], dim=-1)
     picked = rng.choice(len(all_subjects), subjects, replace=False)

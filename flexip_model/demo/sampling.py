@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..adapter import FlexIPAdapter, ReferenceFeatures
 from ..gate import gamma_tensor
+from ..hosts.denoise import denoise
 from ..hosts.diffusers import Condition, inject
 from .base import Base
 from .networks import noise_schedule
@@ -39,15 +40,10 @@ def sample(base: Base, vae: Any, words: Words, prompts: Sequence[str], *, adapte
         cls, patches = (torch.cat([f, torch.zeros_like(f)]) for f in features)
         p = adapter.preservation(ReferenceFeatures(cls, patches))
         host.condition = Condition(p, adapter.personalization(text, cls), gamma_tensor(list(gammas) * 2))
-    schedule = noise_schedule()
-    schedule.set_timesteps(steps)
     generator = torch.Generator().manual_seed(seed)
-    latents = torch.randn(1 if same_noise else count, 4, 16, 16, generator=generator).expand(count, -1, -1, -1)
-    for t in schedule.timesteps:
-        with torch.autocast("cpu", torch.bfloat16):
-            guess = base.unet(torch.cat([latents, latents]), t, text).sample.float()
-        positive, negative = guess.chunk(2)
-        latents = schedule.step(negative + scale * (positive - negative), t, latents).prev_sample
+    noise = torch.randn(1 if same_noise else count, 4, 16, 16, generator=generator).expand(count, -1, -1, -1)
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = denoise(base.unet, noise_schedule(), noise, text, steps=steps, guidance=scale)
     if host is not None:
         host.eject()
     return to_pictures(vae.decode(latents / vae.config.scaling_factor).sample)

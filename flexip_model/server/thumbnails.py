@@ -27,7 +27,7 @@ EXAMPLES = PACK / "models" / "demo" / "examples"
 README = (
     ("sheep.webp", "a 3d render of a sheep in a green meadow"),
     ("cupcake.webp", "a 3d render of a cupcake on a beach"),
-    ("wolf.webp", "a 3d render of a wolf in the snow"),
+    ("house.webp", "a 3d render of a house on a plain blue background"),
 )
 """Reference and prompt of each row of the README's picture; all at the workflow's seed."""
 
