@@ -19,7 +19,8 @@ from flexip_model.checkpoint import build_adapter, load_adapter_file
 from flexip_model.convert import convert_ip_adapter, ip_adapter_order
 from flexip_model.errors import FlexIPError
 from flexip_model.train import state
-from flexip_model.train.config import NAMED, from_dict, load_config, to_dict
+from flexip_model.train.config import to_dict
+from flexip_model.train.configfile import NAMED, from_dict, load_config
 from flexip_model.train.loop import Trainer
 from flexip_model.train.order import Batches, Order, Ticket
 from flexip_model.train.samples import collate, open_samples

@@ -11,7 +11,8 @@ from PIL import Image
 
 from flexip_model.data.format import NewFrame, NewGroup, ShardWriter
 from flexip_model.demo.compose import Composer
-from flexip_model.train.config import TrainConfig, load_config
+from flexip_model.train.config import TrainConfig
+from flexip_model.train.configfile import load_config
 
 from .demo_shapes import shapes
 

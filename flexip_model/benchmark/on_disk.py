@@ -14,7 +14,7 @@ from safetensors import safe_open
 from ..data.cache import list_caches
 from ..data.format import SCHEMA, Dataset, Frame, Group
 from ..data.shards import write_index
-from ..train.config import load_config
+from ..train.configfile import load_config
 from ..train.frozen import Frozen, load_frozen
 from ..train.samples import open_samples
 from .example_data import cache, write_data

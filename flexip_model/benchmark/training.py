@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from ..errors import FlexIPError
-from ..train.config import Stage, TrainConfig, load_config
+from ..train.config import Stage, TrainConfig
+from ..train.configfile import load_config
 from ..train.loop import Trainer
 from ..train.samples import SampleSet
 from ..train.watch import Watch

@@ -51,7 +51,7 @@ def _train(options: argparse.Namespace) -> None:
     for module, package in NEEDED.items():
         if importlib.util.find_spec(module) is None:
             raise FlexIPError(f"training needs {package}: pip install 'comfyui-flexip[train]'")
-    from .config import load_config
+    from .configfile import load_config
     from .loop import Trainer
 
     overrides: dict[str, Any] = {}
@@ -69,7 +69,7 @@ def _train(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from ..config import FlexIPConfig
     from . import result, state
-    from .config import from_dict
+    from .configfile import from_dict
 
     folder = options.run_folder / "checkpoints"
     steps = state.list_steps(folder)
