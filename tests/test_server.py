@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -189,3 +190,26 @@ def test_server_ends_with_its_parent(tmp_path) -> None:
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < end, "the server outlived its parent"
         time.sleep(0.05)
+
+
+def test_an_adapter_from_the_trainer_is_listed_and_makes_a_sweep(server, client: ComfyClient, tmp_path) -> None:
+    from flexip_model.train.loop import Trainer
+
+    from .train_rig import config, pack
+
+    trainer = Trainer(config(pack(tmp_path / "data"), tmp_path / "run", stages=[{"steps": 1}]))
+    trainer.run()
+    folder = server.base / "models" / "flexip"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(trainer.export(), folder / "mine.safetensors")
+    prompt = api_workflow("flexip_gamma_sweep")
+    demo = node_of(prompt, "FlexIPLoadDemo")
+    prompt["mine"] = {"class_type": "FlexIPLoadAdapter", "inputs": {"adapter_name": "mine.safetensors"}}
+    shipped = [demo, 4]
+    for content in prompt.values():
+        for key, value in content["inputs"].items():
+            if value == shipped:
+                content["inputs"][key] = ["mine", 0]
+    result = client.run(prompt)
+    assert result.status == "success", result.error
+    assert len(client.pictures(result, shown(prompt, "VAEDecode"))) == 5
