@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .errors import FlexIPError
 
@@ -84,7 +85,7 @@ def describe(path: Path) -> str:
         f"  weights         {weights:,} in {path.stat().st_size:,} bytes",
         f"  trained         {'yes' if info.trained else 'NO: a bootstrap, its pictures mean nothing'}",
     ]
-    lines += [f"    {key:<14}{value}" for key, value in sorted(info.training.items()) if key != "trained"]
+    lines += [f"    {key:<14}{_plain(value)}" for key, value in sorted(info.training.items()) if key != "trained"]
     lines.append(f"  UNet            SD1.5's structure, channels {config.channels}, context {config.token_width}")
     lines.append(
         f"  resampler       width {config.width}, depth {config.depth}, {config.heads} heads of {config.head_width}, "
@@ -99,3 +100,12 @@ def describe(path: Path) -> str:
         if info.metadata.get(f"modelspec.{key}"):
             lines.append(f"  {key:<16}{info.metadata[f'modelspec.{key}']}")
     return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    """JSON for a person: lists and tables without brackets and quotes."""
+    if isinstance(value, list):
+        return "; ".join(map(_plain, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(held)}" for key, held in value.items())
+    return str(value)

@@ -411,6 +411,7 @@ def test_the_run_ends_with_a_file_for_the_nodes_a_card_and_a_log(data: Path, tmp
     ema = state.load(tmp_path / "checkpoints", 2).parts["ema"]
     assert all(torch.equal(held[key], ema[key].half()) for key in held)
     card = path.with_suffix(".md").read_text()
+    assert str(ROOT) not in card + json.dumps(info.metadata) and "| Base | `demo` |" in card
     assert "# Mine" in card and "| drawn | 12 | image, video | CC0 |" in card and "α 0.9, β 0.9" in card
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [1, 2]

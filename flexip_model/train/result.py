@@ -58,7 +58,7 @@ def write(folder: Path, found: state.Checkpoint, config: TrainConfig, adapter: F
         raise FlexIPError(f"there is no folder {path.parent}; make it first")
     tensors = found.parts["ema"]
     training = {"trained": True, "steps": found.step, "samples": found.info["seen"], "data": about["data"],
-                "base": config.base, "start": config.start, "seed": config.seed, "date": date.today().isoformat()}
+                "base": _name(config.base), "start": _name(config.start), "seed": config.seed, "date": date.today().isoformat()}
     save_adapter(path, adapter, tensors, training=training, encoders=about["encoders"], title=config.title,
                  license=config.license)
     rows = "\n".join(f"| {d['name']} | {d['groups']} | {d['kinds']} | {d['license']} |" for d in about["data"])
@@ -67,9 +67,16 @@ def write(folder: Path, found: state.Checkpoint, config: TrainConfig, adapter: F
         license_id=config.license.lower() or "unknown", title=config.title, file=path.name,
         hash=tensors_hash({k: v.half() for k, v in tensors.items()}), step=found.step, steps=config.steps,
         seen=found.info["seen"], batch=config.batch, world=found.info["world"], accumulation=config.accumulation,
-        ema=config.ema, alpha=adapter.alpha, beta=adapter.beta, base=config.base, encoders=names,
-        start=config.start or "new weights", lr=config.lr, weight_decay=config.weight_decay,
+        ema=config.ema, alpha=adapter.alpha, beta=adapter.beta, base=_name(config.base), encoders=names,
+        start=_name(config.start), lr=config.lr, weight_decay=config.weight_decay,
         schedule=config.schedule, warmup=config.warmup, unreadable=found.info["unreadable"],
         skipped=found.info["skipped"], data=rows)
     (path.parent / f"{path.stem}.md").write_text(card, encoding="utf-8")
     return path
+
+
+def _name(place: str | None) -> str:
+    """A file's or folder's own name: where it lay is nobody's business."""
+    if place is None:
+        return "new weights"
+    return Path(place).name if Path(place).exists() else place
