@@ -58,7 +58,8 @@ def write(folder: Path, found: state.Checkpoint, config: TrainConfig, adapter: F
         raise FlexIPError(f"there is no folder {path.parent}; make it first")
     tensors = found.parts["ema"]
     training = {"trained": True, "steps": found.step, "samples": found.info["seen"], "data": about["data"],
-                "base": _name(config.base), "start": _name(config.start), "seed": config.seed, "date": date.today().isoformat()}
+                "base": _name(config.base), "start": _name(config.start), "seed": config.seed,
+                "date": date.today().isoformat()}
     save_adapter(path, adapter, tensors, training=training, encoders=about["encoders"], title=config.title,
                  license=config.license)
     rows = "\n".join(f"| {d['name']} | {d['groups']} | {d['kinds']} | {d['license']} |" for d in about["data"])
