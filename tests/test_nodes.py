@@ -1,6 +1,7 @@
 """The nodes as their user meets them: frozen names, messages, what each gives."""
 
 import importlib
+import json
 import math
 import os
 import shutil
@@ -140,6 +141,20 @@ def test_a_damaged_demo_is_named(pack, nodes, tiny_folder, tmp_path, monkeypatch
         nodes["FlexIPLoadDemo"].execute("gradient.png")
     (tmp_path / "demo" / "flexip_demo.safetensors").unlink()
     assert "missing from" in nodes["FlexIPLoadDemo"].validate_inputs("gradient.png")
+
+
+@pytest.mark.parametrize(("said", "name"), [("epsilon", "EPS"), ("v_prediction", "V_PREDICTION"), ("sample", None)])
+def test_the_model_predicts_what_its_scheduler_says(pack, tiny_folder, tmp_path, said, name):
+    folders = importlib.import_module(f"{pack.__name__}.nodes.diffusers_folder")
+    error = importlib.import_module(f"{pack.__name__}.flexip_model.errors").FlexIPError
+    folder = shutil.copytree(tiny_folder, tmp_path / "demo")
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": said}))
+    if name is None:
+        with pytest.raises(error, match="prediction_type sample; expected epsilon or v_prediction"):
+            folders.load_unet(folder)
+    else:
+        assert folders.load_unet(folder).model.model_type.name == name
 
 
 def test_a_whole_sweep_through_the_nodes(nodes, demo):

@@ -51,7 +51,7 @@ def write_encoders(folder: Path) -> None:
 
 def write_system(folder: Path, seed: int = 0) -> Path:
     """Write everything; returns the folder."""
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, DDPMScheduler
     from PIL import Image
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -66,6 +66,7 @@ def write_system(folder: Path, seed: int = 0) -> Path:
     )
     # ComfyUI keeps text encoders in half precision, so the weights are numbers that it holds exactly.
     text.half().float().save_pretrained(folder / "text_encoder")
+    DDPMScheduler(prediction_type="epsilon").save_pretrained(folder / "scheduler")
     AutoencoderKL(
         block_out_channels=(32, 64, 96, 96), layers_per_block=1, norm_num_groups=8, latent_channels=4,
         down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
