@@ -29,7 +29,6 @@ from flexip_model.data.format import (
     NewFrame,
     NewGroup,
     ShardWriter,
-    update_frames,
 )
 from flexip_model.data.pixels import dhash, sharpness
 from flexip_model.data.split import NearHashes, split_of
@@ -128,25 +127,6 @@ def test_forked_workers_and_their_parent_read_at_once(tmp_path: Path) -> None:
     assert all(right)
     again = pickle.loads(pickle.dumps(data))
     assert again.read(again.group(2).frames[0]) == new_frame(20).picture
-
-
-def test_updates_change_named_frames_alone(tmp_path: Path) -> None:
-    folder = make(tmp_path / "data")
-    opened = Dataset.open(folder)
-    first, second = opened.group(1).frames
-    update_frames(folder, "pets", {first.frame_id: {"captions": ["a", "b"]},
-                                   second.frame_id: {"caches": ["latents-1"]}})
-    update_frames(folder, "pets", {first.frame_id: {"caches": ["clip-2"]}})
-    now = Dataset.open(folder).group(1).frames
-    assert (now[0].captions, now[0].caches) == (("a", "b"), ("clip-2",))
-    assert (now[1].captions, now[1].caches) == (("picture 11",), ("latents-1",))
-    assert groups_of(Dataset.open(folder))[2:] == groups_of(opened)[2:]
-    assert main(["data", "validate", str(folder)]) == 0
-    before = (folder / "index" / "pets.parquet").read_bytes()
-    for changes, words in (({"nobody-0": {"captions": []}}, "not in it"), ({first.frame_id: {"hash": ""}}, "only cap")):
-        with pytest.raises(FlexIPError, match=words):
-            update_frames(folder, "pets", changes)
-    assert (folder / "index" / "pets.parquet").read_bytes() == before
 
 
 def test_a_picture_that_a_shard_no_longer_has_is_an_error_by_name(tmp_path: Path) -> None:

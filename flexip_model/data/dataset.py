@@ -6,7 +6,7 @@ import io
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from ..errors import FlexIPError
 from .remote import Remote, is_remote
 from .schema import KINDS, SCHEMA, SPLITS, Frame, Group, atomic, check_name, check_schema, read_folder_file, shard_path
-from .shards import write_index
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -211,48 +210,6 @@ def _select(table: pa.Table, split: str | None, kinds: Sequence[str] | None,
             found = pc.is_in(table.column(column), value_set=pa.array(values, pa.string()))
             keep &= found.to_numpy()
     return np.flatnonzero(keep)
-
-
-def update_frames(folder: str | Path, dataset: str, changes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Rewrite captions or caches of frames in a dataset's index, atomically.
-
-    Args:
-        changes: frame_id → {"captions": [texts]} and/or {"caches": [keys]}; what is not named stays.
-
-    Raises:
-        FlexIPError: a frame that the dataset does not have, or another column.
-    """
-    for frame_id, change in changes.items():
-        if unknown := sorted(set(change) - {"captions", "caches"}):
-            raise FlexIPError(f"{frame_id}: only captions and caches can be changed, not {unknown[0]!r}")
-    path = Path(folder) / "index" / f"{check_name(dataset)}.parquet"
-    if not path.exists():
-        raise FlexIPError(f"{folder} has no dataset {dataset!r}")
-    ids = pa.array(list(changes), pa.string())
-    values = {name: pa.array([list(c[name]) if name in c else None for c in changes.values()], pa.list_(pa.string()))
-              for name in ("captions", "caches")}
-    found = 0
-
-    def changed():
-        nonlocal found
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=1 << 14):
-            frames = batch.column("frames").cast(SCHEMA.field("frames").type)
-            flat = frames.flatten()
-            place = pc.index_in(flat.field("frame_id"), value_set=ids)
-            found += len(place) - place.null_count
-            columns = [flat.field(i) for i in range(flat.type.num_fields)]
-            for i, entry in enumerate(flat.type):
-                if entry.name in values:
-                    columns[i] = pc.coalesce(values[entry.name].take(place), columns[i])
-            merged = pa.StructArray.from_arrays(columns, fields=list(flat.type))
-            rows = list(batch.columns)
-            rows[batch.schema.get_field_index("frames")] = rebuild(frames, merged)
-            yield pa.RecordBatch.from_arrays(rows, schema=SCHEMA)
-        if found != len(changes):
-            raise FlexIPError(f"{path}: {len(changes) - found} of {len(changes)} frames to change are not in it; "
-                              "nothing was changed")
-
-    write_index(path, changed())
 
 
 def rebuild(lists: pa.ListArray, flat: pa.Array, keep: np.ndarray | None = None) -> pa.ListArray:

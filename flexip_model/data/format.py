@@ -13,7 +13,7 @@ The frames of a group are its subject's pictures. Columns that the paper's recip
 
 from __future__ import annotations
 
-from .dataset import Dataset, index_names, rebuild, update_frames
+from .dataset import Dataset, index_names, rebuild
 from .schema import (
     KINDS,
     QUALITIES,
@@ -51,7 +51,6 @@ __all__ = [
     "read_folder_file",
     "rebuild",
     "shard_path",
-    "update_frames",
     "write_folder_file",
     "write_index",
 ]
