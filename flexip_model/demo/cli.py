@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .words import Words
 
 STAGES = ("data", "vae", "encoders", "latents", "tokens", "together", "adapter", "export", "samples")
-MINUTES = {"vae": 33.0, "clip": 10.0, "dino": 8.0, "tokens": 9.5, "together": 73.0}
+MINUTES = {"vae": 33.0, "clip": 11.0, "dino": 8.0, "tokens": 9.5, "together": 73.0}
 """Minutes of training, about those of the model that ships, on two CPU cores; longer is better for the last."""
 PICTURES = 12288
 GROUPS = 1024
@@ -44,7 +44,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures composed for the latents")
     for name, minutes in MINUTES.items():
         parser.add_argument(f"--minutes-{name}", type=float, default=minutes, metavar="MIN")
-    parser.add_argument("--adapter-steps", type=int, default=400, metavar="N", help="steps of the last stage")
+    parser.add_argument("--adapter-steps", type=int, default=300, metavar="N", help="steps of the last stage")
     parser.add_argument("--processes", type=int, default=2, help="training processes; the batch grows with them")
     parser.set_defaults(run=_run)
 
