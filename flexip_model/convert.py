@@ -6,7 +6,6 @@ keys name the cross-attention layers by position; the positions follow diffusers
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from .encoders.formats import Part, Parts
 from .encoders.identify import describe
 from .encoders.weights import check_parts, read_parts
 from .errors import FlexIPError
-from .safefile import Header, read_header
+from .safefile import Header, read_header, sha256
 from .sites import SD15_SITES, Site
 
 # IP-Adapter writes no head width; its code and diffusers' use 64, with as many heads as fill `to_q`.
@@ -72,7 +71,7 @@ def convert_ip_adapter(path: str | Path) -> tuple[FlexIPConfig, dict[str, Tensor
         "trained": True,
         "source": path.name,
         "source_kind": "IP-Adapter-Plus" if plus else "IP-Adapter",
-        "source_sha256": _sha256(path),
+        "source_sha256": sha256(path),
         "note": "imported: preservation only; whether and on what it was trained is its makers' word",
     }
     return config, read_parts(path, parts), provenance
@@ -215,11 +214,3 @@ def _site_parts(header: Header) -> Parts:
                 raise KeyError(key)
             parts[f"{site.name}.attn2.preservation.{name}.weight"] = Part((key,))
     return parts
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1024 * 1024):
-            digest.update(block)
-    return digest.hexdigest()

@@ -3,6 +3,7 @@ files whole or not at all."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -125,3 +126,12 @@ def sync(path: Path) -> None:
     """Wait until a file's content is on the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def sha256(path: Path) -> str:
+    """A file's SHA-256, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1024 * 1024):
+            digest.update(block)
+    return digest.hexdigest()

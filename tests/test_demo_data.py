@@ -9,7 +9,7 @@ import pytest
 
 from flexip_model.demo.compose import Composer
 from flexip_model.demo.concepts import concept_of, draw_heldout, heldout_concepts, select
-from flexip_model.demo.report import SceneJudge, border
+from flexip_model.demo.judges import BackgroundJudge, border
 from flexip_model.demo.scenes import COLORS, SCENES, color_name, draw_scene, hue_matrix
 from flexip_model.demo.store import Look, Store
 from flexip_model.demo.words import Words, write_tokenizer
@@ -38,8 +38,9 @@ def test_a_plain_background_has_the_colour_that_the_prompt_says(composer: Compos
 
 
 def test_scenes_differ_enough_to_be_told_apart_from_their_frames() -> None:
-    judge = SceneJudge()
-    right = [judge(draw_scene(name, np.random.default_rng(1000 + i), 128)) == name for name in SCENES for i in range(6)]
+    judge = BackgroundJudge()
+    right = [judge.scene(draw_scene(name, np.random.default_rng(1000 + i), 128)) == name
+             for name in SCENES for i in range(6)]
     assert np.mean(right) > 0.95
 
 

@@ -13,9 +13,10 @@ from PIL import Image
 from flexip_model.checkpoint import read_info
 from flexip_model.demo.concepts import concept_of, heldout_concepts
 from flexip_model.demo.export import folder_bytes
-from flexip_model.demo.report import Shipped, border
+from flexip_model.demo.judges import border
 from flexip_model.demo.sampling import sample
 from flexip_model.demo.scenes import color_name
+from flexip_model.demo.shipped import Shipped
 from flexip_model.demo.vae import to_pixels
 
 FOLDER = Path(__file__).resolve().parent.parent / "models" / "demo"

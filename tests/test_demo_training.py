@@ -51,12 +51,12 @@ def test_vae_starts_as_block_means_and_its_latents_are_normalised(composer: Comp
 def test_encoders_learn_from_one_step_to_the_next(composer: Composer, tokens: words.Words, tmp_path) -> None:
     torch.manual_seed(0)
     clip = encoders.run_clip(composer, tokens, _plan(), tmp_path / "clip", batch=4)
-    dino = encoders.run_dino(composer, _plan(), tmp_path / "dino", batch=4)
+    dino = encoders.run_dino(composer, vae.build().eval(), _plan(), tmp_path / "dino", batch=4)
     assert clip.step == dino.step == 2
     features = encoders.Features(encoders.load_clip(tokens, tmp_path / "clip").visual,
                                  encoders.load_dino(tmp_path / "dino"))
     cls, patches = features(torch.zeros(2, 3, 128, 128))
-    assert cls.shape == (2, 128) and patches.shape == (2, 64, 128)
+    assert cls.shape == (2, 128) and patches.shape == (2, 256, 128)
 
 
 def _encoding(composer: Composer, tokens: words.Words):
@@ -79,7 +79,7 @@ def test_the_cache_gives_each_target_the_reference_of_its_kind(composer, tokens,
     assert read.recipes[:24] == cached.recipes
     variant = torch.tensor([True, False] * 4)
     batch = cached.draw(np.random.default_rng(1), variant)
-    assert batch.latents.shape == (8, 4, 16, 16) and batch.mask.shape == (8, 16, 16) and batch.patches.shape[1] == 64
+    assert batch.latents.shape == (8, 4, 16, 16) and batch.mask.shape == (8, 16, 16) and batch.patches.shape[1] == 256
     assert 0.05 < batch.mask.mean() < 0.9 and batch.mask.max() <= 1
     for row, (recipe, other) in enumerate(zip(batch.recipes, variant, strict=True)):
         place = cached.recipes.index(recipe)
@@ -94,7 +94,7 @@ def test_tokens_learn_to_draw_and_hand_on_what_they_learned(cached: cache.Cache,
     torch.manual_seed(0)
     new, learned = build_adapter().state_dict(), load_tokens(tmp_path).state_dict()
     moved = {key.split(".")[0] for key in new if not torch.equal(new[key], learned[key])}
-    assert moved == {"project_retrieval", "queries", "resampler_queries", "project_cls", "resampler_cls"}
+    assert moved == {"project_retrieval", "queries", "resampler_queries"}
 
 
 def test_base_and_adapter_learn_together_and_the_base_alone_too(composer, tokens, cached, tmp_path) -> None:
@@ -103,7 +103,7 @@ def test_base_and_adapter_learn_together_and_the_base_alone_too(composer, tokens
     torch.manual_seed(0)
     begun = training.Together(len(tokens.tokenizer)).state_dict()
     torch.manual_seed(0)
-    training.run_together(source, None, None, _plan(lr=1e-3), tmp_path, batch=8)
+    training.run_together(source, training.Together(len(tokens.tokenizer)), _plan(lr=1e-3), tmp_path, batch=8)
     trained = training.load_together(tokens, tmp_path).state_dict()
     moved = [key for key, value in trained.items() if not torch.equal(value, begun[key])]
     for part in ("base.unet.conv_out", "base.text.", "adapter.resampler_queries", "adapter.resampler_text",

@@ -30,7 +30,7 @@ class Batch:
         recipes: what the n targets show.
         latents: float32, (n, 4, 16, 16), already multiplied by the scaling factor (unit deviation).
         mask: float32, (n, 16, 16), the subject's share of each cell.
-        cls, patches: float32, features of a reference each: (n, 128) and (n, 64, 128).
+        cls, patches: float32, features of a reference each: (n, 128) and (n, 256, 128).
     """
 
     recipes: list[Recipe]
@@ -82,9 +82,8 @@ def make_part(composer: Composer, vae: Any, features: Features, seed: tuple[int,
     for start in range(0, count, batch):
         targets = recipes[start : start + batch]
         drawn = [composer.picture_and_mask(r) for r in targets]
-        with torch.autocast("cpu", torch.bfloat16):
-            code = vae.encode(to_pixels([p for p, _ in drawn])).latent_dist.mean
-        found = {"latents": (code.float() * vae.config.scaling_factor).half(),
+        code = vae.encode(to_pixels([p for p, _ in drawn])).latent_dist.mean
+        found = {"latents": (code * vae.config.scaling_factor).half(),
                  "mask": torch.from_numpy(np.stack([np.asarray(m.reduce(composer.size // 16)) for _, m in drawn]))}
         for kind, draw in (("same", composer.reframed), ("other", composer.variant)):
             cls, patches = features(to_pixels([composer.picture(draw(r, rng)) for r in targets]))

@@ -16,9 +16,10 @@ from .parallel import run
 
 if TYPE_CHECKING:
     from .compose import Composer
+    from .shipped import Shipped
     from .words import Words
 
-STAGES = ("data", "vae", "encoders", "latents", "tokens", "together", "adapter", "export", "samples")
+STAGES = ("data", "vae", "encoders", "latents", "tokens", "together", "adapter", "export", "evaluate")
 MINUTES = {"vae": 33.0, "clip": 11.0, "dino": 8.0, "tokens": 9.5, "together": 73.0}
 """Minutes of training, about those of the model that ships, on two CPU cores; longer is better for the last."""
 PICTURES = 12288
@@ -31,28 +32,40 @@ EXAMPLES = {"sheep": "1f411", "turtle": "1f422", "wolf": "1f43a", "cupcake": "1f
 WORK = Path.home() / ".cache" / "flexip" / "demo-model"
 """Outside the clone, so that a new clone goes on from the same downloads and states."""
 SHIPPED = Path(__file__).parents[2] / "models" / "demo"
+CURVES = SHIPPED.parents[1] / "docs" / "images" / "curves.png"
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add ``demo-model`` to the command line."""
     parser = commands.add_parser("demo-model", help="make the model that ships with the pack, from public packages")
-    parser.add_argument("stage", choices=("make", *STAGES),
-                        help="one stage, or `make` for all of them; a stage goes on where it stopped")
+    parser.add_argument("stage", choices=("make", *STAGES, "check"),
+                        help="one stage, or `make` for all of them; a stage goes on where it stopped. `check` measures "
+                             "the shipped files and compares them with what is on record")
     parser.add_argument("--work", type=Path, default=WORK,
                         help="folder for downloads, data and states (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="where `export` writes (default: models/demo)")
+    parser.add_argument("--start", type=Path, metavar="FOLDER",
+                        help="a shipped folder to begin from: VAE and CLIP-like encoder stay, the others train on")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures composed for the latents")
     for name, minutes in MINUTES.items():
         parser.add_argument(f"--minutes-{name}", type=float, default=minutes, metavar="MIN")
     parser.add_argument("--adapter-steps", type=int, default=300, metavar="N", help="steps of the last stage")
     parser.add_argument("--processes", type=int, default=2, help="training processes; the batch grows with them")
+    parser.add_argument("--subjects", type=int, default=6, metavar="N", help="held-out subjects that `check` measures")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> None:
     _require("PIL", "pillow")
     _require("resvg_py", "resvg-py")
+    if options.stage in ("make", "evaluate", "check"):
+        for module in ("matplotlib", "scipy", "torchvision"):
+            _require(module, module, "eval")
+    from .measure import check, evaluate
+
     workshop = Workshop(options.work, options.out or SHIPPED)
+    if options.start is not None:
+        workshop.begin_from(options.start)
     minutes = {name: getattr(options, f"minutes_{name}") for name in MINUTES}
     if any(m <= 0 for m in minutes.values()) or min(options.pictures, options.processes, options.adapter_steps) < 1:
         raise FlexIPError("minutes, pictures, steps and processes must be greater than 0")
@@ -62,17 +75,21 @@ def _run(options: argparse.Namespace) -> None:
             workshop.latents(options.pictures, options.processes)
         elif stage == "adapter":
             workshop.adapter(options.adapter_steps, options.processes)
-        elif stage in ("data", "export", "samples"):
+        elif stage in ("data", "export"):
             getattr(workshop, stage)()
+        elif stage == "evaluate":
+            evaluate(workshop.out, workshop.work, options.processes, CURVES)
+        elif stage == "check":
+            check(workshop.out, workshop.work, options.processes, options.subjects)
         else:
             run(partial(getattr(workshop, stage), minutes), options.processes, seed=SEED)
 
 
-def _require(module: str, package: str) -> None:
+def _require(module: str, package: str, extra: str = "train") -> None:
     import importlib.util
 
     if importlib.util.find_spec(module) is None:
-        raise FlexIPError(f"making the demo model needs {package}: pip install 'comfyui-flexip[train]'")
+        raise FlexIPError(f"this needs {package}: pip install 'comfyui-flexip[{extra}]'")
 
 
 class Workshop:
@@ -80,7 +97,7 @@ class Workshop:
 
     Args:
         work: downloads, store, tokenizer, latents and one state folder per trained stage.
-        out: where ``export`` and ``samples`` write.
+        out: where ``export`` writes.
     """
 
     def __init__(self, work: Path, out: Path) -> None:
@@ -108,6 +125,22 @@ class Workshop:
         self._need(self.work / stage / "state.safetensors", made_by)
         return self.work / stage
 
+    def begin_from(self, folder: Path) -> None:
+        """Take a copy of a shipped folder; from then on the stages begin with its weights."""
+        import shutil
+
+        if not (folder / "flexip_demo.safetensors").is_file():
+            raise FlexIPError(f"--start {folder} has no flexip_demo.safetensors; give a folder that `export` wrote")
+        if any((self.work / stage / "state.safetensors").exists() for stage in MINUTES):
+            raise FlexIPError(f"{self.work} holds stages that are begun already; give a new folder with --work")
+        shutil.copytree(folder, self.work / "start", dirs_exist_ok=True)
+
+    def start(self) -> Shipped | None:
+        """The weights to begin from, or None: random ones."""
+        from .shipped import Shipped
+
+        return Shipped(self.work / "start") if (self.work / "start").is_dir() else None
+
     def data(self) -> None:
         """Packages, subject store and tokenizer."""
         from .store import build
@@ -120,18 +153,29 @@ class Workshop:
         from . import vae
         from .loop import Plan
 
+        if self.start() is not None:
+            return
         vae.run(self.composer(), Plan(minutes["vae"], lr=5e-4, warmup=60, ema=0.998, decay_from=0.4, seed=11),
             self.work / "vae")
 
     def _encoding(self):
         """Composer, VAE and encoders, as ``cache.fill`` needs them in each process."""
-        from . import vae
-        from .encoders import Features, load_clip, load_dino
+        from .encoders import Features, load_dino
 
-        composer = self.composer()
-        return composer, vae.load(self._state("vae", "vae"), composer), Features(
-            load_clip(self.words(), self._state("clip", "encoders")).visual,
-            load_dino(self._state("dino", "encoders")))
+        return self.composer(), self._vae(), Features(self._visual(), load_dino(self._state("dino", "encoders")))
+
+    def _vae(self):
+        from . import vae
+
+        start = self.start()
+        return start.vae if start else vae.load(self._state("vae", "vae"), self.composer())
+
+    def _visual(self):
+        """The CLIP-like picture tower."""
+        from .encoders import load_clip
+
+        start = self.start()
+        return start.features.visual if start else load_clip(self.words(), self._state("clip", "encoders")).visual
 
     def latents(self, pictures: int, processes: int) -> None:
         from . import cache
@@ -142,10 +186,13 @@ class Workshop:
         from .encoders import run_clip, run_dino
         from .loop import Plan
 
-        run_clip(self.composer(), self.words(),
-                 Plan(minutes["clip"], lr=1e-3, warmup=20, ema=0.99, log_every=25, seed=21), self.work / "clip")
-        run_dino(self.composer(), Plan(minutes["dino"], lr=1e-3, warmup=20, ema=0.99, log_every=25, seed=22),
-                 self.work / "dino")
+        start = self.start()
+        if start is None:
+            run_clip(self.composer(), self.words(),
+                     Plan(minutes["clip"], lr=1e-3, warmup=20, ema=0.99, log_every=25, seed=21), self.work / "clip")
+        run_dino(self.composer(), self._vae(),
+                 Plan(minutes["dino"], lr=1e-3, warmup=20, ema=0.99, log_every=25, seed=22, decay_from=0.3),
+                 self.work / "dino", start.grown_dino() if start else None)
 
     def _source(self):
         from .cache import Cache
@@ -159,18 +206,24 @@ class Workshop:
         from .tokens import run_tokens
 
         plan = Plan(minutes["tokens"], lr=1e-3, warmup=60, ema=0.998, decay_from=0.3, seed=26)
-        run_tokens(self._source().cache, plan, self.work / "tokens")
+        start = self.start()
+        run_tokens(self._source().cache, plan, self.work / "tokens", start.grown_adapter() if start else None)
 
     def together(self, minutes: dict[str, float]) -> None:
         from .encoders import load_clip
         from .loop import Plan
         from .tokens import load_tokens
-        from .training import run_together
+        from .training import Together, run_together
 
-        text = load_clip(self.words(), self._state("clip", "encoders")).text
-        adapter = load_tokens(self._state("tokens", "tokens"))
+        source, start = self._source(), self.start()
+        model = Together(len(source.words.tokenizer), load_tokens(self._state("tokens", "tokens")))
+        if start is not None:
+            model.base.load_state_dict(start.base.state_dict())
+        else:
+            model.base.text.load_state_dict(load_clip(self.words(), self._state("clip", "encoders")).text.state_dict())
+            model.copy_text_attention()
         plan = Plan(minutes["together"], lr=8e-4, warmup=60, ema=0.998, decay_from=0.5, seed=31)
-        run_together(self._source(), text, adapter, plan, self.work / "together")
+        run_together(source, model, plan, self.work / "together")
 
     def adapter(self, steps: int, processes: int) -> None:
         """The adapter alone, by the trainer (`python -m flexip_model train`), beside the base that is now frozen."""
@@ -201,24 +254,22 @@ class Workshop:
         from safetensors import safe_open
 
         steps = {}
-        for stage in ("vae", "clip", "dino", "tokens", "together"):
+        for stage in ("dino", "tokens", "together") if self.start() else tuple(MINUTES):
             with safe_open(self._state(stage, stage) / "state.safetensors", "pt") as handle:
                 steps[stage] = int(handle.metadata()["step"])
         return steps
 
     def _write(self, folder: Path, together, adapter, training_info: dict) -> None:
-        from . import encoders, export, vae
+        from . import encoders, export
         from .cache import PART
         from .sources import PACKAGES
 
-        words = self.words()
         parts = len(list((self.work / "latents").glob("part-*.safetensors")))
         info = {"pictures": parts * PART, "data": [f"{p.name}@{p.version} ({p.licence})" for p in PACKAGES],
                 "kinds": "image (alpha 0.9) and variant (1 - beta, beta 0.9), half and half", **training_info}
-        export.export(folder, vae=vae.load(self._state("vae", "vae"), self.composer()), base=together.base,
-                      tokenizer=self.work / "tokenizer",
-                      visual=encoders.load_clip(words, self._state("clip", "encoders")).visual,
-                      dino=encoders.load_dino(self._state("dino", "encoders")), adapter=adapter, training=info)
+        export.export(folder, vae=self._vae(), base=together.base, tokenizer=self.work / "tokenizer",
+                      visual=self._visual(), dino=encoders.load_dino(self._state("dino", "encoders")),
+                      adapter=adapter, training=info)
 
     def export(self) -> None:
         """Write the shipped folder; the adapter's file says how long each stage trained."""
@@ -235,11 +286,3 @@ class Workshop:
                     {"trained": True, "steps": {**self._steps(), "adapter": found.step}})
         export.save_examples(fetch(STATIC, self.work / "downloads"), EXAMPLES, self.out / "examples")
         print(f"{self.out}: {export.folder_bytes(self.out) / 1e6:.1f} MB")
-
-    def samples(self) -> None:
-        """Grids for the eye and numbers against the truth, from the exported files, into ``work/samples``."""
-        from .report import report
-
-        self._need(self.out / "flexip_demo.safetensors", "export")
-        numbers = report(self.out, self.composer(), self.composer(heldout=True), self.work / "samples")
-        print(json.dumps(numbers, indent=1))

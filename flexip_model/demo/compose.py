@@ -189,15 +189,17 @@ class Composer:
 
     def variant(self, recipe: Recipe, rng: np.random.Generator) -> Recipe:
         """Another picture of the same subject in the same colours: another animation frame where there is one,
-        mirrored, turned, stretched, framed as a reference, on another background; a third of the time in any of its
-        styles, so that a 3D reference also leads to a drawing."""
+        turned, stretched, framed as a reference, on another background; half of the time in any of its styles, so
+        that a 3D reference also leads to a drawing. Never mirrored against the target: a short training then lays the
+        subject over its own mirror image at middle γ."""
         look = self.look(recipe)
         styles = self.store.styles_of(look.subject.code)
-        style = styles[rng.integers(len(styles))] if rng.random() < 0.33 and not recipe.hue else look.style
+        style = styles[rng.integers(len(styles))] if rng.random() < 0.5 and not recipe.hue else look.style
         looks = self.store.looks_of(look.subject.code, style)
         other = self.recipe(rng, looks[rng.integers(len(looks))], recolor=0)
-        return replace(other, hue=recipe.hue, angle=float(rng.normal(0, 10)), scale=float(rng.uniform(0.86, 1.0)),
-                       x=float(rng.uniform(0.48, 0.52)), y=float(rng.uniform(0.48, 0.52)),
+        return replace(other, hue=recipe.hue, flip=recipe.flip, angle=float(rng.normal(0, 10)),
+                       scale=float(rng.uniform(0.86, 1.0)), x=float(rng.uniform(0.48, 0.52)),
+                       y=float(rng.uniform(0.48, 0.52)),
                        background=self._behind(other, rng))
 
     def reframed(self, recipe: Recipe, rng: np.random.Generator) -> Recipe:

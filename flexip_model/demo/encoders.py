@@ -3,14 +3,15 @@
 CLIP-like: the picture tower against the text encoder (symmetric InfoNCE with the prompts), and against the tower's
 view of another picture of the same subject in the same colours, so that [CLS] says what the subject is and how it
 looks. DINO-like: 40 % of the patches are masked; every patch token must tell, through one linear layer, its own
-pixels, which of them belong to the subject, and where in the picture it lies. Linear, so that the tokens hold looks
-and places in a form that an adapter can use: without the last, tokens of a short training know what they show but not
-where.
+pixels, which of them belong to the subject, the VAE's latent there, and where in the picture it lies. Linear, so that
+the tokens hold looks and places in a form that an adapter can use: without the last, tokens of a short training know
+what they show but not where.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +21,11 @@ from torch.nn import functional as F
 from ..preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalize
 from .compose import Composer
 from .loop import Plan, Progress, load_averaged, train
-from .networks import DINO, ENCODER_SIDE, ENCODER_WIDTH, TEXT_WIDTH, build_clip_vision, build_dino, build_text_encoder
+from .networks import ENCODER_SIDE, ENCODER_WIDTH, GRID, TEXT_WIDTH, build_clip_vision, build_dino, build_text_encoder
 from .vae import to_pixels
 from .words import Words
 
-_CELL = 7
-_SIDE = ENCODER_SIDE // DINO["patch_size"]
+_CELL = ENCODER_SIDE // GRID
 
 
 def fit(pixels: Tensor) -> Tensor:
@@ -44,10 +44,10 @@ class ClipTrainer(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(2.6))
 
     def picture(self, pixels: Tensor) -> Tensor:
-        return F.normalize(self.visual(normalize(fit(pixels), CLIP_MEAN, CLIP_STD)).float(), dim=-1)
+        return F.normalize(self.visual(normalize(fit(pixels), CLIP_MEAN, CLIP_STD)), dim=-1)
 
     def words(self, ids: Tensor) -> Tensor:
-        return F.normalize(self.project_text(self.text(ids).pooler_output).float(), dim=-1)
+        return F.normalize(self.project_text(self.text(ids).pooler_output), dim=-1)
 
 
 def _contrast(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
@@ -64,8 +64,7 @@ def run_clip(composer: Composer, words: Words, plan: Plan, folder: Path, batch: 
         pixels = to_pixels([composer.picture(r) for r in recipes + others])
         ids = words([composer.prompt(r, rng) for r in recipes])
         ids = ids[:, : int((ids != ids[0, -1]).sum(1).max()) + 1]
-        with torch.autocast("cpu", torch.bfloat16):
-            seen, text = model.picture(pixels), model.words(ids)
+        seen, text = model.picture(pixels), model.words(ids)
         scale = model.logit_scale.clamp(max=4.0).exp()
         to_text, to_other = _contrast(seen[:batch], text, scale), _contrast(seen[:batch], seen[batch:], scale)
         return {"loss": to_text + to_other, "text": to_text, "other": to_other}
@@ -74,50 +73,59 @@ def run_clip(composer: Composer, words: Words, plan: Plan, folder: Path, batch: 
 
 
 class DinoTrainer(nn.Module):
-    """The encoder and its linear readers: per patch 7 × 7 RGB values with the subject's share, and row and column."""
+    """The encoder and its linear readers: of every patch its RGB values and the subject's share, its latent, and its
+    row and column."""
 
-    def __init__(self) -> None:
+    def __init__(self, encoder: nn.Module | None = None) -> None:
         super().__init__()
-        self.encoder = build_dino()
+        self.encoder = encoder or build_dino()
         self.read = nn.Linear(ENCODER_WIDTH, 4 * _CELL * _CELL)
-        self.place = nn.Linear(ENCODER_WIDTH, 2 * _SIDE)
+        self.latent = nn.Linear(ENCODER_WIDTH, 4)
+        self.place = nn.Linear(ENCODER_WIDTH, 2 * GRID)
 
-    def forward(self, pixels: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Pictures (n, 3, s, s) and a mask (n, 64) to what the readers say: (n, 64, 196) and (n, 64, 16)."""
+    def forward(self, pixels: Tensor, masked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures (n, 3, s, s) and a mask (n, 256) to what the readers say: (n, 256, 196), (n, 256, 4) and
+        (n, 256, 32)."""
         seen = normalize(fit(pixels), IMAGENET_MEAN, IMAGENET_STD)
         tokens = self.encoder(seen, bool_masked_pos=masked).last_hidden_state[:, 1:]
-        return self.read(tokens), self.place(tokens)
+        return self.read(tokens), self.latent(tokens), self.place(tokens)
 
 
 def patch_targets(pixels: Tensor, alpha: Tensor) -> Tensor:
-    """(n, 3, s, s) in [-1, 1] and (n, 1, s, s) in [0, 1] to (n, 64, 196): each patch's 7 × 7 cells."""
-    side = _SIDE * _CELL
-    both = F.interpolate(torch.cat([pixels, alpha], 1), side, mode="area")
+    """(n, 3, s, s) in [-1, 1] and (n, 1, s, s) in [0, 1] to (n, 256, 196): each patch's 7 × 7 pixels."""
+    both = F.interpolate(torch.cat([pixels, alpha], 1), ENCODER_SIDE, mode="area")
     return F.unfold(both, _CELL, stride=_CELL).transpose(1, 2)
 
 
-def run_dino(composer: Composer, plan: Plan, folder: Path, batch: int = 48) -> Progress:
-    model = DinoTrainer()
-    grid = torch.arange(_SIDE)
+def run_dino(composer: Composer, vae: Any, plan: Plan, folder: Path, encoder: nn.Module | None = None,
+             batch: int = 24) -> Progress:
+    """Train the DINO-like encoder, a new one or `encoder`; `vae` is the one whose latents its tokens learn to tell."""
+    model = DinoTrainer(encoder)
+    grid = torch.arange(GRID)
+    shown = batch // 3
 
     def step(rng: np.random.Generator) -> dict[str, Tensor]:
         pictures = [composer.picture_and_mask(composer.recipe(rng)) for _ in range(batch)]
         pixels = to_pixels([p for p, _ in pictures])
         alpha = torch.from_numpy(np.stack([np.asarray(m) for _, m in pictures]))[:, None].float() / 255
-        masked = torch.from_numpy(rng.random((batch, 64)) < 0.4)
-        masked[batch // 2 :] = False
-        with torch.autocast("cpu", torch.bfloat16):
-            out, where = (t.float() for t in model(pixels, masked))
+        masked = torch.from_numpy(rng.random((batch, GRID**2)) < 0.4)
+        masked[: batch // 2] = False
+        out, guessed, where = model(pixels, masked)
+        with torch.no_grad():  # of a third of the pictures, none of them masked: the VAE is as dear as the encoder
+            latents = vae.encode(pixels[:shown]).latent_dist.mean * vae.config.scaling_factor
         target = patch_targets(pixels, alpha)
         color, truth = out[..., : 3 * _CELL**2], target[..., : 3 * _CELL**2]
         share = target[..., 3 * _CELL**2 :]
         weight = (0.15 + share).repeat(1, 1, 3)
         looks = (weight * (color - truth).abs()).mean()
         mask = F.binary_cross_entropy_with_logits(out[..., 3 * _CELL**2 :], share)
-        row, column = (places.repeat(batch) for places in (grid.repeat_interleave(_SIDE), grid.repeat(_SIDE)))
+        row, column = (places.repeat(batch) for places in (grid.repeat_interleave(GRID), grid.repeat(GRID)))
         where = where.flatten(0, 1)
-        place = F.cross_entropy(where[:, :_SIDE], row) + F.cross_entropy(where[:, _SIDE:], column)
-        return {"loss": looks + 0.3 * mask + 0.2 * place, "looks": looks, "mask": mask, "place": place}
+        place = F.cross_entropy(where[:, :GRID], row) + F.cross_entropy(where[:, GRID:], column)
+        error = (guessed[:shown] - latents.flatten(2).transpose(1, 2)).pow(2).mean(-1)
+        code = (error * (0.15 + share[:shown].mean(-1))).mean()
+        return {"loss": looks + 0.3 * mask + 0.2 * place + code, "looks": looks, "mask": mask, "place": place,
+                "code": code}
 
     return train("dino", model, step, plan, folder)
 
@@ -138,9 +146,7 @@ class Features:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, 3, s, s) in [-1, 1] to CLS (n, 128) and patches (n, 64, 128), float32."""
+        """(n, 3, s, s) in [-1, 1] to CLS (n, 128) and patches (n, 256, 128)."""
         seen = fit(pixels)
-        with torch.autocast("cpu", torch.bfloat16):
-            cls = self.visual(normalize(seen, CLIP_MEAN, CLIP_STD))
-            patches = self.dino(normalize(seen, IMAGENET_MEAN, IMAGENET_STD)).last_hidden_state[:, 1:]
-        return cls.float(), patches.float()
+        patches = self.dino(normalize(seen, IMAGENET_MEAN, IMAGENET_STD)).last_hidden_state[:, 1:]
+        return self.visual(normalize(seen, CLIP_MEAN, CLIP_STD)), patches

@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +20,6 @@ import torch
 import torch.distributed as distributed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Losses = Mapping[str, Tensor]
 _LONGEST_STEP = 10.0
@@ -108,16 +106,6 @@ def _groups(module: nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Attention as two products and a softmax, in bf16: on a CPU up to four times as fast as the fused kernel, whose
-    backward pass is slow for heads this narrow."""
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(False)
-
-
 def _average(module: nn.Module, progress: Progress) -> None:
     """Give all processes the mean gradient, and the mean clock, so that they stop at the same step."""
     parameters = [p for p in module.parameters() if p.grad is not None]
@@ -162,8 +150,7 @@ def train(name: str, module: nn.Module, step: StepFn, plan: Plan, folder: Path) 
         rate = plan.lr * min(1, (progress.step + 1) / plan.warmup) * cosine
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with _plain_attention():
-            losses = step(np.random.default_rng((plan.seed, progress.step, rank)))
+        losses = step(np.random.default_rng((plan.seed, progress.step, rank)))
         loss = losses["loss"]
         if not torch.isfinite(loss):
             raise FloatingPointError(f"{name}: the loss is {loss.item()} at step {progress.step}")

@@ -22,6 +22,8 @@ TEXT_WIDTH = 128
 ENCODER_WIDTH = 128
 ENCODER_SIDE = 112
 CHANNELS = (64, 96, 96, 64)
+GRID = 16
+"""Patches of the DINO-like encoder, queries of the adapter and places of a latent: so many a side of each."""
 
 UNET: dict[str, Any] = {
     "sample_size": 16, "in_channels": 4, "out_channels": 4, "layers_per_block": 2,
@@ -39,12 +41,12 @@ CLIP_VISION: dict[str, Any] = {
     "output_dim": ENCODER_WIDTH,
 }
 DINO: dict[str, Any] = {
-    "image_size": ENCODER_SIDE, "patch_size": 14, "hidden_size": ENCODER_WIDTH, "num_hidden_layers": 4,
-    "num_attention_heads": 4, "mlp_ratio": 4,
+    "image_size": ENCODER_SIDE, "patch_size": ENCODER_SIDE // GRID, "hidden_size": ENCODER_WIDTH,
+    "num_hidden_layers": 4, "num_attention_heads": 4, "mlp_ratio": 4,
 }
 ADAPTER = FlexIPConfig(
-    width=128, depth=2, heads=4, head_width=32, queries=64, clip_width=ENCODER_WIDTH, retrieval_width=ENCODER_WIDTH,
-    text_width=TEXT_WIDTH, token_width=TEXT_WIDTH, channels=CHANNELS,
+    width=128, depth=2, heads=4, head_width=32, queries=GRID**2, clip_width=ENCODER_WIDTH,
+    retrieval_width=ENCODER_WIDTH, text_width=TEXT_WIDTH, token_width=TEXT_WIDTH, channels=CHANNELS,
 )
 
 
@@ -105,16 +107,15 @@ def build_dino() -> Any:
 
     model: Any = Dinov2Model(Dinov2Config(**DINO))
     with torch.no_grad():
-        model.embeddings.position_embeddings[0, 1:] += place_waves(DINO["image_size"] // DINO["patch_size"],
-                                                                   ENCODER_WIDTH)
+        model.embeddings.position_embeddings[0, 1:] += place_waves(GRID, ENCODER_WIDTH)
     return model
 
 
 def build_adapter() -> FlexIPAdapter:
-    """A new adapter; each of its queries begins with a place of its own in an 8 × 8 grid."""
+    """A new adapter; each of its queries begins with a place of its own in the grid of the latents."""
     adapter = FlexIPAdapter(ADAPTER)
     with torch.no_grad():
-        adapter.queries[0] += place_waves(8, ADAPTER.width)
+        adapter.queries[0] += place_waves(GRID, ADAPTER.width)
     return adapter
 
 

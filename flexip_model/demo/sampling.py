@@ -28,7 +28,7 @@ def sample(base: Base, vae: Any, words: Words, prompts: Sequence[str], *, adapte
     """One 128 px picture per prompt.
 
     Args:
-        adapter, features, gammas: all three or none; features are CLS (n, 128) and patches (n, 64, 128).
+        adapter, features, gammas: all three or none; features are CLS (n, 128) and patches (n, 256, 128).
         scale: classifier-free guidance; the negative has the empty prompt, the null CLS and null features.
         same_noise: every picture begins from the same noise, as a γ sweep needs.
     """
@@ -42,8 +42,7 @@ def sample(base: Base, vae: Any, words: Words, prompts: Sequence[str], *, adapte
         host.condition = Condition(p, adapter.personalization(text, cls), gamma_tensor(list(gammas) * 2))
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(1 if same_noise else count, 4, 16, 16, generator=generator).expand(count, -1, -1, -1)
-    with torch.autocast("cpu", torch.bfloat16):
-        latents = denoise(base.unet, noise_schedule(), noise, text, steps=steps, guidance=scale)
+    latents = denoise(base.unet, noise_schedule(), noise, text, steps=steps, guidance=scale)
     if host is not None:
         host.eject()
     return to_pictures(vae.decode(latents / vae.config.scaling_factor).sample)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import FlexIPError
+from ..safefile import sha256
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def fetch(package: Package, folder: Path) -> Path:
                               capture_output=True, text=True)
         if done.returncode != 0 or not path.exists():
             raise FlexIPError(f"npm could not fetch {package.name}@{package.version}: {done.stderr.strip()[-400:]}")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = sha256(path)
     if digest != package.sha256:
         raise FlexIPError(f"{path} is not the recorded {package.name}@{package.version}: SHA-256 {digest}, "
                           f"expected {package.sha256}. Delete it and run again.")

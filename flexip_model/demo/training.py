@@ -28,8 +28,12 @@ from .words import Words
 
 DROP = 0.05
 """Share of samples without image, without text, and without both: three exclusive cases (App. B.1)."""
-_ALONE = 8
+_ALONE = 4
 """One sample in so many of stage 4 is plain text-to-image."""
+_SUBJECT = 2.0
+"""How much more an error on the subject counts than one on the background."""
+GAMMA_SPREAD = 0.25
+"""The trainer's `gamma_spread`, as in the config `demo`."""
 
 
 class Together(nn.Module):
@@ -65,7 +69,7 @@ class Source:
 
         The first ``alone`` samples are plain text-to-image ("text"; a tenth of their prompts is empty): their tokens
         P and S are zero, and so, the projections having no bias, is what the branches add. Of the others every second
-        is of the image kind (γ = α), every second of the variant kind (γ = 1 - β), Eq. 5.
+        is of the image kind (γ about α), every second of the variant kind (γ about 1 - β), Eq. 5.
         """
         variant = torch.arange(batch) % 2 == 1
         drawn = self.cache.draw(rng, variant)
@@ -74,29 +78,25 @@ class Source:
         no_text = (case >= DROP) & (case < 3 * DROP)
         image = torch.from_numpy(~no_image).float()
         cls, patches = (drawn.cls * image[:, None])[alone:], (drawn.patches * image[:, None, None])[alone:]
+        shift = torch.from_numpy(rng.uniform(-1, 1, (batch, 1, 1))).float() * GAMMA_SPREAD
         prompts = ["" if gone else self.composer.prompt(r, rng) for r, gone in zip(drawn.recipes, no_text, strict=True)]
         noisy, target, steps = self.noise(drawn.latents, rng)
-        with torch.autocast("cpu", torch.bfloat16):
-            text = base.read(self.words(prompts))
-            p = adapter.preservation(ReferenceFeatures(cls, patches))
-            s = adapter.personalization(text[alone:], cls)
-            p, s = (torch.cat([t.new_zeros(alone, *t.shape[1:]), t]) for t in (p, s))
-            host.condition = Condition(p, s, adapter.gate(variant))
-            guess = base.unet(noisy, steps, text).sample
+        text = base.read(self.words(prompts))
+        p = adapter.preservation(ReferenceFeatures(cls, patches))
+        s = adapter.personalization(text[alone:], cls)
+        p, s = (torch.cat([t.new_zeros(alone, *t.shape[1:]), t]) for t in (p, s))
+        host.condition = Condition(p, s, (adapter.gate(variant) + shift).clamp(0, 1))
+        guess = base.unet(noisy, steps, text).sample
         host.condition = None
-        error = (guess.float() - target).pow(2).mean((1, 2, 3))
+        weight = 1 + _SUBJECT * drawn.mask
+        error = ((guess - target).pow(2).mean(1) * weight / weight.mean()).mean((1, 2))
         kinds = {"loss": error.mean(), "image": error[alone:][~variant[alone:]].mean(),
                  "variant": error[alone:][variant[alone:]].mean()}
         return kinds | ({"text": error[:alone].mean()} if alone else {})
 
 
-def run_together(source: Source, text: nn.Module | None, adapter: FlexIPAdapter | None, plan: Plan, folder: Path,
-                 batch: int = 16) -> Progress:
-    """Stage 4; ``text`` is the contrastive stage's text encoder and ``adapter`` the one of stage 3 to begin from."""
-    model = Together(len(source.words.tokenizer), adapter)
-    model.copy_text_attention()
-    if text is not None:
-        model.base.text.load_state_dict(text.state_dict())
+def run_together(source: Source, model: Together, plan: Plan, folder: Path, batch: int = 16) -> Progress:
+    """Stage 4."""
     host = inject(model.base.unet, model.adapter)
     alone = batch // _ALONE
 

@@ -115,12 +115,11 @@ def run(composer: Composer, plan: Plan, folder: Path, batch: int = 8) -> Progres
         if not whole:
             corners = rng.integers(0, composer.size - 63, (batch, 2))
             pixels = torch.stack([pixels[i // 2, :, y:y + 64, x:x + 64] for i, (y, x) in enumerate(corners)])
-        with torch.autocast("cpu", torch.bfloat16):
-            code = model.encode(pixels).latent_dist.mean
-            out = model.decode(code + 0.02 * torch.randn(code.shape)).sample
-        loss = reconstruction_loss(out.float(), pixels)
-        pull = code.float().pow(2).mean()
-        return {"loss": loss + 1e-3 * pull, "l1": (out.float() - pixels).abs().mean(), "pull": pull}
+        code = model.encode(pixels).latent_dist.mean
+        out = model.decode(code + 0.02 * torch.randn(code.shape)).sample
+        pull = code.pow(2).mean()
+        return {"loss": reconstruction_loss(out, pixels) + 1e-3 * pull, "l1": (out - pixels).abs().mean(),
+                "pull": pull}
 
     return train("vae", model, step, plan, folder)
 

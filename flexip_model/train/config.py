@@ -69,6 +69,8 @@ class TrainConfig:
         schedule: `constant` [App. B.1], or `cosine` to a fiftieth at the end of the last stage.
         clip_norm: largest norm of the gradient (our choice).
         ema: decay of the averaged weights, which previews and adapter files take (our choice).
+        gamma_spread: each sample's γ is drawn evenly from this far around α or 1 - β, and cut to [0, 1] (our choice,
+            off by default: the branches then meet γ between and beyond the two, 0 and 1 included).
         min_snr: γ of min-SNR weighting (Hang et al., 2023), or null for the paper's plain loss [Eq. 6].
         dropout, references: see there.
         precision: of the frozen networks and the arithmetic: `bf16` or `fp32`; what is trained is always fp32.
@@ -104,6 +106,7 @@ class TrainConfig:
     schedule: str = "constant"
     clip_norm: float = 1.0
     ema: float = 0.9999
+    gamma_spread: float = 0.0
     min_snr: float | None = None
     dropout: Dropout = Dropout()
     references: References = References()
@@ -132,7 +135,8 @@ class TrainConfig:
         for name, value in whole.items():
             if value < 1:
                 raise FlexIPError(f"{name} is {value}; expected at least 1")
-        shares = {"image_share": self.image_share, "ema": self.ema, "bad_share": self.bad_share,
+        shares = {"image_share": self.image_share, "ema": self.ema, "gamma_spread": self.gamma_spread,
+                  "bad_share": self.bad_share,
                   **{f"references.{k}": v for k, v in asdict(self.references).items() if k != "crop"},
                   **{f"dropout.{k}": v for k, v in asdict(self.dropout).items()},
                   "the sum of the dropouts": sum(asdict(self.dropout).values())}

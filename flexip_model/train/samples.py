@@ -82,6 +82,7 @@ class SampleSet(TorchDataset):
                                        max_length=77, return_tensors="pt").input_ids[0]
         sample["steps"] = int(rng.integers(self.steps))
         sample["noise"] = torch.from_numpy(rng.standard_normal((4, self.latent_side, self.latent_side), np.float32))
+        sample["gamma_shift"] = float(rng.uniform(-1, 1)) * c.gamma_spread
         return sample
 
     def _reference(self, subject: Subject, frame: Frame, flip: bool, white: bool) -> dict[str, Any]:

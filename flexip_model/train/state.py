@@ -6,7 +6,6 @@ it is pickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import FlexIPError
-from ..safefile import load_tensors
+from ..safefile import load_tensors, sha256
 
 _NAME = re.compile(r"step-(\d{7,})$")
 _MANIFEST = "manifest.json"
@@ -66,7 +65,7 @@ def save(folder: Path, step: int, parts: Parts, info: Mapping[str, Any], keep: i
             path = temporary / f"{name}.safetensors"
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
             _sync(path)
-            hashes[path.name] = _sha256(path)
+            hashes[path.name] = sha256(path)
         manifest = temporary / _MANIFEST
         manifest.write_text(json.dumps({"version": VERSION, "step": step, "sha256": hashes, "info": dict(info)},
                                        indent=1), encoding="utf-8")
@@ -106,7 +105,7 @@ def load(folder: Path, step: int) -> Checkpoint:
         if version != VERSION:
             raise FlexIPError(f"{path} has checkpoint version {version}, this trainer reads {VERSION}")
         for name, wanted in hashes.items():
-            if _sha256(path / name) != wanted:
+            if sha256(path / name) != wanted:
                 raise FlexIPError(f"{path / name} is not as it was written")
         parts = {name.removesuffix(".safetensors"): load_tensors(path / name) for name in hashes}
         return Checkpoint(int(manifest["step"]), parts, manifest["info"])
@@ -140,11 +139,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -60,8 +60,8 @@ class TrainStep(nn.Module):
         noisy = frozen.scheduler.add_noise(latents, noise, steps)
         velocity = frozen.scheduler.config.prediction_type == "v_prediction"
         target = frozen.scheduler.get_velocity(latents, noise, steps) if velocity else noise
-        condition = Condition(self.adapter.preservation(features), self.adapter.personalization(text, cls),
-                              self.adapter.gate(batch["variant"]))
+        gamma = (self.adapter.gate(batch["variant"]) + batch["gamma_shift"][:, None, None]).clamp(0, 1)
+        condition = Condition(self.adapter.preservation(features), self.adapter.personalization(text, cls), gamma)
         # Before the UNet: gradient checkpointing runs its blocks twice, and must find the same tensors each time. For
         # the same reason the condition stays until the next step.
         for site in SD15_SITES:

@@ -1,0 +1,93 @@
+"""`demo-model evaluate` and `demo-model check`: measure the exported model, and compare it with what is on record."""
+
+from __future__ import annotations
+
+import json
+import platform
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..errors import FlexIPError
+from ..evaluation.judge import fetch
+from ..safefile import atomic, sha256
+from .evaluate import CONCEPTS, GAMMAS, NOISES, STEPS, Evaluation, measure
+from .evaluate_base import base_figures, vae_figures
+from .export import ADAPTER_FILE
+from .store import build
+from .summary import TOLERANCE, differences, draw_curves, summary
+
+RECORD = "evaluation.json"
+"""In the exported folder."""
+
+
+def evaluate(folder: Path, work: Path, processes: int, curves: Path) -> None:
+    """Measure all held-out subjects and the base, and put the record into `folder` and the curves into `curves`."""
+    make, rows_folder = _prepare(folder, work)
+    rows = measure(make, rows_folder, range(CONCEPTS), processes)
+    evaluation, figures = make(), summary(rows)
+    record = {
+        "weights": _hashes(folder), "protocol": {"gammas": GAMMAS, "noises": NOISES, "steps": STEPS, "guidance": 4.0},
+        "environment": environment(), "figures": figures, "base": base_figures(evaluation, rows_folder),
+        "vae_psnr_db": vae_figures(evaluation, rows_folder), "rows": rows,
+    }
+    draw_curves(figures, curves)
+    with atomic(folder / RECORD) as path:
+        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({k: v for k, v in record.items() if k != "rows"}, indent=1))
+    print(f"{folder / RECORD} and {curves}; pictures in {rows_folder}")
+
+
+def check(folder: Path, work: Path, processes: int, subjects: int) -> None:
+    """Measure the first `subjects` held-out subjects again.
+
+    Raises:
+        FlexIPError: a weights file is not the recorded one, or a measure is off by more than the tolerance.
+    """
+    if not 1 <= subjects <= CONCEPTS:
+        raise FlexIPError(f"--subjects is {subjects}; expected 1 to {CONCEPTS}")
+    path = folder / RECORD
+    if not path.is_file():
+        raise FlexIPError(f"{path} is missing: nothing is on record for these weights; run `demo-model evaluate`")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    other = [name for name, digest in _hashes(folder).items() if record["weights"].get(name) != digest]
+    if other:
+        raise FlexIPError(f"{', '.join(other)} in {folder} is not what was measured; run `demo-model evaluate`")
+    # Not the rows of `evaluate`: a check measures.
+    make, rows_folder = _prepare(folder, work)
+    rows = measure(make, rows_folder.with_name(rows_folder.name + "-check"), range(subjects), processes)
+    found = differences(rows, record["rows"])
+    off = {name: pair for name, pair in found.items() if abs(pair[0] - pair[1]) > TOLERANCE}
+    worst = max(found, key=lambda name: abs(found[name][0] - found[name][1]))
+    print(f"{len(found)} means over {subjects} subjects, {NOISES * 6} pictures each; the largest difference is "
+          f"{abs(found[worst][0] - found[worst][1]):.4f} ({worst}: {found[worst][0]}, on record {found[worst][1]})")
+    if off:
+        raise FlexIPError("not as on record: " + "; ".join(f"{n}: {a}, on record {b}" for n, (a, b) in off.items()))
+    print(f"As on record, within {TOLERANCE}.")
+
+
+def _prepare(folder: Path, work: Path) -> tuple[partial[Evaluation], Path]:
+    if not (folder / ADAPTER_FILE).is_file():
+        raise FlexIPError(f"{folder / ADAPTER_FILE} is missing: run the stage `export` first, or name --out")
+    still = work / "still"
+    if not (still / "looks.json").exists():
+        build(work / "downloads", still, animated=False)
+    weights = fetch(work / "downloads")
+    digest = sha256(folder / ADAPTER_FILE)[:12]
+    return partial(Evaluation, folder, still, weights), work / "evaluation" / digest
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder).as_posix()): sha256(path) for path in sorted(folder.rglob("*.safetensors"))}
+
+
+def environment() -> dict[str, Any]:
+    """Date and versions that a record was made with."""
+    import diffusers
+    import torch
+    import torchvision
+    import transformers
+
+    return {"date": date.today().isoformat(), "python": platform.python_version(), "machine": platform.machine(),
+            **{m.__name__: m.__version__ for m in (torch, torchvision, diffusers, transformers)}}
