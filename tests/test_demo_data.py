@@ -71,8 +71,9 @@ def test_references_keep_the_subject_style_and_colours(composer: Composer) -> No
     for _ in range(20):
         recipe = composer.recipe(rng, recolor=1.0)
         look = composer.look(recipe)
-        same, other = composer.reframed(recipe, rng), composer.variant(recipe, rng)
-        assert same.row == recipe.row and same.flip == recipe.flip and same.hue == other.hue == recipe.hue
+        same, other = composer.same(recipe, rng), composer.variant(recipe, rng)
+        assert replace(same, background=recipe.background) == recipe
+        assert other.flip == recipe.flip and other.hue == recipe.hue
         assert same.background in (recipe.background, "plain:white")
         seen = composer.look(other)
         assert seen.subject == look.subject and seen.style == look.style
@@ -120,7 +121,7 @@ def test_no_held_out_concept_reaches_the_training_part() -> None:
     composer = Composer(training)
     for _ in range(50):
         recipe = composer.recipe(rng)
-        for drawn in (recipe, composer.variant(recipe, rng), composer.reframed(recipe, rng)):
+        for drawn in (recipe, composer.variant(recipe, rng), composer.same(recipe, rng)):
             assert composer.look(drawn).subject.concept not in heldout
 
 

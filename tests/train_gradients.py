@@ -1,4 +1,4 @@
-"""Started by accelerate in one or two processes: the gradients of one step, written by the first process."""
+"""Started by a launcher in one or two processes: the gradients of one step, written by the first process."""
 
 import sys
 from pathlib import Path
@@ -17,4 +17,4 @@ if __name__ == "__main__":
     trainer.accelerator.backward(errors.mean())
     if trainer.first:
         gradients = {name: p.grad.contiguous() for name, p in trainer.adapter.named_parameters() if p.grad is not None}
-        save_file(gradients, output / f"gradients-{trainer.world}.safetensors")
+        save_file(gradients, output / "gradients.safetensors")

@@ -61,7 +61,7 @@ class Cache:
 
     def draw(self, rng: np.random.Generator, variant: Tensor) -> Batch:
         """Random entries, one per element of ``variant`` (n,): its reference is another picture of the subject where
-        ``variant`` is true, else the same one reframed."""
+        ``variant`` is true, else the same one."""
         picked = torch.from_numpy(rng.integers(len(self.recipes), size=len(variant)))
 
         def reference(name: str) -> Tensor:
@@ -85,7 +85,7 @@ def make_part(composer: Composer, vae: Any, features: Features, seed: tuple[int,
         code = vae.encode(to_pixels([p for p, _ in drawn])).latent_dist.mean
         found = {"latents": (code * vae.config.scaling_factor).half(),
                  "mask": torch.from_numpy(np.stack([np.asarray(m.reduce(composer.size // 16)) for _, m in drawn]))}
-        for kind, draw in (("same", composer.reframed), ("other", composer.variant)):
+        for kind, draw in (("same", composer.same), ("other", composer.variant)):
             cls, patches = features(to_pixels([composer.picture(draw(r, rng)) for r in targets]))
             found |= {f"{kind}_cls": cls.half(), f"{kind}_patches": patches.half()}
         for key, value in found.items():

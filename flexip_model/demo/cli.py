@@ -32,7 +32,7 @@ EXAMPLES = {"sheep": "1f411", "turtle": "1f422", "wolf": "1f43a", "cupcake": "1f
 WORK = Path.home() / ".cache" / "flexip" / "demo-model"
 """Outside the clone, so that a new clone goes on from the same downloads and states."""
 SHIPPED = Path(__file__).parents[2] / "models" / "demo"
-CURVES = SHIPPED.parents[1] / "docs" / "images" / "curves.png"
+IMAGES = SHIPPED.parents[1] / "docs" / "images"
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -78,7 +78,7 @@ def _run(options: argparse.Namespace) -> None:
         elif stage in ("data", "export"):
             getattr(workshop, stage)()
         elif stage == "evaluate":
-            evaluate(workshop.out, workshop.work, options.processes, CURVES)
+            evaluate(workshop.out, workshop.work, options.processes, IMAGES)
         elif stage == "check":
             check(workshop.out, workshop.work, options.processes, options.subjects)
         else:

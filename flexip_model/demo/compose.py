@@ -20,8 +20,8 @@ STYLE_WORDS = {
 RECOLORED = ("with changed colors", "in unusual colors")
 _STYLE_SHARE = {"3d": 0.68, "flat": 0.22, "line": 0.1}
 _WHITE = "plain:white"
-FARTHER, MIDDLE = 0.86, 0.51
-"""Size of a target's subject over its reference's, and the height of its middle."""
+MIDDLE = 0.51
+"""Height of a subject's middle."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Composer:
         look = look or self.draw_look(rng)
         turn = rng.random() < recolor and look.style != "line"
         return Recipe(
-            row=look.row, background=self.draw_background_name(rng), scale=float(rng.uniform(0.74, 0.86)),
+            row=look.row, background=self.draw_background_name(rng), scale=float(rng.uniform(0.72, 0.98)),
             stretch=float(np.exp(rng.normal(0, 0.15))) if rng.random() < 0.5 else 1.0,
             x=float(rng.uniform(0.48, 0.52)), y=float(rng.uniform(MIDDLE - 0.02, MIDDLE + 0.02)),
             flip=bool(rng.random() < 0.5), angle=float(rng.normal(0, 4)),
@@ -189,7 +189,7 @@ class Composer:
 
     def variant(self, recipe: Recipe, rng: np.random.Generator) -> Recipe:
         """Another picture of the same subject in the same colours: another animation frame where there is one,
-        turned, stretched, framed as a reference, on another background; half of the time in any of its styles, so
+        turned, stretched, in another size, on another background; half of the time in any of its styles, so
         that a 3D reference also leads to a drawing. Never mirrored against the target: a short training then lays the
         subject over its own mirror image at middle γ."""
         look = self.look(recipe)
@@ -198,17 +198,12 @@ class Composer:
         looks = self.store.looks_of(look.subject.code, style)
         other = self.recipe(rng, looks[rng.integers(len(looks))], recolor=0)
         return replace(other, hue=recipe.hue, flip=recipe.flip, angle=float(rng.normal(0, 10)),
-                       scale=float(rng.uniform(0.86, 1.0)), x=float(rng.uniform(0.48, 0.52)),
-                       y=float(rng.uniform(0.48, 0.52)),
                        background=self._behind(other, rng))
 
-    def reframed(self, recipe: Recipe, rng: np.random.Generator) -> Recipe:
-        """The same picture of the subject, nearer: a reference is filled by its subject, a target shows it from a
-        little further away. The factor is fixed, so what P says of a place decides a place of the target (our choice:
-        where it varies, a short training blurs)."""
-        nearer = float(rng.uniform(0.99, 1.01)) / FARTHER
-        return replace(recipe, scale=recipe.scale * nearer, x=0.5 + (recipe.x - 0.5) * nearer,
-                       y=0.5 + (recipe.y - MIDDLE) * nearer, background=self._behind(recipe, rng))
+    def same(self, recipe: Recipe, rng: np.random.Generator) -> Recipe:
+        """The same picture of the subject, in the same size and place, so that what P says of a place is what the
+        target shows there (our choice: where size and place differ, a short training blurs)."""
+        return replace(recipe, background=self._behind(recipe, rng))
 
     @staticmethod
     def _behind(recipe: Recipe, rng: np.random.Generator) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from ..evaluation.judge import Judge, raw_pixels
 from ..safefile import atomic
 from .compose import Composer
 from .concepts import Subject
-from .judges import Asked, BackgroundJudge, Gallery, StyleJudge
+from .judges import Asked, BackgroundJudge, Gallery, StyleJudge, compose
 from .parallel import run
 from .sampling import mean_step, sample
 from .scenes import COLORS, SCENES
@@ -56,11 +55,10 @@ def asked_of(number: int) -> list[Asked]:
 
 
 def reference_of(composer: Composer, subject: Subject) -> Image.Image:
-    """A subject's 3D picture, whole, on white."""
-    look = composer.store.looks_of(subject.code, "3d")[0]
-    recipe = composer.recipe(np.random.default_rng(0), look, recolor=0)
-    return composer.picture(replace(recipe, background="plain:white", scale=1.0, stretch=1.0, x=0.5, y=0.5, flip=False,
-                                    angle=0.0))
+    """A subject's 3D picture on white, with the margin of a target."""
+    picture = compose(composer, subject, Asked("3d", "plain:white"), seed=0)
+    assert picture is not None  # every subject has a 3d picture
+    return picture
 
 
 class Evaluation:

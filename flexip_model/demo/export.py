@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..checkpoint import save_adapter
 from ..encoders import load_clip, load_dino
 from .base import Base
+from .compose import MIDDLE
 from .networks import ADAPTER, encoder_metadata, noise_schedule
 from .sources import read_assets
 from .words import Words
@@ -82,7 +83,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def save_examples(archive: Path, subjects: dict[str, str], folder: Path, side: int = 256) -> None:
-    """Write reference pictures of held-out subjects, on white, as WebP.
+    """Write reference pictures of held-out subjects, on white with a margin, as WebP.
 
     Args:
         archive: the package with the still 3D pictures.
@@ -92,7 +93,7 @@ def save_examples(archive: Path, subjects: dict[str, str], folder: Path, side: i
     folder.mkdir(parents=True, exist_ok=True)
     for name, code in subjects.items():
         with Image.open(io.BytesIO(pictures[code])) as image:
-            subject = image.convert("RGBA").resize((side, side), Image.Resampling.LANCZOS)
+            subject = image.convert("RGBA").resize((side * 4 // 5, side * 4 // 5), Image.Resampling.LANCZOS)
         sheet = Image.new("RGBA", (side, side), "white")
-        sheet.alpha_composite(subject)
+        sheet.alpha_composite(subject, ((side - subject.width) // 2, round(side * MIDDLE) - subject.height // 2))
         sheet.convert("RGB").save(folder / f"{name}.webp", quality=90)

@@ -86,23 +86,23 @@ def compose(composer: Composer, subject: Subject, asked: Asked, seed: int) -> Im
 
 
 class StyleJudge:
-    """A linear reader of the judge's features of the picture's middle: 3d, flat or line.
+    """A linear reader of the judge's textures of the picture's middle: 3d, flat or line.
 
     Args:
         composer: of the subjects whose true pictures it is fitted to.
     """
 
-    def __init__(self, judge: Judge, composer: Composer, per_style: int = 240, seed: int = 3) -> None:
+    def __init__(self, judge: Judge, composer: Composer, per_style: int = 150, seed: int = 3) -> None:
         self.judge = judge
         features, truth = self.examples(composer, per_style, seed)
-        self.centre = features.mean(0)
+        self.mean, self.std = features.mean(0), features.std(0) + 1e-4
         self.weight = torch.zeros(len(STYLES), features.shape[1], requires_grad=True)
         self.bias = torch.zeros(len(STYLES), requires_grad=True)
-        solver = torch.optim.LBFGS([self.weight, self.bias], max_iter=200)
+        solver = torch.optim.LBFGS([self.weight, self.bias], max_iter=100)
 
         def loss() -> Tensor:
             solver.zero_grad()
-            value = F.cross_entropy(self._logits(features), truth) + 1e-3 * self.weight.pow(2).sum()
+            value = F.cross_entropy(self._logits(features), truth) + 0.1 * self.weight.pow(2).sum()
             value.backward()
             return value
 
@@ -110,7 +110,7 @@ class StyleJudge:
             solver.step(loss)  # type: ignore[arg-type]
 
     def examples(self, composer: Composer, per_style: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Features of composed pictures of every style, and its number in `STYLES`."""
+        """Textures of composed pictures of every style, and its number in `STYLES`."""
         rng = np.random.default_rng(seed)
         pictures, truth = [], []
         subjects = composer.store.subjects
@@ -123,15 +123,15 @@ class StyleJudge:
                     pictures.append(picture.crop(_CENTRE))
                     truth.append(number)
                     found += 1
-        return self.judge(pictures), torch.tensor(truth)
+        return self.judge.textures(pictures), torch.tensor(truth)
 
     def _logits(self, features: Tensor) -> Tensor:
-        return 10 * (features - self.centre) @ self.weight.t() + self.bias
+        return (features - self.mean) / self.std @ self.weight.t() + self.bias
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Probabilities of the styles, (n, 3)."""
-        return self._logits(self.judge([p.crop(_CENTRE) for p in pictures])).softmax(-1)
+        return self._logits(self.judge.textures([p.crop(_CENTRE) for p in pictures])).softmax(-1)
 
     @torch.no_grad()
     def accuracy(self, composer: Composer, per_style: int = 80, seed: int = 4) -> float:

@@ -15,6 +15,7 @@ from ..safefile import atomic, sha256
 from .evaluate import CONCEPTS, GAMMAS, NOISES, STEPS, Evaluation, measure
 from .evaluate_base import base_figures, vae_figures
 from .export import ADAPTER_FILE
+from .outside import draw_outside
 from .store import build
 from .summary import TOLERANCE, differences, draw_curves, summary
 
@@ -22,8 +23,9 @@ RECORD = "evaluation.json"
 """In the exported folder."""
 
 
-def evaluate(folder: Path, work: Path, processes: int, curves: Path) -> None:
-    """Measure all held-out subjects and the base, and put the record into `folder` and the curves into `curves`."""
+def evaluate(folder: Path, work: Path, processes: int, images: Path) -> None:
+    """Measure all held-out subjects and the base; the record goes into `folder`, `curves.png` and `outside.jpg` into
+    `images`."""
     make, rows_folder = _prepare(folder, work)
     rows = measure(make, rows_folder, range(CONCEPTS), processes)
     evaluation, figures = make(), summary(rows)
@@ -32,11 +34,12 @@ def evaluate(folder: Path, work: Path, processes: int, curves: Path) -> None:
         "environment": environment(), "figures": figures, "base": base_figures(evaluation, rows_folder),
         "vae_psnr_db": vae_figures(evaluation, rows_folder), "rows": rows,
     }
-    draw_curves(figures, curves)
+    draw_curves(figures, images / "curves.png")
+    draw_outside(evaluation.model, work / "downloads", images / "outside.jpg")
     with atomic(folder / RECORD) as path:
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({k: v for k, v in record.items() if k != "rows"}, indent=1))
-    print(f"{folder / RECORD} and {curves}; pictures in {rows_folder}")
+    print(f"{folder / RECORD}, curves and pictures in {images}, more in {rows_folder}")
 
 
 def check(folder: Path, work: Path, processes: int, subjects: int) -> None:

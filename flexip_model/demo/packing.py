@@ -19,8 +19,8 @@ CAPTIONS = 3
 def pack(composer: Composer, folder: Path, groups: int, seed: int = 6) -> None:
     """Write `groups` groups of a target with its captions and a reference; what was in `folder` goes away.
 
-    The reference of an image group is the target's own picture reframed, that of a variant group another picture of
-    the subject (see `compose`).
+    The reference of an image group is the target's own picture of the subject, that of a variant group another
+    picture of it (see `compose`).
     """
     shutil.rmtree(folder, ignore_errors=True)
     writer = ShardWriter(folder, NAME, LICENSE, note="composed from Fluent Emoji by flexip_model.demo")
@@ -28,7 +28,7 @@ def pack(composer: Composer, folder: Path, groups: int, seed: int = 6) -> None:
         rng = np.random.default_rng((seed, number))
         recipe = composer.recipe(rng)
         variant = number % 2 == 1
-        reference = (composer.variant if variant else composer.reframed)(recipe, rng)
+        reference = (composer.variant if variant else composer.same)(recipe, rng)
         captions = tuple(composer.prompt(recipe, rng) for _ in range(CAPTIONS))
         frames = (_frame(composer, recipe, "target", captions), _frame(composer, reference, "reference", ()))
         writer.add(NewGroup(f"{NAME}-{number:06}", "multiview" if variant else "image", frames))

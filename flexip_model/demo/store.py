@@ -86,7 +86,8 @@ def _webp_pictures(data: bytes, frames: int) -> list[Image.Image]:
         return pictures
 
 
-def _svg_picture(body: str, size: int) -> Image.Image:
+def svg_picture(body: str, size: int) -> Image.Image:
+    """The body of an SVG of size × size as RGBA at 144 px."""
     import resvg_py
 
     svg = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}" width="{SIDE}" height="{SIDE}" '
@@ -132,7 +133,7 @@ def build(downloads: Path, folder: Path, animated: bool = True) -> Store:
         for style, bodies in drawings.items():
             drawing = bodies.get(subject.code) or bodies.get(subject.code.replace("-fe0f", ""))
             if drawing is not None:
-                add(subject, style, False, _svg_picture(*drawing))
+                add(subject, style, False, svg_picture(*drawing))
 
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "looks.npy", np.stack(pixels))

@@ -37,7 +37,7 @@ class TokensTrainer(nn.Module):
 
 def run_tokens(cache: Cache, plan: Plan, folder: Path, adapter: FlexIPAdapter | None = None,
                batch: int = 32) -> Progress:
-    """Train P of a new adapter, or of `adapter`, from references that are the target's picture, reframed."""
+    """Train P of a new adapter, or of `adapter`, from references that are the target's own picture."""
     model = TokensTrainer(adapter)
     trained = ("project_retrieval", "queries", "resampler_queries")
     for name, parameter in model.adapter.named_parameters():

