@@ -1,8 +1,9 @@
 """How well the exported model keeps held-out subjects and follows prompts, subject by subject.
 
 51 held-out concepts, one subject each; its 3D picture on white is the reference. Six prompts (four in its own style on
-two plain colours and two scenes, one as a flat icon, one as a line drawing) × four noises × seven γ, the same noises at
-every γ; the base alone once; and one fine sweep of 21 γ. What judges say of each picture: see `judges`.
+two plain colours and two scenes, one as a flat icon, one as a line drawing) × seven γ from one noise each, at three of
+the γ from four noises, the same noises at every γ; the base alone from one; and one fine sweep of 21 γ. What judges say
+of each picture: see `judges`.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ from .vae import to_pixels
 
 GAMMAS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
 FINE = tuple(k / 20 for k in range(21))
+FULL = (0.3, 0.45, 1.0)
+"""Of these, the γ that are measured with `NOISES` noises per prompt; the others with one."""
 NOISES = 4
-STEPS = 15
+STEPS = 10
 CONCEPTS = 51
 """A subject's own reference and 50 distractors."""
 
@@ -82,28 +85,29 @@ class Evaluation:
     def subject(self, number: int) -> dict[str, Any]:
         """Everything that is measured of one subject; the values of `gammas` are in the order of `GAMMAS`."""
         subject = self.subjects[number]
-        asked = [a for a in asked_of(number) for _ in range(NOISES)]
-        prompts = [a.prompt(subject.name) for a in asked]
+        six = asked_of(number)
         reference = reference_of(self.composer, subject)
         cls, patches = self.model.features(to_pixels([reference]))
 
         def features(count: int) -> tuple[Tensor, Tensor]:
             return cls.expand(count, -1), patches.expand(count, -1, -1)
 
-        def drawn(gamma: float | None) -> list[Image.Image]:
-            with_adapter = {} if gamma is None else {
+        def figures(gamma: float | None) -> dict[str, float]:
+            # Picture by picture the same noises, however many there are.
+            asked = six * (NOISES if gamma in FULL else 1)
+            prompts = [a.prompt(subject.name) for a in asked]
+            with_adapter: dict[str, Any] = {} if gamma is None else {
                 "adapter": self.model.adapter, "features": features(len(prompts)), "gammas": [gamma] * len(prompts)}
-            return sample(self.model.base, self.model.vae, self.model.words, prompts, seed=1000 + number, steps=STEPS,
-                          **with_adapter)
+            return self.judged(number, asked, sample(self.model.base, self.model.vae, self.model.words, prompts,
+                                                     seed=1000 + number, steps=STEPS, **with_adapter))
 
-        first_scene = asked[2 * NOISES].prompt(subject.name)
-        fine = sample(self.model.base, self.model.vae, self.model.words, [first_scene] * len(FINE), seed=1000 + number,
+        scene = six[2].prompt(subject.name)
+        fine = sample(self.model.base, self.model.vae, self.model.words, [scene] * len(FINE), seed=1000 + number,
                       adapter=self.model.adapter, features=features(len(FINE)), gammas=FINE, same_noise=True,
                       steps=STEPS)
         return {"subject": subject.name, "code": subject.code, "pixel_steps": np.round(mean_step(fine), 5).tolist(),
-                "gammas": [self.judged(number, asked, drawn(gamma)) for gamma in GAMMAS],
-                "no_adapter": self.judged(number, asked, drawn(None)),
-                "copy": self.judged(number, asked, [reference] * len(asked))}
+                "gammas": [figures(gamma) for gamma in GAMMAS], "no_adapter": figures(None),
+                "copy": self.judged(number, six, [reference] * len(six))}
 
     def judged(self, number: int, asked: Sequence[Asked], pictures: Sequence[Image.Image]) -> dict[str, float]:
         """Means over a subject's pictures.

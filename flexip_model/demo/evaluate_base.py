@@ -16,7 +16,7 @@ from .sampling import grid, sample
 from .store import STYLES
 from .vae import psnr, to_pictures, to_pixels
 
-PER_STYLE = 40
+PER_STYLE = 30
 
 
 def base_figures(evaluation: Evaluation, out: Path) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class StyleJudge:
             return value
 
         with torch.enable_grad():
-            solver.step(loss)  # type: ignore[arg-type]
+            solver.step(loss)
 
     def examples(self, composer: Composer, per_style: int, seed: int) -> tuple[Tensor, Tensor]:
         """Textures of composed pictures of every style, and its number in `STYLES`."""

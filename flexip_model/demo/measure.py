@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import FlexIPError
 from ..evaluation.judge import fetch
 from ..safefile import atomic, sha256
-from .evaluate import CONCEPTS, GAMMAS, NOISES, STEPS, Evaluation, measure
+from .evaluate import CONCEPTS, FULL, GAMMAS, NOISES, STEPS, Evaluation, measure
 from .evaluate_base import base_figures, vae_figures
 from .export import ADAPTER_FILE
 from .outside import draw_outside
@@ -30,7 +30,8 @@ def evaluate(folder: Path, work: Path, processes: int, images: Path) -> None:
     rows = measure(make, rows_folder, range(CONCEPTS), processes)
     evaluation, figures = make(), summary(rows)
     record = {
-        "weights": _hashes(folder), "protocol": {"gammas": GAMMAS, "noises": NOISES, "steps": STEPS, "guidance": 4.0},
+        "weights": _hashes(folder),
+        "protocol": {"gammas": GAMMAS, "noises": NOISES, "noises_at": FULL, "steps": STEPS, "guidance": 4.0},
         "environment": environment(), "figures": figures, "base": base_figures(evaluation, rows_folder),
         "vae_psnr_db": vae_figures(evaluation, rows_folder), "rows": rows,
     }
@@ -63,7 +64,7 @@ def check(folder: Path, work: Path, processes: int, subjects: int) -> None:
     found = differences(rows, record["rows"])
     off = {name: pair for name, pair in found.items() if abs(pair[0] - pair[1]) > TOLERANCE}
     worst = max(found, key=lambda name: abs(found[name][0] - found[name][1]))
-    print(f"{len(found)} means over {subjects} subjects, {NOISES * 6} pictures each; the largest difference is "
+    print(f"{len(found)} means over {subjects} subjects; the largest difference is "
           f"{abs(found[worst][0] - found[worst][1]):.4f} ({worst}: {found[worst][0]}, on record {found[worst][1]})")
     if off:
         raise FlexIPError("not as on record: " + "; ".join(f"{n}: {a}, on record {b}" for n, (a, b) in off.items()))

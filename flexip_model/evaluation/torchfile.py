@@ -73,7 +73,7 @@ def _data(stream: io.BytesIO) -> Any:
     """The next pickle of a stream as plain data; calls become `_Call`s."""
     stack: list[Any] = []
     marks: list[int] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
 
     def above_mark() -> list[Any]:
         start = marks.pop()
