@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import FlexIPError
 from ..evaluation.judge import fetch
 from ..safefile import atomic, sha256
+from .card import write_card
 from .evaluate import CONCEPTS, FULL, GAMMAS, NOISES, STEPS, Evaluation, measure
 from .evaluate_base import base_figures, vae_figures
 from .export import ADAPTER_FILE
@@ -24,8 +25,8 @@ RECORD = "evaluation.json"
 
 
 def evaluate(folder: Path, work: Path, processes: int, images: Path) -> None:
-    """Measure all held-out subjects and the base; the record goes into `folder`, `curves.png` and `outside.jpg` into
-    `images`."""
+    """Measure all held-out subjects and the base; the record goes into `folder` and its card,
+    `curves.png` and `outside.jpg` into `images`."""
     make, rows_folder = _prepare(folder, work)
     rows = measure(make, rows_folder, range(CONCEPTS), processes)
     evaluation, figures = make(), summary(rows)
@@ -39,6 +40,7 @@ def evaluate(folder: Path, work: Path, processes: int, images: Path) -> None:
     draw_outside(evaluation.model, work / "downloads", images / "outside.jpg")
     with atomic(folder / RECORD) as path:
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_card(folder / "README.md", record)
     print(json.dumps({k: v for k, v in record.items() if k != "rows"}, indent=1))
     print(f"{folder / RECORD}, curves and pictures in {images}, more in {rows_folder}")
 
