@@ -16,6 +16,7 @@ from PIL import Image
 
 from flexip_model.cli import main
 from flexip_model.demo import evaluate, measure
+from flexip_model.demo.card import BEGIN, END, tables, write_card
 from flexip_model.demo.compose import Composer
 from flexip_model.demo.export import ADAPTER_FILE
 from flexip_model.demo.judges import Asked, BackgroundJudge, Gallery, StyleJudge, compose
@@ -27,9 +28,7 @@ from flexip_model.evaluation.statistics import interval, largest_step, spearman
 from flexip_model.evaluation.torchfile import read_torch_file
 from flexip_model.evaluation.wheels import Wheel
 
-from .helpers import ROOT
-
-DEMO = ROOT / "models" / "demo"
+DEMO = Path(__file__).resolve().parent.parent / "models" / "demo"
 RECORD = json.loads((DEMO / measure.RECORD).read_text(encoding="utf-8"))
 
 
@@ -139,6 +138,11 @@ def test_the_record_is_that_of_the_files_that_ship_and_its_figures_are_those_of_
     assert RECORD["weights"] == measure._hashes(DEMO)
     assert len(RECORD["rows"]) == evaluate.CONCEPTS
     assert json.loads(json.dumps(summary(RECORD["rows"]))) == RECORD["figures"]
+    card = (DEMO / "README.md").read_text(encoding="utf-8")
+    assert BEGIN + tables(RECORD) + END in card
+    (tmp_path / "card.md").write_text(card.replace(tables(RECORD), "old"), encoding="utf-8")
+    write_card(tmp_path / "card.md", RECORD)
+    assert (tmp_path / "card.md").read_text(encoding="utf-8") == card
     draw_curves(RECORD["figures"], tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 1000

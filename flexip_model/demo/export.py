@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import save_adapter
 from ..encoders import load_clip, load_dino
+from ..safefile import atomic
 from .base import Base
 from .compose import MIDDLE
 from .networks import ADAPTER, encoder_metadata, noise_schedule
@@ -29,7 +30,8 @@ ENCODER_FILES = {"open_clip": "clip_vision.safetensors", "dinov2": "dinov2.safet
 def save_encoder(family: str, module: nn.Module, path: Path) -> str:
     """Write an encoder with the library's own keys and its sizes in the metadata; returns its weights_hash."""
     tensors = {k: v.half().contiguous() for k, v in module.state_dict().items()}
-    save_file(tensors, path, metadata={"format": "pt", "flexip.encoder": json.dumps(encoder_metadata(family))})
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", "flexip.encoder": json.dumps(encoder_metadata(family))})
     return (load_clip if family == "open_clip" else load_dino)(path).weights_hash
 
 
@@ -50,7 +52,8 @@ def export(folder: Path, *, vae: nn.Module, base: Base, tokenizer: Path, visual:
         vae=_half(vae), text_encoder=_half(base.text), tokenizer=words.tokenizer, unet=_half(base.unet),
         scheduler=noise_schedule(), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipeline.save_pretrained(folder)
-    _load_in_fp32(folder / "text_encoder" / "config.json")
+    for part in ("vae", "unet", "text_encoder"):
+        _tidy(folder / part / "config.json")
     shutil.rmtree(folder / "tokenizer")
     shutil.copytree(tokenizer, folder / "tokenizer")
     (folder / "encoders").mkdir(exist_ok=True)
@@ -69,9 +72,11 @@ def _half(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).to(torch.float16)
 
 
-def _load_in_fp32(config: Path) -> None:
-    """transformers would load the text encoder in the file's fp16, while diffusers loads the others in fp32."""
+def _tidy(config: Path) -> None:
+    """transformers would load the text encoder in the file's fp16, while diffusers loads the others in fp32; and both
+    write down the folder that a part was read from."""
     value = json.loads(config.read_text(encoding="utf-8"))
+    value.pop("_name_or_path", None)
     for key in {"dtype", "torch_dtype"} & set(value):
         value[key] = "float32"
     config.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
