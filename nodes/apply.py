@@ -16,7 +16,7 @@ from .schedule import parse_curve, parse_layers
 from .wires import FlexIPAdapterType, FlexIPGammas, LoadedAdapter
 
 CATEGORY = "FlexIP"
-DEFAULT_GAMMA = 0.6
+DEFAULT_GAMMA = 0.8
 """Where, of the γ measured on the small model, subject, background and style hold at once most often (model card)."""
 
 
