@@ -51,7 +51,8 @@ class Pictures(TorchDataset):
         ids = self.frozen.tokenizer(text, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
         clip, dino = fitted(self.frozen.clip.image_size), fitted(self.frozen.dino.image_size)
         return {"variant": False, "gamma_shift": 0.0, "pixels": fitted(self.size) * 2 - 1, "clip_pixels": clip,
-                "dino_pixels": dino, "ids": ids.input_ids[0], "keep": torch.ones(self.frozen.dino.tokens, dtype=torch.bool),
+                "dino_pixels": dino, "ids": ids.input_ids[0],
+                "keep": torch.ones(self.frozen.dino.tokens, dtype=torch.bool),
                 "no_image": dropped < 0.05 or 0.1 <= dropped < 0.15, "steps": int(torch.randint(1000, ())),
                 "noise": torch.randn(4, self.latent_side, self.latent_side)}
 
