@@ -135,7 +135,8 @@ def test_three_conds_in_a_dual_guider(rig, monkeypatch):
 
     joined = run()
     separately(monkeypatch)
-    assert difference([joined], [run()]) <= 1e-4
+    # Guidance makes values of up to 50; their last bits differ between processors.
+    assert difference([joined], [run()]) <= 5e-6 * float(joined.abs().max())
 
 
 def test_a_prompt_without_tokens_is_left_alone_and_a_run_without_any_is_an_error(rig):

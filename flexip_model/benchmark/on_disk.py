@@ -75,7 +75,9 @@ def _loader(folder: Path, full: Frozen, size: int, samples: int) -> float:
 def _cached(folder: Path) -> tuple[dict[str, int], float]:
     """What `data cache` writes of one frame with a mask, by the demo model; the sizes do not change the number."""
     write_data(folder, 128, images=2, variants=0)
-    config = load_config("demo", {"data": [str(folder)], "precision": "fp32", "start": None})
+    # Mirrored references too, as the paper's config has them.
+    config = load_config("demo", {"data": [str(folder)], "precision": "fp32", "start": None,
+                                  "references": {"crop": "center", "flip_variant": 0.5}})
     cache(config, dino=True)
     passes: Counter[str] = Counter()
     extra = tensors = 0
