@@ -78,7 +78,7 @@ def _run(options: argparse.Namespace) -> None:
         elif stage in ("data", "export"):
             getattr(workshop, stage)()
         elif stage == "evaluate":
-            evaluate(workshop.out, workshop.work, options.processes, IMAGES)
+            evaluate(workshop.out, workshop.work, options.processes, options.out or IMAGES)
         elif stage == "check":
             check(workshop.out, workshop.work, options.processes, options.subjects)
         else:

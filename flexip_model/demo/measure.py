@@ -25,7 +25,7 @@ RECORD = "evaluation.json"
 
 
 def evaluate(folder: Path, work: Path, processes: int, images: Path) -> None:
-    """Measure all held-out subjects and the base; the record goes into `folder` and its card,
+    """Measure all held-out subjects and the base; the record goes into `folder` and its card, if it has one,
     `curves.png` and `outside.jpg` into `images`."""
     make, rows_folder = _prepare(folder, work)
     rows = measure(make, rows_folder, range(CONCEPTS), processes)
@@ -40,7 +40,8 @@ def evaluate(folder: Path, work: Path, processes: int, images: Path) -> None:
     draw_outside(evaluation.model, work / "downloads", images / "outside.jpg")
     with atomic(folder / RECORD) as path:
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    write_card(folder / "README.md", record)
+    if (folder / "README.md").is_file():
+        write_card(folder / "README.md", record)
     print(json.dumps({k: v for k, v in record.items() if k != "rows"}, indent=1))
     print(f"{folder / RECORD}, curves and pictures in {images}, more in {rows_folder}")
 
