@@ -149,6 +149,10 @@ def test_the_record_is_that_of_the_files_that_ship_and_its_figures_are_those_of_
 
 
 def test_check_measures_the_files_that_ship_and_finds_what_is_on_record(work: Path, capsys) -> None:
+    rows_folder = measure._prepare(DEMO, work)[1]
+    stale = rows_folder.with_name(rows_folder.name + "-check") / "subject-00.json"
+    stale.parent.mkdir(parents=True)
+    stale.write_text(json.dumps(RECORD["rows"][1]))  # what an earlier check left is not taken for a measurement
     assert main(["demo-model", "check", "--work", str(work), "--subjects", "1", "--processes", "1"]) == 0
     assert "As on record" in capsys.readouterr().out
     rows = [json.loads(p.read_text()) for p in (work / "evaluation").glob("*-check/*.json")]

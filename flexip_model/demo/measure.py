@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
+import shutil
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -61,9 +63,11 @@ def check(folder: Path, work: Path, processes: int, subjects: int) -> None:
     other = [name for name, digest in _hashes(folder).items() if record["weights"].get(name) != digest]
     if other:
         raise FlexIPError(f"{', '.join(other)} in {folder} is not what was measured; run `demo-model evaluate`")
-    # Not the rows of `evaluate`: a check measures.
     make, rows_folder = _prepare(folder, work)
-    rows = measure(make, rows_folder.with_name(rows_folder.name + "-check"), range(subjects), processes)
+    # Neither the rows of `evaluate` nor those of an earlier check: a check measures.
+    fresh = rows_folder.with_name(rows_folder.name + "-check")
+    shutil.rmtree(fresh, ignore_errors=True)
+    rows = measure(make, fresh, range(subjects), processes)
     found = differences(rows, record["rows"])
     off = {name: pair for name, pair in found.items() if abs(pair[0] - pair[1]) > TOLERANCE}
     worst = max(found, key=lambda name: abs(found[name][0] - found[name][1]))
@@ -81,7 +85,7 @@ def _prepare(folder: Path, work: Path) -> tuple[partial[Evaluation], Path]:
     if not (still / "looks.json").exists():
         build(work / "downloads", still, animated=False)
     weights = fetch(work / "downloads")
-    digest = sha256(folder / ADAPTER_FILE)[:12]
+    digest = hashlib.sha256(json.dumps(_hashes(folder)).encode()).hexdigest()[:12]
     return partial(Evaluation, folder, still, weights), work / "evaluation" / digest
 
 
