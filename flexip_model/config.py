@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 
 from .errors import FlexIPError
 
@@ -30,6 +31,8 @@ class FlexIPConfig:
         alpha, beta: the gate's constants (Eq. 5: both "initialized" towards 1; our choice 0.9, because exactly 1
             would never train the other branch).
         learnable_gate: alpha and beta are trained through a sigmoid instead.
+        dial: the gate's γ at evenly spaced γ of a user's from 0 to 1, measured after training so that equal turns
+            change the picture equally (`calibration`); empty: a user's γ is the gate's, as in the paper.
     """
 
     kind: str = "flexip"
@@ -47,6 +50,7 @@ class FlexIPConfig:
     alpha: float = 0.9
     beta: float = 0.9
     learnable_gate: bool = False
+    dial: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -58,6 +62,8 @@ class FlexIPConfig:
         for name in ("alpha", "beta"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise FlexIPError(f"{name} is {getattr(self, name)!r}; expected a number from 0 to 1 (Eq. 5)")
+        if self.dial and (self.dial[0] != 0 or self.dial[-1] != 1 or not all(a <= b for a, b in pairwise(self.dial))):
+            raise FlexIPError(f"dial is {self.dial!r}; expected numbers that rise from 0 to 1")
         if len(self.channels) != 4 or any(not isinstance(c, int) or c < 1 for c in self.channels):
             raise FlexIPError(f"channels is {self.channels!r}; expected four widths, one per level of the UNet")
 
@@ -65,6 +71,14 @@ class FlexIPConfig:
     def has_personalization(self) -> bool:
         """Whether the adapter has the personalization branch S; imported IP-Adapters have P alone."""
         return self.kind == "flexip"
+
+    @property
+    def dial_in_words(self) -> str:
+        """What the dial makes of five γ, for people."""
+        if not self.dial:
+            return "not calibrated: γ is the gate's"
+        shown = ", ".join(f"{self.dial[round(i / 4 * (len(self.dial) - 1))]:.3g}" for i in range(5))
+        return f"calibrated: γ 0, 0.25, 0.5, 0.75, 1 are the gate's {shown}"
 
     def to_json(self) -> str:
         """The config as one line of JSON with sorted keys."""
@@ -82,11 +96,14 @@ class FlexIPConfig:
         except json.JSONDecodeError as error:
             raise FlexIPError(f"the adapter's config is not JSON ({error}); the file is damaged") from error
         known = {field.name for field in fields(cls)}
+        if isinstance(values, dict):
+            values.setdefault("dial", [])  # files from before there was one
         if not isinstance(values, dict) or set(values) != known:
             found = set(values) if isinstance(values, dict) else set()
             raise FlexIPError(
                 f"the adapter's config has unknown fields {sorted(found - known)} and lacks {sorted(known - found)}; "
                 "it was written by another version"
             )
-        values["channels"] = tuple(values["channels"]) if isinstance(values["channels"], list) else ()
+        for name in ("channels", "dial"):
+            values[name] = tuple(values[name]) if isinstance(values[name], list) else ()
         return cls(**values)

@@ -38,6 +38,27 @@ class DynamicWeightGate(nn.Module):
         return torch.where(variant, 1 - beta, alpha)[:, None, None]
 
 
+def spread_gamma(gamma: Tensor, variant: Tensor, drawn: Tensor, spread: float) -> Tensor:
+    """γ of training samples, spread over [0, 1] (our choice; Eq. 5 has two values only, and between them a dial has
+    nothing to go by).
+
+    With spread 1 image samples get γ with density 2γ and variant samples with density 2(1 − γ). Where both kinds are
+    equally many, γ then is the share of samples, among those that met it, whose reference was the target's own picture.
+
+    Args:
+        gamma: (B, 1, 1), the gate's values (Eq. 5).
+        variant: (B,) bool.
+        drawn: (B,) evenly drawn from [0, 1].
+        spread: from 0, the gate's values, to 1, the densities above; between them in proportion.
+
+    Returns:
+        (B, 1, 1) in [0, 1].
+    """
+    root = drawn.sqrt()
+    wide = torch.where(variant, 1 - root, root)[:, None, None]
+    return torch.lerp(gamma, wide.to(gamma), spread)
+
+
 def gamma_tensor(gamma: float | Sequence[float] | Tensor) -> Tensor:
     """A user's γ, one or one per sample, as a float32 tensor (B, 1, 1), B = 1 for a single number.
 
@@ -48,6 +69,22 @@ def gamma_tensor(gamma: float | Sequence[float] | Tensor) -> Tensor:
     if values.numel() == 0 or not bool(torch.isfinite(values).all()) or values.min() < 0 or values.max() > 1:
         raise FlexIPError(f"γ is {gamma!r}; expected numbers from 0 (follow the prompt) to 1 (keep the subject)")
     return values
+
+
+def turn(gamma: Tensor, dial: Sequence[float]) -> Tensor:
+    """A user's γ → the gate's γ, by an adapter's calibrated dial (our choice; see `calibration`).
+
+    Args:
+        gamma: any shape, in [0, 1].
+        dial: the gate's values at evenly spaced γ from 0 to 1, with straight lines between them
+            (`FlexIPConfig.dial`); empty: the two are the same, as in the paper.
+    """
+    if not dial:
+        return gamma
+    table = torch.tensor(dial, device=gamma.device, dtype=gamma.dtype)
+    place = gamma * (len(dial) - 1)
+    low = place.floor().clamp(0, len(dial) - 2).long()
+    return torch.lerp(table[low], table[low + 1], place - low)
 
 
 def gate_weights(gamma: Tensor, strength: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..flexip_model.attention import KeyValue
 from ..flexip_model.errors import FlexIPError
-from ..flexip_model.gate import gamma_tensor, gate_weights
+from ..flexip_model.gate import gamma_tensor, gate_weights, turn
 from ..flexip_model.sites import Site
 from .schedule import gamma_at
 
@@ -122,7 +122,7 @@ class Step:
                     gamma = gamma * self._on_grid(applied.gamma_map, grid, "the γ map")
                 if applied.attention_mask is not None:
                     effect = effect * self._on_grid(applied.attention_mask, grid, "the attention mask")
-            pair = gate_weights(gamma, effect)
+            pair = gate_weights(turn(gamma, applied.loaded.adapter.config.dial), effect)
             self.weights[key] = (pair[0].to(like), pair[1].to(like))
         return self.weights[key]
 

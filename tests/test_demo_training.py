@@ -10,12 +10,12 @@ from flexip_model.cli import main
 from flexip_model.demo import cache, encoders, packing, training, vae, words
 from flexip_model.demo.cli import SHIPPED, Workshop
 from flexip_model.demo.compose import Composer
-from flexip_model.demo.loop import Plan
 from flexip_model.demo.networks import build_adapter, place_waves
 from flexip_model.demo.shipped import _resized_table
+from flexip_model.demo.stage import Plan, newest
 from flexip_model.demo.tokens import load_tokens, run_tokens
-from flexip_model.train.loop import Trainer
 from flexip_model.train.samples import choose, open_samples
+from flexip_model.train.trainer import Trainer
 
 from .demo_shapes import shapes
 from .train_rig import config
@@ -34,7 +34,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> words.Words:
 
 
 def _plan(**changes) -> Plan:
-    return Plan(minutes=0, steps=2, warmup=1, log_every=1, **changes)
+    return Plan(steps=2, warmup=1, log_every=1, **changes)
 
 
 def test_vae_starts_as_block_means_and_its_latents_are_normalised(composer: Composer, tmp_path) -> None:
@@ -91,7 +91,7 @@ def test_the_cache_gives_each_target_the_reference_of_its_kind(composer, tokens,
 
 def test_tokens_learn_to_draw_and_hand_on_what_they_learned(cached: cache.Cache, tmp_path) -> None:
     torch.manual_seed(0)
-    plan = Plan(minutes=0, steps=40, warmup=1, log_every=10, lr=2e-3, ema=0.5)
+    plan = Plan(steps=40, warmup=1, log_every=10, lr=2e-3, ema=0.5)
     history = run_tokens(cached, plan, tmp_path, batch=8).history
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
     torch.manual_seed(0)
@@ -128,8 +128,11 @@ def test_the_trainer_reads_what_the_composer_packs(composer, tmp_path) -> None:
 def test_a_stage_continues_where_it_stopped(composer: Composer, tmp_path) -> None:
     torch.manual_seed(0)
     vae.run(composer, _plan(), tmp_path, batch=4)
-    further = Plan(minutes=0, steps=3, warmup=1, log_every=1)
-    assert vae.run(composer, further, tmp_path, batch=4).step == 3
+    further = Plan(steps=3, warmup=1, log_every=1)
+    stage = vae.run(composer, further, tmp_path, batch=4)
+    assert stage.step == 3 and [entry["step"] for entry in stage.history] == [1, 2, 3]
+    averaged = newest(tmp_path).parts["ema"]
+    assert all(torch.equal(value, averaged[name]) for name, value in stage.trained.named_parameters())
 
 
 def test_a_longer_training_begins_with_the_weights_of_a_shipped_folder(tmp_path, capsys) -> None:

@@ -1,5 +1,7 @@
 """Two hosts, one result: the same weights give the same noise in diffusers and in ComfyUI (fp32, ≤ 1e-5)."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -50,3 +52,19 @@ def test_the_base_models_agree_without_the_adapter(rig, diffusers_host):
         text = torch.cat([(positive, negative)[cond][0][0] for cond in call.conds])
         wanted = diffusers_host.unet(call.x, call.timesteps, encoder_hidden_states=text).sample
     assert (call.out - wanted).abs().max() <= 1e-5
+
+
+def test_a_calibrated_dial_is_turned_alike(rig, diffusers_host, monkeypatch):
+    positive, negative = rig.prompts()
+    features = rig.features()
+    tokens = rig.encode(positive, negative, features)
+    plain = rig.calls(rig.apply(0.16), *tokens)[0].out
+    calibrated = replace(diffusers_host.adapter.config, dial=(0.0, 0.02, 0.3, 1.0))
+    for adapter in (rig.adapter.adapter, diffusers_host.adapter):
+        monkeypatch.setattr(adapter, "config", calibrated)
+    call = rig.calls(rig.apply(0.5), *tokens)[0]  # half way between a third (0.02) and two thirds (0.3)
+    assert (call.out - plain).abs().max() <= 1e-5
+    assert (rig.calls(rig.apply(0.4), *tokens)[0].out - plain).abs().max() > 1e-4
+    for cond, prompt in ((0, positive), (1, negative)):
+        wanted = expected(diffusers_host, call, cond, prompt[0][0], features, 0.5)
+        assert (call.of(cond) - wanted).abs().max() <= 1e-5

@@ -1,5 +1,7 @@
 """The method against the paper: counts, the unified input, exact ends of γ, one γ per sample."""
 
+import json
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from flexip_model.adapter import FlexIPAdapter, ReferenceFeatures
 from flexip_model.attention import attend, gated_attention
 from flexip_model.config import FlexIPConfig
 from flexip_model.errors import FlexIPError
-from flexip_model.gate import DynamicWeightGate, gamma_tensor, gate_weights
+from flexip_model.gate import DynamicWeightGate, gamma_tensor, gate_weights, turn
 from flexip_model.resampler import PerceiverAttention
 from flexip_model.sites import SD15_SITES
 
@@ -108,6 +110,23 @@ def test_learnable_gate_starts_at_the_same_values_and_has_gradients():
     torch.testing.assert_close(gamma.flatten(), torch.tensor([0.9, 0.1]))
     gamma.sum().backward()
     assert gate.logits.grad.abs().min() > 0
+
+
+def test_a_dial_is_a_table_with_straight_lines_between_and_none_changes_nothing():
+    gamma = torch.tensor([0.0, 0.125, 0.25, 0.75, 1.0]).view(-1, 1, 1)
+    assert turn(gamma, ()) is gamma
+    torch.testing.assert_close(turn(gamma, (0.0, 0.04, 0.1, 0.5, 1.0)).flatten(),
+                               torch.tensor([0.0, 0.02, 0.04, 0.5, 1.0]))
+
+
+def test_a_dial_rises_from_zero_to_one_and_older_configs_have_none():
+    config = tiny_config(dial=(0.0, 0.1, 1.0))
+    assert FlexIPConfig.from_json(config.to_json()) == config and "0.1" in config.dial_in_words
+    older = {key: value for key, value in json.loads(tiny_config().to_json()).items() if key != "dial"}
+    assert FlexIPConfig.from_json(json.dumps(older)) == tiny_config()
+    for bad in ((0.0, 0.5), (0.1, 1.0), (0.0, 0.6, 0.4, 1.0), (0.0, float("nan"), 1.0)):
+        with pytest.raises(FlexIPError, match="rise from 0 to 1"):
+            tiny_config(dial=bad)
 
 
 @pytest.mark.parametrize("bad", [-0.01, 1.01, float("nan"), [], [0.5, 2.0]])

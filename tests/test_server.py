@@ -193,7 +193,7 @@ def test_server_ends_with_its_parent(tmp_path) -> None:
 
 
 def test_an_adapter_from_the_trainer_is_listed_and_makes_a_sweep(server, client: ComfyClient, tmp_path) -> None:
-    from flexip_model.train.loop import Trainer
+    from flexip_model.train.trainer import Trainer
 
     from .train_rig import config, pack
 

@@ -17,14 +17,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flexip_model.checkpoint import build_adapter, load_adapter_file
+from flexip_model.cli import main
 from flexip_model.convert import convert_ip_adapter, ip_adapter_order
 from flexip_model.errors import FlexIPError
+from flexip_model.gate import spread_gamma
 from flexip_model.train import state
+from flexip_model.train.calibrate import GATES, dial_of
 from flexip_model.train.config import to_dict
 from flexip_model.train.configfile import NAMED, from_dict, load_config
-from flexip_model.train.loop import Trainer
 from flexip_model.train.order import Batches, Order, Ticket
 from flexip_model.train.samples import collate, open_samples
+from flexip_model.train.trainer import Trainer
 
 from .ip_adapter_files import plus_weights, save
 from .train_rig import config, pack
@@ -240,7 +243,7 @@ def test_a_side_without_groups_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("harm", ["truncate", "flip a bit", "lose a file", "lose the manifest", "unfinished"])
 def test_a_damaged_newest_checkpoint_is_passed_over_and_named(tmp_path: Path, harm: str) -> None:
-    parts = {"adapter": {"w": torch.arange(1000.0)}, "ema": {"w": torch.ones(10)}}
+    parts = {"weights": {"w": torch.arange(1000.0)}, "ema": {"w": torch.ones(10)}}
     for step in (1, 2):
         state.save(tmp_path, step, parts, {"seen": step}, keep=3)
     newest = tmp_path / "step-0000002"
@@ -259,7 +262,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(tmp_path: Path, ha
         newest.rename(tmp_path / ".saving-0000002")
     found, complaints = state.load_newest(tmp_path)
     assert found is not None and found.step == 1 and found.info == {"seen": 1}
-    assert torch.equal(found.parts["adapter"]["w"], parts["adapter"]["w"])
+    assert torch.equal(found.parts["weights"]["w"], parts["weights"]["w"])
     assert len(complaints) == (harm != "unfinished") and all("step-0000002" in c for c in complaints)
     state.save(tmp_path, 2, parts, {}, keep=3)
     assert state.load(tmp_path, 2).step == 2
@@ -267,7 +270,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(tmp_path: Path, ha
 
 def test_only_the_newest_checkpoints_stay_and_none_is_pickled(tmp_path: Path) -> None:
     for step in range(1, 6):
-        state.save(tmp_path, step, {"adapter": {"w": torch.ones(3)}}, {}, keep=2)
+        state.save(tmp_path, step, {"weights": {"w": torch.ones(3)}}, {}, keep=2)
     assert state.list_steps(tmp_path) == [4, 5]
     names = {p.suffix for p in tmp_path.rglob("*") if p.is_file()}
     assert names == {".safetensors", ".json"}
@@ -284,7 +287,7 @@ for _ in sys.stdin:  # a line asks for the next process; torch is imported once 
         step = max(state.list_steps(folder), default=0)
         while True:
             step += 1
-            state.save(folder, step, {"adapter": {"w": torch.full((300_000,), float(step))}}, {"step": step}, keep=2)
+            state.save(folder, step, {"weights": {"w": torch.full((300_000,), float(step))}}, {"step": step}, keep=2)
     print(child, flush=True)
     print(os.waitpid(child, 0)[1], flush=True)
 """
@@ -308,7 +311,7 @@ def test_kill_9_during_saves_never_loses_the_last_good_one(tmp_path: Path) -> No
             assert int(nursery.stdout.readline()) == signal.SIGKILL
             found, complaints = state.load_newest(tmp_path)
             assert found is not None and complaints == [] and found.step > last
-            assert (found.parts["adapter"]["w"] == found.step).all()
+            assert (found.parts["weights"]["w"] == found.step).all()
             last = found.step
 
 
@@ -319,7 +322,7 @@ from flexip_model.convert import convert_ip_adapter, ip_adapter_order
 from flexip_model.errors import FlexIPError
 from flexip_model.train import state
 folder = Path(sys.argv[1])
-parts = {"adapter": {"w": torch.zeros(100_000)}}
+parts = {"weights": {"w": torch.zeros(100_000)}}
 state.save(folder, 1, parts, {}, keep=2)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -391,19 +394,24 @@ def test_gradient_checkpointing_changes_memory_and_not_the_gradients(data: Path,
     assert all(torch.allclose(plain[name], saved[name], atol=1e-6) for name in plain)
 
 
-def test_gamma_is_spread_around_alpha_and_one_minus_beta_and_reaches_zero_and_one(data: Path, tmp_path: Path) -> None:
-    trainer = Trainer(config(data, tmp_path, gamma_spread=0.25))
+def test_gamma_is_spread_over_the_dial_as_the_share_of_own_references(data: Path, tmp_path: Path) -> None:
+    trainer = Trainer(config(data, tmp_path, gamma_spread=1.0))
     samples = open_samples(trainer.config, trainer.frozen, 0, 1)
-    tickets = [t for step in range(12) for t in samples.order.tickets(step, 0)]
+    tickets = [t for step in range(3) for t in samples.order.tickets(step, 0)]
     batch = collate([samples[t] for t in tickets])
-    assert batch["gamma_shift"].abs().max() <= 0.25 and batch["gamma_shift"].std() > 0.1
     with torch.no_grad():
         trainer.model(batch)
-    host = trainer.model._held[1]
-    gamma = host.condition.gamma.flatten()
-    image, variant = gamma[~batch["variant"]], gamma[batch["variant"]]
-    assert image.max() == 1 and image.min() >= 0.65 and variant.min() == 0 and variant.max() <= 0.35
-    assert len(set(gamma.tolist())) > 12
+    met = trainer.model._held[1].condition.gamma.flatten()
+    assert len(set(met.tolist())) == len(tickets) and met.min() >= 0 and met.max() <= 1
+    drawn, variant = torch.rand(20_000, generator=torch.Generator().manual_seed(0)), torch.arange(20_000) % 2 == 1
+    fixed = trainer.adapter.gate(variant)
+    gamma = spread_gamma(fixed, variant, drawn, 1.0).flatten()
+    for low in (0.0, 0.2, 0.4, 0.6, 0.8):
+        here = (gamma >= low) & (gamma < low + 0.2)
+        assert abs(float((~variant[here]).float().mean()) - (low + 0.1)) < 0.03
+    assert torch.equal(spread_gamma(fixed, variant, drawn, 0.0), fixed)
+    half = spread_gamma(fixed, variant, drawn, 0.5).flatten()
+    assert half[~variant].min() >= 0.45 and half[variant].max() <= 0.55 and half[~variant].max() <= 0.95
 
 
 # Devices
@@ -460,9 +468,31 @@ def test_the_run_ends_with_a_file_for_the_nodes_a_card_and_a_log(data: Path, tmp
     assert (tmp_path / "previews" / "step-0000002.png").is_file()
 
 
-def test_any_checkpoint_can_be_exported_by_command(data: Path, tmp_path: Path) -> None:
-    from flexip_model.cli import main
+def test_the_dial_makes_sweeps_even_that_were_not(data: Path, tmp_path: Path) -> None:
+    uneven = [[10.0] * 7 + [1.0] * 21, [20.0] * 7 + [2.0] * 21, [0.0] * 28]
+    dial = dial_of(uneven)
+    way = np.concatenate([[0], np.cumsum(uneven[0])])
+    steps = np.diff(np.interp(dial, GATES, way))
+    assert dial[0] == 0 and dial[-1] == 1 and steps.max() < 1.02 * steps.mean()
+    with pytest.raises(FlexIPError, match="no picture changes"):
+        dial_of([[0.0] * 28])
+    # The dial of a real adapter, by command, goes into the file and nothing else changes.
+    run = tmp_path / "run"
+    train(data, run, stages=[{"steps": 1}], lr=3e-2, preview_steps=2)
+    for name, more in (("plain", []), ("even", ["--calibrate", "2"])):
+        assert main(["export", str(run), str(tmp_path / f"{name}.safetensors"), *more]) == 0
+    (plain, held), (even, also) = (load_adapter_file(tmp_path / f"{n}.safetensors") for n in ("plain", "even"))
+    assert all(torch.equal(held[key], also[key]) for key in held)
+    assert plain.config.dial == () and len(even.config.dial) == 21 and even.config.dial != tuple(np.linspace(0, 1, 21))
+    assert "calibrated: γ 0, 0.25" in (tmp_path / "even.md").read_text()
+    # It was measured on what was trained, so what is trained further begins without one.
+    assert Trainer(config(data, tmp_path / "more", start=str(tmp_path / "even.safetensors"))).adapter.config.dial == ()
+    with pytest.raises(FlexIPError, match="no field dial"):
+        config(data, tmp_path / "more", adapter={"dial": [0, 1]})
+    assert main(["export", str(run), "--calibrate", "0"]) == 2
 
+
+def test_any_checkpoint_can_be_exported_by_command(data: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "run", stages=[{"steps": 2}], save_every=1)
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "one.safetensors"), "--step", "1"]) == 0
     assert load_adapter_file(tmp_path / "one.safetensors")[0].training["steps"] == 1

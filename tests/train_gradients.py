@@ -5,8 +5,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from flexip_model.train.loop import Trainer
 from flexip_model.train.samples import collate, open_samples
+from flexip_model.train.trainer import Trainer
 from tests.train_rig import config
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ import torch
 from ..errors import FlexIPError
 from ..train.config import Stage, TrainConfig
 from ..train.configfile import load_config
-from ..train.loop import Trainer
 from ..train.samples import SampleSet
-from ..train.watch import Watch
+from ..train.trainer import Trainer
 from .example_data import DEMO, cache, write_base, write_data
 from .measure import Row
 from .plain_loop import run_plain
@@ -121,12 +120,12 @@ class _Timed(Trainer):
     def save(self) -> None:
         """Keep nothing."""
 
-    def _stage(self, samples: SampleSet, begun: int, steps: int, watch: Watch) -> None:
+    def _stage(self, samples: SampleSet, begun: int, steps: int) -> None:
         first = samples[samples.order.tickets(0, 0)[0]]
         if self.config.use_cache and not {"latents", "cls"} <= first.keys():
             raise FlexIPError("the data has no caches of latents and [CLS] that fit: "
                               f"{'; '.join(samples.groups.remarks)}")
-        super()._stage(samples, begun, steps, watch)
+        super()._stage(samples, begun, steps)
 
 
 def _run_ours(config: TrainConfig, steps: int, use_cache: bool) -> tuple[float, float]:

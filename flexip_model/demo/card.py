@@ -36,8 +36,7 @@ def tables(record: dict[str, Any]) -> str:
     figures, protocol, base = record["figures"], record["protocol"], record["base"]
     shown = [name for name in MEASURES if name in _NAMES]
     lines = ["| γ | pictures | " + " | ".join(_NAMES[name] for name in shown) + " |", "|---" * (len(shown) + 2) + "|"]
-    rows = [(gamma, 6 * (protocol["noises"] if float(gamma) in protocol["noises_at"] else 1), values)
-            for gamma, values in figures["gammas"].items()]
+    rows = [(gamma, 6 * protocol["noises"], values) for gamma, values in figures["gammas"].items()]
     rows += [(label, 6, figures["baselines"][name])
              for label, name in (("no adapter", "no_adapter"), ("copy of the reference", "copy"))]
     for label, pictures, values in rows:

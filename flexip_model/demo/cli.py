@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from .words import Words
 
 STAGES = ("data", "vae", "encoders", "latents", "tokens", "together", "adapter", "export", "evaluate")
-MINUTES = {"vae": 33.0, "clip": 11.0, "dino": 8.0, "tokens": 9.5, "together": 73.0}
-"""Minutes of training, about those of the model that ships, on two CPU cores; longer is better for the last."""
+STEPS = {"vae": 4000, "clip": 960, "dino": 2000, "tokens": 1600, "together": 9000, "adapter": 120}
+"""Steps of each trained stage; longer is better for `together`."""
 PICTURES = 12288
 GROUPS = 1024
 """Groups of the data folder that the trainer reads."""
+CALIBRATED = 32
+"""Trained subjects on which the dial is measured."""
 SEED = 1
 EXAMPLES = {"sheep": "1f411", "turtle": "1f422", "wolf": "1f43a", "cupcake": "1f9c1", "tomato": "1f345",
             "house": "1f3e0"}
@@ -47,9 +49,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--start", type=Path, metavar="FOLDER",
                         help="a shipped folder to begin from: VAE and CLIP-like encoder stay, the others train on")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures composed for the latents")
-    for name, minutes in MINUTES.items():
-        parser.add_argument(f"--minutes-{name}", type=float, default=minutes, metavar="MIN")
-    parser.add_argument("--adapter-steps", type=int, default=300, metavar="N", help="steps of the last stage")
+    for name, steps in STEPS.items():
+        parser.add_argument(f"--steps-{name}", type=int, default=steps, metavar="N")
     parser.add_argument("--processes", type=int, default=2, help="training processes; the batch grows with them")
     parser.add_argument("--subjects", type=int, default=6, metavar="N", help="held-out subjects that `check` measures")
     parser.set_defaults(run=_run)
@@ -66,15 +67,15 @@ def _run(options: argparse.Namespace) -> None:
     workshop = Workshop(options.work, options.out or SHIPPED)
     if options.start is not None:
         workshop.begin_from(options.start)
-    minutes = {name: getattr(options, f"minutes_{name}") for name in MINUTES}
-    if any(m <= 0 for m in minutes.values()) or min(options.pictures, options.processes, options.adapter_steps) < 1:
-        raise FlexIPError("minutes, pictures, steps and processes must be greater than 0")
+    steps = {name: getattr(options, f"steps_{name}") for name in STEPS}
+    if min(options.pictures, options.processes, *steps.values()) < 1:
+        raise FlexIPError("pictures, steps and processes must be at least 1")
     for stage in STAGES if options.stage == "make" else (options.stage,):
         print(f"== {stage}", flush=True)
         if stage == "latents":
             workshop.latents(options.pictures, options.processes)
         elif stage == "adapter":
-            workshop.adapter(options.adapter_steps, options.processes)
+            workshop.adapter(steps["adapter"], options.processes)
         elif stage in ("data", "export"):
             getattr(workshop, stage)()
         elif stage == "evaluate":
@@ -82,7 +83,7 @@ def _run(options: argparse.Namespace) -> None:
         elif stage == "check":
             check(workshop.out, workshop.work, options.processes, options.subjects)
         else:
-            run(partial(getattr(workshop, stage), minutes), options.processes, seed=SEED)
+            run(partial(getattr(workshop, stage), steps), options.processes, seed=SEED)
 
 
 def _require(module: str, package: str, extra: str = "train") -> None:
@@ -122,7 +123,7 @@ class Workshop:
             raise FlexIPError(f"{path} is missing: run the stage `{stage}` first")
 
     def _state(self, stage: str, made_by: str) -> Path:
-        self._need(self.work / stage / "state.safetensors", made_by)
+        self._need(self.work / stage / "checkpoints", made_by)
         return self.work / stage
 
     def begin_from(self, folder: Path) -> None:
@@ -131,7 +132,7 @@ class Workshop:
 
         if not (folder / "flexip_demo.safetensors").is_file():
             raise FlexIPError(f"--start {folder} has no flexip_demo.safetensors; give a folder that `export` wrote")
-        if any((self.work / stage / "state.safetensors").exists() for stage in MINUTES):
+        if any((self.work / stage / "checkpoints").exists() for stage in STEPS):
             raise FlexIPError(f"{self.work} holds stages that are begun already; give a new folder with --work")
         shutil.copytree(folder, self.work / "start", dirs_exist_ok=True)
 
@@ -149,13 +150,13 @@ class Workshop:
         build(self.work / "downloads", self.work / "store")
         write_tokenizer(self.composer().store, self.work / "tokenizer")
 
-    def vae(self, minutes: dict[str, float]) -> None:
+    def vae(self, steps: dict[str, int]) -> None:
         from . import vae
-        from .loop import Plan
+        from .stage import Plan
 
         if self.start() is not None:
             return
-        vae.run(self.composer(), Plan(minutes["vae"], lr=5e-4, warmup=60, ema=0.998, decay_from=0.4, seed=11),
+        vae.run(self.composer(), Plan(steps["vae"], lr=5e-4, warmup=60, ema=0.998, decay_from=0.4, seed=11),
             self.work / "vae")
 
     def _encoding(self):
@@ -182,16 +183,16 @@ class Workshop:
 
         cache.fill(self._encoding, self.work / "latents", pictures, processes)
 
-    def encoders(self, minutes: dict[str, float]) -> None:
+    def encoders(self, steps: dict[str, int]) -> None:
         from .encoders import run_clip, run_dino
-        from .loop import Plan
+        from .stage import Plan
 
         start = self.start()
         if start is None:
             run_clip(self.composer(), self.words(),
-                     Plan(minutes["clip"], lr=1e-3, warmup=20, ema=0.99, log_every=25, seed=21), self.work / "clip")
+                     Plan(steps["clip"], lr=1e-3, warmup=20, ema=0.99, log_every=25, seed=21), self.work / "clip")
         run_dino(self.composer(), self._vae(),
-                 Plan(minutes["dino"], lr=1e-3, warmup=20, ema=0.99, log_every=25, seed=22, decay_from=0.3),
+                 Plan(steps["dino"], lr=1e-3, warmup=20, ema=0.99, log_every=25, seed=22, decay_from=0.3),
                  self.work / "dino", start.grown_dino() if start else None)
 
     def _source(self):
@@ -201,17 +202,17 @@ class Workshop:
         self._need(self.work / "latents", "latents")
         return Source(self.composer(), Cache.open(self.work / "latents"), self.words())
 
-    def tokens(self, minutes: dict[str, float]) -> None:
-        from .loop import Plan
+    def tokens(self, steps: dict[str, int]) -> None:
+        from .stage import Plan
         from .tokens import run_tokens
 
-        plan = Plan(minutes["tokens"], lr=1e-3, warmup=60, ema=0.998, decay_from=0.3, seed=26)
+        plan = Plan(steps["tokens"], lr=1e-3, warmup=60, ema=0.998, decay_from=0.3, seed=26)
         start = self.start()
         run_tokens(self._source().cache, plan, self.work / "tokens", start.grown_adapter() if start else None)
 
-    def together(self, minutes: dict[str, float]) -> None:
+    def together(self, steps: dict[str, int]) -> None:
         from .encoders import load_clip
-        from .loop import Plan
+        from .stage import Plan
         from .tokens import load_tokens
         from .training import Together, run_together
 
@@ -222,7 +223,7 @@ class Workshop:
         else:
             model.base.text.load_state_dict(load_clip(self.words(), self._state("clip", "encoders")).text.state_dict())
             model.copy_text_attention()
-        plan = Plan(minutes["together"], lr=8e-4, warmup=60, ema=0.998, decay_from=0.5, seed=31)
+        plan = Plan(steps["together"], lr=8e-4, warmup=60, ema=0.998, decay_from=0.5, seed=31)
         run_together(source, model, plan, self.work / "together")
 
     def adapter(self, steps: int, processes: int) -> None:
@@ -251,15 +252,12 @@ class Workshop:
 
     def _steps(self) -> dict[str, int]:
         """Steps of every stage that has a state."""
-        from safetensors import safe_open
+        from ..train.state import list_steps
 
-        steps = {}
-        for stage in ("dino", "tokens", "together") if self.start() else tuple(MINUTES):
-            with safe_open(self._state(stage, stage) / "state.safetensors", "pt") as handle:
-                steps[stage] = int(handle.metadata()["step"])
-        return steps
+        found = {stage: list_steps(self.work / stage / "checkpoints") for stage in STEPS}
+        return {stage: steps[-1] for stage, steps in found.items() if steps}
 
-    def _write(self, folder: Path, together, adapter, training_info: dict) -> None:
+    def _write(self, folder: Path, together, adapter, training_info: dict, dial: tuple[float, ...] = ()) -> None:
         from . import encoders, export
         from .cache import PART
         from .sources import PACKAGES
@@ -269,20 +267,24 @@ class Workshop:
                 "kinds": "image (alpha 0.9) and variant (1 - beta, beta 0.9), half and half", **training_info}
         export.export(folder, vae=self._vae(), base=together.base, tokenizer=self.work / "tokenizer",
                       visual=self._visual(), dino=encoders.load_dino(self._state("dino", "encoders")),
-                      adapter=adapter, training=info)
+                      adapter=adapter, training=info, dial=dial)
 
     def export(self) -> None:
-        """Write the shipped folder; the adapter's file says how long each stage trained."""
-        from ..train import state
+        """Calibrate the dial on trained subjects and write the shipped folder; the adapter's file says how long each
+        stage trained."""
+        from ..adapter import FlexIPAdapter
+        from ..train.calibrate import calibrate
+        from ..train.configfile import from_dict
         from . import export, training
+        from .networks import ADAPTER
         from .sources import STATIC, fetch
+        from .stage import newest
 
-        found, complaints = state.load_newest(self.work / "adapter" / "checkpoints")
-        if found is None:
-            reason = "; ".join(complaints) or f"{self.work / 'adapter'} has no checkpoint"
-            raise FlexIPError(f"{reason}: run the stage `adapter` first")
+        found = newest(self.work / "adapter")
+        adapter = FlexIPAdapter(ADAPTER)
+        adapter.load_state_dict(found.parts["ema"])
+        dial = calibrate(from_dict(found.info["config"]), adapter.eval(), CALIBRATED)
         together = training.load_together(self.words(), self._state("together", "together"))
-        self._write(self.out, together, found.parts["ema"],
-                    {"trained": True, "steps": {**self._steps(), "adapter": found.step}})
+        self._write(self.out, together, found.parts["ema"], {"trained": True, "steps": self._steps()}, dial)
         export.save_examples(fetch(STATIC, self.work / "downloads"), EXAMPLES, self.out / "examples")
         print(f"{self.out}: {export.folder_bytes(self.out) / 1e6:.1f} MB")

@@ -18,7 +18,7 @@ STYLE_WORDS = {
     "line": ("high contrast drawing", "one-color drawing", "high contrast icon"),
 }
 RECOLORED = ("with changed colors", "in unusual colors")
-_STYLE_SHARE = {"3d": 0.68, "flat": 0.22, "line": 0.1}
+_STYLE_SHARE = {"3d": 0.45, "flat": 0.33, "line": 0.22}
 _WHITE = "plain:white"
 MIDDLE = 0.51
 """Height of a subject's middle."""
@@ -101,7 +101,7 @@ class Composer:
         return f"scene:{list(SCENES)[rng.integers(len(SCENES))]}"
 
     def draw_look(self, rng: np.random.Generator) -> Look:
-        """A look: subjects uniformly, then a style (3d most often), then one of its pictures."""
+        """A look: subjects uniformly, then a style (`_STYLE_SHARE`), then one of its pictures."""
         subject = self._subjects[rng.integers(len(self._subjects))]
         styles = self.store.styles_of(subject.code)
         weights = np.array([_STYLE_SHARE[s] for s in styles])
@@ -189,16 +189,20 @@ class Composer:
 
     def variant(self, recipe: Recipe, rng: np.random.Generator) -> Recipe:
         """Another picture of the same subject in the same colours: another animation frame where there is one,
-        turned, stretched, in another size, on another background; half of the time in any of its styles, so
-        that a 3D reference also leads to a drawing. Never mirrored against the target: a short training then lays the
+        turned, stretched, in another size, on another background; half of the time in any of its styles, so that a 3D
+        reference also leads to a drawing, and of these every second time in the target's own size and place, so that
+        the style is all that the prompt decides. Never mirrored against the target: a short training then lays the
         subject over its own mirror image at middle γ."""
         look = self.look(recipe)
+        restyled = rng.random() < 0.5 and not recipe.hue
         styles = self.store.styles_of(look.subject.code)
-        style = styles[rng.integers(len(styles))] if rng.random() < 0.5 and not recipe.hue else look.style
+        style = styles[rng.integers(len(styles))] if restyled else look.style
         looks = self.store.looks_of(look.subject.code, style)
         other = self.recipe(rng, looks[rng.integers(len(looks))], recolor=0)
-        return replace(other, hue=recipe.hue, flip=recipe.flip, angle=float(rng.normal(0, 10)),
-                       background=self._behind(other, rng))
+        background = self._behind(other, rng)
+        if restyled and rng.random() < 0.5:
+            return replace(recipe, row=other.row, background=background)
+        return replace(other, hue=recipe.hue, flip=recipe.flip, angle=float(rng.normal(0, 10)), background=background)
 
     def same(self, recipe: Recipe, rng: np.random.Generator) -> Recipe:
         """The same picture of the subject, in the same size and place, so that what P says of a place is what the

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from ..preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalize
 from .compose import Composer
-from .loop import Plan, Progress, load_averaged, train
 from .networks import ENCODER_SIDE, ENCODER_WIDTH, GRID, TEXT_WIDTH, build_clip_vision, build_dino, build_text_encoder
+from .stage import Plan, Stage, load_averaged, train
 from .vae import to_pixels
 from .words import Words
 
@@ -55,7 +55,7 @@ def _contrast(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
     return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.t(), truth)) / 2
 
 
-def run_clip(composer: Composer, words: Words, plan: Plan, folder: Path, batch: int = 64) -> Progress:
+def run_clip(composer: Composer, words: Words, plan: Plan, folder: Path, batch: int = 64) -> Stage:
     model = ClipTrainer(len(words.tokenizer))
 
     def step(rng: np.random.Generator) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ def run_clip(composer: Composer, words: Words, plan: Plan, folder: Path, batch: 
         to_text, to_other = _contrast(seen[:batch], text, scale), _contrast(seen[:batch], seen[batch:], scale)
         return {"loss": to_text + to_other, "text": to_text, "other": to_other}
 
-    return train("clip", model, step, plan, folder)
+    return train(model, step, plan, folder)
 
 
 class DinoTrainer(nn.Module):
@@ -98,7 +98,7 @@ def patch_targets(pixels: Tensor, alpha: Tensor) -> Tensor:
 
 
 def run_dino(composer: Composer, vae: Any, plan: Plan, folder: Path, encoder: nn.Module | None = None,
-             batch: int = 24) -> Progress:
+             batch: int = 24) -> Stage:
     """Train the DINO-like encoder, a new one or `encoder`; `vae` is the one whose latents its tokens learn to tell."""
     model = DinoTrainer(encoder)
     grid = torch.arange(GRID)
@@ -127,7 +127,7 @@ def run_dino(composer: Composer, vae: Any, plan: Plan, folder: Path, encoder: nn
         return {"loss": looks + 0.3 * mask + 0.2 * place + code, "looks": looks, "mask": mask, "place": place,
                 "code": code}
 
-    return train("dino", model, step, plan, folder)
+    return train(model, step, plan, folder)
 
 
 def load_clip(words: Words, folder: Path) -> ClipTrainer:

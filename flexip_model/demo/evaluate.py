@@ -1,9 +1,8 @@
 """How well the exported model keeps held-out subjects and follows prompts, subject by subject.
 
 51 held-out concepts, one subject each; its 3D picture on white is the reference. Six prompts (four in its own style on
-two plain colours and two scenes, one as a flat icon, one as a line drawing) × seven γ from one noise each, at three of
-the γ from four noises, the same noises at every γ; the base alone from one; and one fine sweep of 21 γ. What judges say
-of each picture: see `judges`.
+two plain colours and two scenes, one as a flat icon, one as a line drawing) × four noises × seven γ, the same noises at
+every γ; the base alone from one noise; and one fine sweep of 21 γ. What judges say of each picture: see `judges`.
 """
 
 from __future__ import annotations
@@ -33,8 +32,6 @@ from .vae import to_pixels
 
 GAMMAS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
 FINE = tuple(k / 20 for k in range(21))
-FULL = (0.3, 0.45, 1.0)
-"""Of these, the γ that are measured with `NOISES` noises per prompt; the others with one."""
 NOISES = 4
 STEPS = 10
 CONCEPTS = 51
@@ -93,8 +90,7 @@ class Evaluation:
             return cls.expand(count, -1), patches.expand(count, -1, -1)
 
         def figures(gamma: float | None) -> dict[str, float]:
-            # Picture by picture the same noises, however many there are.
-            asked = six * (NOISES if gamma in FULL else 1)
+            asked = six * (1 if gamma is None else NOISES)
             prompts = [a.prompt(subject.name) for a in asked]
             with_adapter: dict[str, Any] = {} if gamma is None else {
                 "adapter": self.model.adapter, "features": features(len(prompts)), "gammas": [gamma] * len(prompts)}

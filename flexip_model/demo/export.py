@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,14 @@ def save_encoder(family: str, module: nn.Module, path: Path) -> str:
 
 
 def export(folder: Path, *, vae: nn.Module, base: Base, tokenizer: Path, visual: nn.Module, dino: nn.Module,
-           adapter: Mapping[str, Tensor], training: dict[str, Any]) -> None:
+           adapter: Mapping[str, Tensor], training: dict[str, Any], dial: tuple[float, ...] = ()) -> None:
     """Write every part of the shipped model into ``folder``.
 
     Args:
         tokenizer: folder with CLIP's tokenizer files.
         adapter: the adapter's tensors.
         training: what the adapter file says of its training; must hold "trained".
+        dial: of the adapter's config.
     """
     from diffusers import StableDiffusionPipeline
 
@@ -61,7 +63,7 @@ def export(folder: Path, *, vae: nn.Module, base: Base, tokenizer: Path, visual:
               for family, module in (("open_clip", visual), ("dinov2", dino))}
     encoders = {"clip": {"name": encoder_metadata("open_clip")["name"], "hash": hashes["open_clip"]},
                 "retrieval": {"name": encoder_metadata("dinov2")["name"], "hash": hashes["dinov2"]}}
-    save_adapter(folder / ADAPTER_FILE, ADAPTER, adapter, training=training,
+    save_adapter(folder / ADAPTER_FILE, replace(ADAPTER, dial=dial), adapter, training=training,
                  encoders=encoders, title="FlexIP demo adapter", license="Apache-2.0")
 
 

@@ -15,7 +15,7 @@ from ..errors import FlexIPError
 from ..evaluation.judge import fetch
 from ..safefile import atomic, sha256
 from .card import write_card
-from .evaluate import CONCEPTS, FULL, GAMMAS, NOISES, STEPS, Evaluation, measure
+from .evaluate import CONCEPTS, GAMMAS, NOISES, STEPS, Evaluation, measure
 from .evaluate_base import base_figures, vae_figures
 from .export import ADAPTER_FILE
 from .outside import draw_outside
@@ -34,7 +34,7 @@ def evaluate(folder: Path, work: Path, processes: int, images: Path) -> None:
     evaluation, figures = make(), summary(rows)
     record = {
         "weights": _hashes(folder),
-        "protocol": {"gammas": GAMMAS, "noises": NOISES, "noises_at": FULL, "steps": STEPS, "guidance": 4.0},
+        "protocol": {"gammas": GAMMAS, "noises": NOISES, "steps": STEPS, "guidance": 4.0},
         "environment": environment(), "figures": figures, "base": base_figures(evaluation, rows_folder),
         "vae_psnr_db": vae_figures(evaluation, rows_folder), "rows": rows,
     }

@@ -1,4 +1,4 @@
-"""A training stage in several processes of this machine, with averaged gradients (see ``loop.train``)."""
+"""A training stage in several processes of this machine, with averaged gradients (see ``stage``)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,12 @@ def _member(rank: int, processes: int, port: int, target: Callable[[], None], se
     import torch
     import torch.distributed as distributed
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    # What accelerate reads, as torchrun would set it.
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
+                   "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                   "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(threads)}
+    torch.set_num_threads(threads)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes)
     torch.manual_seed(seed)
     target()

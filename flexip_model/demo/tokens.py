@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from ..adapter import FlexIPAdapter, ReferenceFeatures
 from .cache import Cache
-from .loop import Plan, Progress, load_averaged, train
 from .networks import ADAPTER, GRID, build_adapter
+from .stage import Plan, Stage, load_averaged, train
 
 
 class TokensTrainer(nn.Module):
@@ -36,7 +36,7 @@ class TokensTrainer(nn.Module):
 
 
 def run_tokens(cache: Cache, plan: Plan, folder: Path, adapter: FlexIPAdapter | None = None,
-               batch: int = 32) -> Progress:
+               batch: int = 32) -> Stage:
     """Train P of a new adapter, or of `adapter`, from references that are the target's own picture."""
     model = TokensTrainer(adapter)
     trained = ("project_retrieval", "queries", "resampler_queries")
@@ -51,7 +51,7 @@ def run_tokens(cache: Cache, plan: Plan, folder: Path, adapter: FlexIPAdapter | 
         shape = F.binary_cross_entropy_with_logits(mask, drawn.mask)
         return {"loss": looks + shape, "looks": looks, "shape": shape}
 
-    return train("tokens", model, step, plan, folder)
+    return train(model, step, plan, folder)
 
 
 def load_tokens(folder: Path) -> FlexIPAdapter:

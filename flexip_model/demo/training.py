@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import FlexIPAdapter, ReferenceFeatures
+from ..gate import spread_gamma
 from ..hosts.diffusers import Condition, FlexIPHost, inject
 from ..sites import SD15_SITES
 from .base import Base, Noise
 from .cache import Cache
 from .compose import Composer
-from .loop import Plan, Progress, load_averaged, train
 from .networks import build_adapter
+from .stage import Plan, Stage, load_averaged, train
 from .words import Words
 
 DROP = 0.05
@@ -32,7 +33,7 @@ _ALONE = 4
 """One sample in so many of stage 4 is plain text-to-image."""
 _SUBJECT = 2.0
 """How much more an error on the subject counts than one on the background."""
-GAMMA_SPREAD = 0.25
+GAMMA_SPREAD = 1.0
 """The trainer's `gamma_spread`, as in the config `demo`."""
 
 
@@ -78,14 +79,14 @@ class Source:
         no_text = (case >= DROP) & (case < 3 * DROP)
         image = torch.from_numpy(~no_image).float()
         cls, patches = (drawn.cls * image[:, None])[alone:], (drawn.patches * image[:, None, None])[alone:]
-        shift = torch.from_numpy(rng.uniform(-1, 1, (batch, 1, 1))).float() * GAMMA_SPREAD
+        gamma = spread_gamma(adapter.gate(variant), variant, torch.from_numpy(rng.random(batch)).float(), GAMMA_SPREAD)
         prompts = ["" if gone else self.composer.prompt(r, rng) for r, gone in zip(drawn.recipes, no_text, strict=True)]
         noisy, target, steps = self.noise(drawn.latents, rng)
         text = base.read(self.words(prompts))
         p = adapter.preservation(ReferenceFeatures(cls, patches))
         s = adapter.personalization(text[alone:], cls)
         p, s = (torch.cat([t.new_zeros(alone, *t.shape[1:]), t]) for t in (p, s))
-        host.condition = Condition(p, s, (adapter.gate(variant) + shift).clamp(0, 1))
+        host.condition = Condition(p, s, gamma)
         guess = base.unet(noisy, steps, text).sample
         host.condition = None
         weight = 1 + _SUBJECT * drawn.mask
@@ -95,7 +96,7 @@ class Source:
         return kinds | ({"text": error[:alone].mean()} if alone else {})
 
 
-def run_together(source: Source, model: Together, plan: Plan, folder: Path, batch: int = 16) -> Progress:
+def run_together(source: Source, model: Together, plan: Plan, folder: Path, batch: int = 16) -> Stage:
     """Stage 4."""
     host = inject(model.base.unet, model.adapter)
     alone = batch // _ALONE
@@ -103,9 +104,9 @@ def run_together(source: Source, model: Together, plan: Plan, folder: Path, batc
     def step(rng: np.random.Generator) -> dict[str, Tensor]:
         return source.losses(model.base, model.adapter, host, rng, batch, alone)
 
-    progress = train("together", model, step, plan, folder)
+    stage = train(model, step, plan, folder)
     host.eject()
-    return progress
+    return stage
 
 
 def load_together(words: Words, folder: Path) -> Together:

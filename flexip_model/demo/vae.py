@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .compose import Composer, to_array
-from .loop import Plan, Progress, load_averaged, train
+from .stage import Plan, Stage, load_averaged, train
 
 CONFIG = {
     "in_channels": 3, "out_channels": 3, "latent_channels": 4, "sample_size": 128,
@@ -104,7 +104,7 @@ def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
     return loss
 
 
-def run(composer: Composer, plan: Plan, folder: Path, batch: int = 8) -> Progress:
+def run(composer: Composer, plan: Plan, folder: Path, batch: int = 8) -> Stage:
     """Train the VAE on the composer's pictures; the state stays in ``folder``."""
     model = build()
 
@@ -121,7 +121,7 @@ def run(composer: Composer, plan: Plan, folder: Path, batch: int = 8) -> Progres
         return {"loss": reconstruction_loss(out, pixels) + 1e-3 * pull, "l1": (out - pixels).abs().mean(),
                 "pull": pull}
 
-    return train("vae", model, step, plan, folder)
+    return train(model, step, plan, folder)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..adapter import FlexIPAdapter, SiteBranches
 from ..attention import KeyValue, gated_attention
 from ..errors import FlexIPError
-from ..gate import gate_weights
+from ..gate import gate_weights, turn
 from ..sites import SD15_SITES
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Condition:
     Attributes:
         preservation: P, (B or 1, N_P, W); None leaves the branch out.
         personalization: S, (B or 1, N_S, W); None leaves the branch out.
-        gamma: (B or 1, 1, 1), see `gate.gamma_tensor`.
+        gamma: (B or 1, 1, 1), a user's (see `gate.gamma_tensor`); the adapter's dial makes it the gate's.
         strength: factor on both branches; 0 gives the unpatched UNet exactly.
     """
 
@@ -91,7 +91,8 @@ class GatedAttnProcessor:
         condition = self.host.condition
         if condition is not None and condition.strength != 0:
             p, s = condition.project(self.name, self.branches)
-            weights = gate_weights(condition.gamma, condition.strength)
+            gamma = turn(condition.gamma, self.host.adapter.config.dial)
+            weights = gate_weights(gamma, condition.strength)
             out = gated_attention(q, out, p, s, *weights, attn.heads, split_and_attend)
         out = attn.to_out[1](attn.to_out[0](out))
         return out / attn.rescale_output_factor

@@ -6,10 +6,16 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import FlexIPError
+
+if TYPE_CHECKING:
+    from ..config import FlexIPConfig
+    from . import state
+    from .config import TrainConfig
 
 NEEDED = {"accelerate": "accelerate", "pyarrow": "pyarrow", "tensorboard": "tensorboard", "yaml": "pyyaml",
           "PIL": "pillow"}
@@ -24,6 +30,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     export.add_argument("run_folder", type=Path, metavar="RUN", help="the run's output folder")
     export.add_argument("out", type=Path, nargs="?", help="the .safetensors file (default: in RUN)")
     export.add_argument("--step", type=int, help="a checkpoint's step (default: the newest)")
+    export.add_argument("--calibrate", type=int, metavar="N",
+                        help="measure the dial on N validation subjects of the run's data first, so that equal turns "
+                             "of γ change the picture equally")
     export.set_defaults(run=_export)
 
 
@@ -52,7 +61,7 @@ def _train(options: argparse.Namespace) -> None:
         if importlib.util.find_spec(module) is None:
             raise FlexIPError(f"training needs {package}: pip install 'comfyui-flexip[train]'")
     from .configfile import load_config
-    from .loop import Trainer
+    from .trainer import Trainer
 
     overrides: dict[str, Any] = {}
     for text in options.set:
@@ -78,6 +87,19 @@ def _export(options: argparse.Namespace) -> None:
     if options.step is not None and options.step not in steps:
         raise FlexIPError(f"there is no checkpoint of step {options.step} in {folder}; there are {steps}")
     found = state.load(folder, steps[-1] if options.step is None else options.step)
-    path = result.write(options.run_folder, found, from_dict(found.info["config"]),
-                        FlexIPConfig.from_json(found.info["adapter"]), found.info["about"], options.out)
+    config, adapter = from_dict(found.info["config"]), FlexIPConfig.from_json(found.info["adapter"])
+    if options.calibrate is not None:
+        adapter = replace(adapter, dial=_dial(config, adapter, found, options.calibrate))
+    path = result.write(options.run_folder, found, config, adapter, found.info["about"], options.out)
     print(path)
+
+
+def _dial(config: TrainConfig, adapter: FlexIPConfig, found: state.Checkpoint, subjects: int) -> tuple[float, ...]:
+    from ..adapter import FlexIPAdapter
+    from .calibrate import calibrate
+
+    if subjects < 1:
+        raise FlexIPError(f"--calibrate is {subjects}; expected at least 1 subject")
+    module = FlexIPAdapter(adapter)
+    module.load_state_dict(found.parts["ema"])
+    return calibrate(config, module.eval(), subjects)

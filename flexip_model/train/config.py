@@ -67,10 +67,11 @@ class TrainConfig:
         lr, weight_decay, betas: AdamW [App. B.1; betas are AdamW's own].
         warmup: steps over which the learning rate rises (our choice).
         schedule: `constant` [App. B.1], or `cosine` to a fiftieth at the end of the last stage.
+        decay_from: share of the steps after which the cosine begins (our choice).
         clip_norm: largest norm of the gradient (our choice).
         ema: decay of the averaged weights, which previews and adapter files take (our choice).
-        gamma_spread: each sample's γ is drawn evenly from this far around α or 1 - β, and cut to [0, 1] (our choice,
-            off by default: the branches then meet γ between and beyond the two, 0 and 1 included).
+        gamma_spread: how far each sample's γ is spread from α or 1 - β over [0, 1], from 0 to 1 (our choice, off by
+            default; see `gate.spread_gamma`).
         min_snr: γ of min-SNR weighting (Hang et al., 2023), or null for the paper's plain loss [Eq. 6].
         dropout, references: see there.
         precision: of the frozen networks and the arithmetic: `bf16` or `fp32`; what is trained is always fp32.
@@ -104,6 +105,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     warmup: int = 1000
     schedule: str = "constant"
+    decay_from: float = 0.0
     clip_norm: float = 1.0
     ema: float = 0.9999
     gamma_spread: float = 0.0
@@ -153,6 +155,8 @@ class TrainConfig:
             )
         if self.lr <= 0 or self.clip_norm <= 0 or self.warmup < 0 or self.workers < 0 or self.preview_every < 0:
             raise FlexIPError("lr and clip_norm must be above 0; warmup, workers and preview_every at least 0")
+        if not 0 <= self.decay_from < 1:
+            raise FlexIPError(f"decay_from is {self.decay_from}; expected a share from 0 to below 1")
         choices = {"precision": ("bf16", "fp32"), "schedule": ("constant", "cosine")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -174,7 +178,8 @@ class TrainConfig:
             FlexIPError: an unknown field or a value out of its range.
         """
         values = {**measured, **self.adapter}
-        unknown = set(values) - {f.name for f in fields(FlexIPConfig)}
+        # A dial is measured on what was trained; it is nothing to train with.
+        unknown = set(values) - {f.name for f in fields(FlexIPConfig)} | ({"dial"} & set(values))
         if unknown:
             raise FlexIPError(f"the config's adapter has no field {', '.join(sorted(unknown))}")
         if isinstance(values.get("channels"), list):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ..adapter import FlexIPAdapter, ReferenceFeatures
 from ..gate import gamma_tensor
@@ -30,32 +32,39 @@ class Preview:
     prompts: list[str]
 
 
-@torch.no_grad()
 def draw(preview: Preview, frozen: Frozen, adapter: FlexIPAdapter, config: TrainConfig) -> Image:
-    """A row per subject, a column per γ; a row starts from the same noise, as every preview of a run does."""
+    """A row per subject, a column per γ of the gate."""
     from torchvision.transforms.functional import to_pil_image
 
+    rows = [[to_pil_image(picture) for picture in sweep(preview, number, frozen, adapter, config, GAMMAS)]
+            for number in range(len(preview.references))]
+    return draw_sheet(rows, GAMMAS, preview.references, " | ".join(preview.prompts)[:120])
+
+
+@torch.no_grad()
+def sweep(preview: Preview, number: int, frozen: Frozen, adapter: FlexIPAdapter, config: TrainConfig,
+          gammas: Sequence[float]) -> Tensor:
+    """One subject at every γ of the gate, (n, 3, H, W) in [0, 1] on the CPU; all from the same noise, which is the
+    subject's own at every call."""
     device = next(adapter.parameters()).device
     side = config.size // 2 ** (len(frozen.vae.config.block_out_channels) - 1)
-    columns = len(GAMMAS)
+    columns = len(gammas)
     own = inject(frozen.unet, adapter)
-    rows = []
     try:
-        for number, (reference, prompt) in enumerate(zip(preview.references, preview.prompts, strict=True)):
-            seen = frozen.encoders.encode([reference], crop=config.references.crop.replace("subject", "pad"))
-            cls, patches = seen.cls.to(device), seen.patches.to(device)
-            features = ReferenceFeatures(*(torch.cat([f, torch.zeros_like(f)]) for f in (cls, patches)))
-            ids = frozen.tokenizer([prompt, ""], padding="max_length", truncation=True, max_length=77,
-                                   return_tensors="pt").input_ids
-            text = frozen.read(ids).float()
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                p, s = adapter.preservation(features), adapter.personalization(text, features.cls)
-                p, s, text = (t.repeat_interleave(columns, 0) for t in (p, s, text))
-                own.condition = Condition(p, s, gamma_tensor(list(GAMMAS) * 2).to(device))
-                noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(config.seed + number))
-                latents = denoise(frozen.unet, frozen.scheduler, noise.expand(columns, -1, -1, -1).to(device), text,
-                                  steps=config.preview_steps, guidance=config.guidance)
-            rows.append([to_pil_image(picture) for picture in frozen.decode(latents)])
+        crop = config.references.crop.replace("subject", "pad")
+        seen = frozen.encoders.encode([preview.references[number]], crop=crop)
+        cls, patches = seen.cls.to(device), seen.patches.to(device)
+        features = ReferenceFeatures(*(torch.cat([f, torch.zeros_like(f)]) for f in (cls, patches)))
+        ids = frozen.tokenizer([preview.prompts[number], ""], padding="max_length", truncation=True, max_length=77,
+                               return_tensors="pt").input_ids
+        text = frozen.read(ids).float()
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            p, s = adapter.preservation(features), adapter.personalization(text, features.cls)
+            p, s, text = (t.repeat_interleave(columns, 0) for t in (p, s, text))
+            own.condition = Condition(p, s, gamma_tensor(list(gammas) * 2).to(device))
+            noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(config.seed + number))
+            latents = denoise(frozen.unet, frozen.scheduler, noise.expand(columns, -1, -1, -1).to(device), text,
+                              steps=config.preview_steps, guidance=config.guidance)
+        return frozen.decode(latents)
     finally:
         own.eject()
-    return draw_sheet(rows, GAMMAS, preview.references, " | ".join(preview.prompts)[:120])

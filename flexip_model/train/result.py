@@ -24,7 +24,8 @@ A FlexIP adapter for models of Stable Diffusion 1.5's structure, trained by `pyt
 | File | `{file}`, SHA-256 of its tensors `{hash}` |
 | Steps | {step} of {steps} planned; {seen} samples (batch {batch} × {world} devices × {accumulation}) |
 | Weights | averaged (decay {ema}) |
-| Gate | α {alpha}, β {beta} (Eq. 5) |
+| Gate | α {alpha}, β {beta} (Eq. 5), spread by {gamma_spread} |
+| Dial | {dial} |
 | Base | `{base}` |
 | Encoders | {encoders} |
 | Begun from | {start} |
@@ -68,7 +69,8 @@ def write(folder: Path, found: state.Checkpoint, config: TrainConfig, adapter: F
         license_id=config.license.lower() or "unknown", title=config.title, file=path.name,
         hash=tensors_hash({k: v.half() for k, v in tensors.items()}), step=found.step, steps=config.steps,
         seen=found.info["seen"], batch=config.batch, world=found.info["world"], accumulation=config.accumulation,
-        ema=config.ema, alpha=adapter.alpha, beta=adapter.beta, base=_name(config.base), encoders=names,
+        ema=config.ema, alpha=adapter.alpha, beta=adapter.beta, gamma_spread=config.gamma_spread,
+        dial=adapter.dial_in_words, base=_name(config.base), encoders=names,
         start=_name(config.start), lr=config.lr, weight_decay=config.weight_decay,
         schedule=config.schedule, warmup=config.warmup, unreadable=found.info["unreadable"],
         skipped=found.info["skipped"], data=rows)

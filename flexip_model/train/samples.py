@@ -82,7 +82,7 @@ class SampleSet(TorchDataset):
                                        max_length=77, return_tensors="pt").input_ids[0]
         sample["steps"] = int(rng.integers(self.steps))
         sample["noise"] = torch.from_numpy(rng.standard_normal((4, self.latent_side, self.latent_side), np.float32))
-        sample["gamma_shift"] = float(rng.uniform(-1, 1)) * c.gamma_spread
+        sample["gamma_drawn"] = float(rng.random())
         return sample
 
     def _reference(self, subject: Subject, frame: Frame, flip: bool, white: bool) -> dict[str, Any]:
@@ -109,11 +109,11 @@ class SampleSet(TorchDataset):
                     keep = None if grid is None else (grid.flip(-1) if flip else grid).flatten()
         return found | {"keep": torch.ones(side * side, dtype=torch.bool) if keep is None else keep}
 
-    def preview(self) -> Preview | None:
-        """A few subjects of the split `val`, else of training; None without any."""
+    def preview(self, count: int = SUBJECTS) -> Preview | None:
+        """Up to `count` subjects of the split `val`, else of training; None without any."""
         references: list[Image] = []
         prompts: list[str] = []
-        for subject in self.groups.validation(SUBJECTS):
+        for subject in self.groups.validation(count):
             target, reference = choose(subject.group, subject.group.variant, np.random.default_rng(0))
             references.append(subject.picture(reference))
             prompts.append(next((text for text in target.captions if text), ""))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import FlexIPAdapter, ReferenceFeatures
+from ..gate import spread_gamma
 from ..hosts.diffusers import Condition, inject
 from ..preprocess import normalize
 from ..sites import SD15_SITES
@@ -25,12 +26,12 @@ BRANCHES = {
 class TrainStep(nn.Module):
     """The adapter, and around it what it trains beside; only the adapter is a submodule."""
 
-    def __init__(self, adapter: FlexIPAdapter, frozen: Frozen, min_snr: float | None) -> None:
+    def __init__(self, adapter: FlexIPAdapter, frozen: Frozen, min_snr: float | None, gamma_spread: float) -> None:
         super().__init__()
         self.adapter = adapter
         # In a tuple, so that they are neither saved, averaged over devices nor put into training mode.
         self._held = (frozen, inject(frozen.unet, adapter))
-        self.min_snr = min_snr
+        self.min_snr, self.gamma_spread = min_snr, gamma_spread
 
     @property
     def frozen(self) -> Frozen:
@@ -60,7 +61,8 @@ class TrainStep(nn.Module):
         noisy = frozen.scheduler.add_noise(latents, noise, steps)
         velocity = frozen.scheduler.config.prediction_type == "v_prediction"
         target = frozen.scheduler.get_velocity(latents, noise, steps) if velocity else noise
-        gamma = (self.adapter.gate(batch["variant"]) + batch["gamma_shift"][:, None, None]).clamp(0, 1)
+        gamma = spread_gamma(self.adapter.gate(batch["variant"]), batch["variant"], batch["gamma_drawn"],
+                             self.gamma_spread)
         condition = Condition(self.adapter.preservation(features), self.adapter.personalization(text, cls), gamma)
         # Before the UNet: gradient checkpointing runs its blocks twice, and must find the same tensors each time. For
         # the same reason the condition stays until the next step.
@@ -121,13 +123,3 @@ def gradient_norms(adapter: nn.Module) -> dict[str, float]:
         if branch is not None and parameter.grad is not None:
             squares[branch] += float(parameter.grad.float().pow(2).sum())
     return {branch: value**0.5 for branch, value in squares.items()}
-
-
-def parameter_groups(adapter: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """What decays (matrices) and what does not (norms, biases, the learnable queries, the gate)."""
-    decay: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in adapter.named_parameters():
-        matrix = parameter.ndim == 2 and name.endswith("weight")
-        (decay if matrix else plain).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

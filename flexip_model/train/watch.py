@@ -14,7 +14,7 @@ from .preview import Preview, draw
 from .samples import SampleSet
 
 if TYPE_CHECKING:
-    from .loop import Trainer
+    from .trainer import Trainer
 
 
 class Watch:
@@ -38,15 +38,11 @@ class Watch:
     def samples(self, samples: SampleSet) -> None:
         """Tell what a stage trains on."""
         counts = ", ".join(f"{n} {kind}" for n, kind in zip(samples.order.counts, KINDS, strict=True))
-        self.say(f"stage {samples.order.stage + 1}: groups {counts}; from step {self.trainer.step}")
+        self.trainer.say(f"stage {samples.order.stage + 1}: groups {counts}; from step {self.trainer.step}")
         for sentence in samples.groups.remarks:
-            self.say(sentence)
+            self.trainer.say(sentence)
         if self.trainer.first and self._preview is None and self.trainer.config.preview_every:
             self._preview = samples.preview()
-
-    def say(self, sentence: str) -> None:
-        if self.trainer.first:
-            print(sentence, flush=True)
 
     def waited(self, seconds: float) -> None:
         """Time in which the device had no batch."""
@@ -84,8 +80,8 @@ class Watch:
             with (trainer.folder / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": trainer.step, **{k: round(v, 6) for k, v in values.items()}}) + "\n")
             kinds = " ".join(f"{k} {values[f'loss/{k}']:.4f}" for k in KINDS if f"loss/{k}" in values)
-            self.say(f"step {trainer.step}/{c.steps}  loss {values['loss/all']:.4f} ({kinds})  {speed:.1f} samples/s  "
-                     f"waiting {values['waiting_share']:.0%}  left {_clock(left)}")
+            trainer.say(f"step {trainer.step}/{c.steps}  loss {values['loss/all']:.4f} ({kinds})  "
+                        f"{speed:.1f} samples/s  waiting {values['waiting_share']:.0%}  left {_clock(left)}")
         self._errors.zero_()
         self._norms, self._steps, self._waited = {}, 0, 0.0
         self._since, self._step = time.perf_counter(), trainer.step
@@ -105,9 +101,6 @@ class Watch:
             self._writer.add_image("sweep", pil_to_tensor(sheet), trainer.step)
             self._since += time.perf_counter() - started
         trainer.accelerator.wait_for_everyone()
-
-    def finish(self) -> None:
-        self.say(f"finished at step {self.trainer.step}")
 
     def close(self) -> None:
         if self._writer is not None:

@@ -1,0 +1,158 @@
+"""A run that trains an adapter beside a frozen base, stage by stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..adapter import FlexIPAdapter
+from ..errors import FlexIPError
+from . import result, state
+from .config import TrainConfig, to_dict
+from .frozen import Frozen, load_frozen, pick_dtype
+from .loop import Loop
+from .order import Batches
+from .samples import SampleSet, collate, open_samples
+from .start import begin
+from .step import TrainStep, gradient_norms
+from .watch import Watch
+
+
+class Trainer(Loop[FlexIPAdapter]):
+    """A run: the adapter, what it trains beside, and how far it has come.
+
+    Args:
+        config: see `TrainConfig`.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.frozen: Frozen = load_frozen(config)
+        adapter = begin(config, self.frozen)
+        if config.gradient_checkpointing:
+            self.frozen.unet.train()
+            self.frozen.unet.enable_gradient_checkpointing()
+        super().__init__(TrainStep(adapter, self.frozen, config.min_snr, config.gamma_spread), adapter, config,
+                         Path(config.output))
+        self.frozen.to(self.accelerator.device, pick_dtype(config.precision))
+        if config.compile:
+            self.frozen.unet.compile_repeated_blocks()
+        self.seen, self.unreadable = 0, 0
+        self.about: dict[str, Any] = {"encoders": self.frozen.hashes(), "data": []}
+        self._watch: Watch | None = None
+
+    @property
+    def adapter(self) -> FlexIPAdapter:
+        return self.trained
+
+    @property
+    def watch(self) -> Watch:
+        """What a person sees; made when the run begins."""
+        if self._watch is None:
+            self._watch = Watch(self)
+        return self._watch
+
+    def run(self) -> None:
+        super().run()
+        self.say(f"finished at step {self.step}")
+
+    def work(self) -> None:
+        """All stages.
+
+        Raises:
+            FlexIPError: nothing to train on, too many unreadable samples.
+        """
+        begun = 0
+        for number, stage in enumerate(self.config.stages):
+            if self.step < begun + stage.steps:
+                samples = open_samples(self.config, self.frozen, number, self.world)
+                self.about["data"] = samples.groups.describe()
+                self.watch.samples(samples)
+                self._stage(samples, begun, stage.steps)
+            begun += stage.steps
+            if self.stopped:
+                return
+
+    def _stage(self, samples: SampleSet, begun: int, steps: int) -> None:
+        from torch.utils.data import DataLoader
+
+        c = self.config
+        first = (self.step - begun) * c.accumulation
+        loader: Any = DataLoader(
+            samples, batch_sampler=Batches(samples.order, self.rank, first, steps * c.accumulation),
+            num_workers=c.workers, collate_fn=collate, pin_memory=self.accelerator.device.type == "cuda",
+            persistent_workers=False, prefetch_factor=4 if c.workers else None)
+        self.until(begun + steps, iter(loader))
+
+    def fetch(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        """The next batch, counted.
+
+        Raises:
+            FlexIPError: more unreadable samples than `bad_share`.
+        """
+        from accelerate.utils import send_to_device
+
+        waited = time.perf_counter()
+        batch = send_to_device(next(batches), self.accelerator.device, non_blocking=True)
+        self.watch.waited(time.perf_counter() - waited)
+        self.seen += len(batch["variant"]) * self.world
+        self.unreadable += self.agree(int(batch["unreadable"].sum()))
+        if self.unreadable > max(10, self.config.bad_share * self.seen):
+            raise FlexIPError(
+                f"{self.unreadable} of {self.seen} samples could not be read, more than {self.config.bad_share:.1%}; "
+                "run `python -m flexip_model data validate` on the data, or raise bad_share"
+            )
+        return batch
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """The mean of the samples' weighted errors (Eq. 6), ()."""
+        errors = self.model(batch)
+        self.watch.errors(errors.detach(), batch["variant"])
+        return errors.mean()
+
+    def gradients(self, norm: float) -> None:
+        self.watch.gradients(norm, gradient_norms(self.adapter))
+
+    def log(self) -> None:
+        self.watch.log()
+
+    def stepped(self) -> None:
+        """A preview where one is due."""
+        if self.config.preview_every and self.step % self.config.preview_every == 0:
+            self.watch.preview()
+
+    def close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+
+    def info(self) -> dict[str, Any]:
+        return {"seen": self.seen, "unreadable": self.unreadable, "world": self.world, "config": to_dict(self.config),
+                "adapter": self.adapter.config.to_json(), "about": self.about}
+
+    def restore(self, found: state.Checkpoint) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            FlexIPError: it belongs to an adapter of other sizes, or its run drew its samples otherwise.
+        """
+        saved = found.info["config"]
+        for key in ("seed", "batch", "accumulation", "image_share", "adapter", "size"):
+            if saved[key] != to_dict(self.config)[key]:
+                raise FlexIPError(
+                    f"the run in {self.folder} was started with {key} {saved[key]}, the config now says "
+                    f"{to_dict(self.config)[key]}; put it back, or name another output folder"
+                )
+        if found.info["world"] != self.world:
+            raise FlexIPError(f"the run in {self.folder} was started on {found.info['world']} devices, now there are "
+                              f"{self.world}; start it on as many, or name another output folder")
+        super().restore(found)
+        self.seen, self.unreadable = int(found.info["seen"]), int(found.info["unreadable"])
+
+    def export(self) -> Path:
+        """Write the newest checkpoint's averaged weights as an adapter file with its card; returns the file."""
+        found = state.load(self.checkpoints, state.list_steps(self.checkpoints)[-1])
+        return result.write(self.folder, found, self.config, self.adapter.config, found.info["about"])
