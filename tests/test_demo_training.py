@@ -8,12 +8,12 @@ import torch
 
 from flexip_model.cli import main
 from flexip_model.demo import cache, encoders, packing, training, vae, words
-from flexip_model.demo.cli import SHIPPED, Workshop
 from flexip_model.demo.compose import Composer
 from flexip_model.demo.networks import build_adapter, place_waves
 from flexip_model.demo.shipped import _resized_table
 from flexip_model.demo.stage import Plan, newest
 from flexip_model.demo.tokens import load_tokens, run_tokens
+from flexip_model.demo.workshop import SHIPPED, Workshop
 from flexip_model.train.samples import choose, open_samples
 from flexip_model.train.trainer import Trainer
 
@@ -34,12 +34,12 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> words.Words:
 
 
 def _plan(**changes) -> Plan:
-    return Plan(steps=2, warmup=1, log_every=1, **changes)
+    return Plan(**{"steps": 2, "batch": 4, "warmup": 1, "log_every": 1, **changes})
 
 
 def test_vae_starts_as_block_means_and_its_latents_are_normalised(composer: Composer, tmp_path) -> None:
     torch.manual_seed(0)
-    vae.run(composer, _plan(lr=1e-5), tmp_path, batch=4)
+    vae.run(composer, _plan(lr=1e-5), tmp_path)
     model = vae.load(tmp_path, composer)
     rng = np.random.default_rng(0)
     pixels = vae.to_pixels([composer.picture(composer.recipe(rng)) for _ in range(24)])
@@ -53,8 +53,8 @@ def test_vae_starts_as_block_means_and_its_latents_are_normalised(composer: Comp
 
 def test_encoders_learn_from_one_step_to_the_next(composer: Composer, tokens: words.Words, tmp_path) -> None:
     torch.manual_seed(0)
-    clip = encoders.run_clip(composer, tokens, _plan(), tmp_path / "clip", batch=4)
-    dino = encoders.run_dino(composer, vae.build().eval(), _plan(), tmp_path / "dino", batch=4)
+    clip = encoders.run_clip(composer, tokens, _plan(), tmp_path / "clip")
+    dino = encoders.run_dino(composer, vae.build().eval(), _plan(), tmp_path / "dino")
     assert clip.step == dino.step == 2
     features = encoders.Features(encoders.load_clip(tokens, tmp_path / "clip").visual,
                                  encoders.load_dino(tmp_path / "dino"))
@@ -91,8 +91,8 @@ def test_the_cache_gives_each_target_the_reference_of_its_kind(composer, tokens,
 
 def test_tokens_learn_to_draw_and_hand_on_what_they_learned(cached: cache.Cache, tmp_path) -> None:
     torch.manual_seed(0)
-    plan = Plan(steps=40, warmup=1, log_every=10, lr=2e-3, ema=0.5)
-    history = run_tokens(cached, plan, tmp_path, batch=8).history
+    plan = Plan(steps=40, batch=8, warmup=1, log_every=10, lr=2e-3, ema=0.5)
+    history = run_tokens(cached, plan, tmp_path).history
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
     torch.manual_seed(0)
     new, learned = build_adapter().state_dict(), load_tokens(tmp_path).state_dict()
@@ -106,7 +106,7 @@ def test_base_and_adapter_learn_together_and_the_base_alone_too(composer, tokens
     torch.manual_seed(0)
     begun = training.Together(len(tokens.tokenizer)).state_dict()
     torch.manual_seed(0)
-    training.run_together(source, training.Together(len(tokens.tokenizer)), _plan(lr=1e-3), tmp_path, batch=8)
+    training.run_together(source, training.Together(len(tokens.tokenizer)), _plan(batch=8, lr=1e-3), tmp_path)
     trained = training.load_together(tokens, tmp_path).state_dict()
     moved = [key for key, value in trained.items() if not torch.equal(value, begun[key])]
     for part in ("base.unet.conv_out", "base.text.", "adapter.resampler_queries", "adapter.resampler_text",
@@ -127,9 +127,9 @@ def test_the_trainer_reads_what_the_composer_packs(composer, tmp_path) -> None:
 
 def test_a_stage_continues_where_it_stopped(composer: Composer, tmp_path) -> None:
     torch.manual_seed(0)
-    vae.run(composer, _plan(), tmp_path, batch=4)
-    further = Plan(steps=3, warmup=1, log_every=1)
-    stage = vae.run(composer, further, tmp_path, batch=4)
+    vae.run(composer, _plan(), tmp_path)
+    further = _plan(steps=3)
+    stage = vae.run(composer, further, tmp_path)
     assert stage.step == 3 and [entry["step"] for entry in stage.history] == [1, 2, 3]
     averaged = newest(tmp_path).parts["ema"]
     assert all(torch.equal(value, averaged[name]) for name, value in stage.trained.named_parameters())

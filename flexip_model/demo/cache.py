@@ -39,6 +39,11 @@ class Batch:
     cls: Tensor
     patches: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        tensors = (self.latents, self.mask, self.cls, self.patches)
+        return Batch(self.recipes, *(t.to(device) for t in tensors))
+
 
 class Cache:
     """Targets and, for each, the features of one reference of either kind of the gate."""

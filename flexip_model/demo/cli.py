@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import FlexIPError
 from .parallel import run
-
-if TYPE_CHECKING:
-    from .compose import Composer
-    from .shipped import Shipped
-    from .words import Words
+from .recipe import ADAPTER_STEPS, PICTURES, PLANS, SEED
 
 STAGES = ("data", "vae", "encoders", "latents", "tokens", "together", "adapter", "export", "evaluate")
-STEPS = {"vae": 4000, "clip": 960, "dino": 2000, "tokens": 1600, "together": 9000, "adapter": 120}
-"""Steps of each trained stage; longer is better for `together`."""
-PICTURES = 12288
-GROUPS = 1024
-"""Groups of the data folder that the trainer reads."""
-CALIBRATED = 32
-"""Trained subjects on which the dial is measured."""
-SEED = 1
-EXAMPLES = {"sheep": "1f411", "turtle": "1f422", "wolf": "1f43a", "cupcake": "1f9c1", "tomato": "1f345",
-            "house": "1f3e0"}
-"""Reference pictures that ship: held-out subjects."""
 WORK = Path.home() / ".cache" / "flexip" / "demo-model"
 """Outside the clone, so that a new clone goes on from the same downloads and states."""
-SHIPPED = Path(__file__).parents[2] / "models" / "demo"
-IMAGES = SHIPPED.parents[1] / "docs" / "images"
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -49,11 +27,16 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--start", type=Path, metavar="FOLDER",
                         help="a shipped folder to begin from: VAE and CLIP-like encoder stay, the others train on")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures composed for the latents")
-    for name, steps in STEPS.items():
+    for name, steps in _steps().items():
         parser.add_argument(f"--steps-{name}", type=int, default=steps, metavar="N")
-    parser.add_argument("--processes", type=int, default=2, help="training processes; the batch grows with them")
+    parser.add_argument("--processes", type=int, default=2,
+                        help="processes; without a card they train side by side. Batches grow with their number")
     parser.add_argument("--subjects", type=int, default=6, metavar="N", help="held-out subjects that `check` measures")
     parser.set_defaults(run=_run)
+
+
+def _steps() -> dict[str, int]:
+    return {**{name: plan.steps for name, plan in PLANS.items()}, "adapter": ADAPTER_STEPS}
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -62,28 +45,36 @@ def _run(options: argparse.Namespace) -> None:
     if options.stage in ("make", "evaluate", "check"):
         for module in ("matplotlib", "scipy", "torchvision"):
             _require(module, module, "eval")
-    from .measure import check, evaluate
+    import torch
 
-    workshop = Workshop(options.work, options.out or SHIPPED)
-    if options.start is not None:
-        workshop.begin_from(options.start)
-    steps = {name: getattr(options, f"steps_{name}") for name in STEPS}
+    from .measure import check, evaluate
+    from .workshop import SHIPPED, Workshop
+
+    steps = {name: getattr(options, f"steps_{name}") for name in _steps()}
     if min(options.pictures, options.processes, *steps.values()) < 1:
         raise FlexIPError("pictures, steps and processes must be at least 1")
+    # A card trains alone, with the whole batch: only composing, encoding and measuring are shared out there.
+    trainers = 1 if torch.cuda.is_available() else options.processes
+    plans = {name: replace(plan, steps=steps[name], batch=plan.batch * (options.processes // trainers))
+             for name, plan in PLANS.items()}
+    workshop = Workshop(options.work, options.out or SHIPPED, plans)
+    if options.start is not None:
+        workshop.begin_from(options.start)
+    images = options.out or SHIPPED.parents[1] / "docs" / "images"
     for stage in STAGES if options.stage == "make" else (options.stage,):
         print(f"== {stage}", flush=True)
         if stage == "latents":
             workshop.latents(options.pictures, options.processes)
         elif stage == "adapter":
-            workshop.adapter(steps["adapter"], options.processes)
+            workshop.adapter(steps["adapter"], trainers)
         elif stage in ("data", "export"):
             getattr(workshop, stage)()
         elif stage == "evaluate":
-            evaluate(workshop.out, workshop.work, options.processes, options.out or IMAGES)
+            evaluate(workshop.out, workshop.work, options.processes, images)
         elif stage == "check":
             check(workshop.out, workshop.work, options.processes, options.subjects)
         else:
-            run(partial(getattr(workshop, stage), steps), options.processes, seed=SEED)
+            run(getattr(workshop, stage), trainers, seed=SEED)
 
 
 def _require(module: str, package: str, extra: str = "train") -> None:
@@ -91,200 +82,3 @@ def _require(module: str, package: str, extra: str = "train") -> None:
 
     if importlib.util.find_spec(module) is None:
         raise FlexIPError(f"this needs {package}: pip install 'comfyui-flexip[{extra}]'")
-
-
-class Workshop:
-    """The stages, each reading from and writing into one folder.
-
-    Args:
-        work: downloads, store, tokenizer, latents and one state folder per trained stage.
-        out: where ``export`` writes.
-    """
-
-    def __init__(self, work: Path, out: Path) -> None:
-        self.work, self.out = work, out
-
-    def composer(self, heldout: bool = False) -> Composer:
-        """A composer over the training subjects, or over the held-out ones."""
-        from .compose import Composer
-        from .store import Store
-
-        self._need(self.work / "store" / "looks.json", "data")
-        return Composer(Store.open(self.work / "store").split(heldout))
-
-    def words(self) -> Words:
-        from .words import Words
-
-        self._need(self.work / "tokenizer" / "vocab.json", "data")
-        return Words(self.work / "tokenizer")
-
-    def _need(self, path: Path, stage: str) -> None:
-        if not path.exists():
-            raise FlexIPError(f"{path} is missing: run the stage `{stage}` first")
-
-    def _state(self, stage: str, made_by: str) -> Path:
-        self._need(self.work / stage / "checkpoints", made_by)
-        return self.work / stage
-
-    def begin_from(self, folder: Path) -> None:
-        """Take a copy of a shipped folder; from then on the stages begin with its weights."""
-        import shutil
-
-        if not (folder / "flexip_demo.safetensors").is_file():
-            raise FlexIPError(f"--start {folder} has no flexip_demo.safetensors; give a folder that `export` wrote")
-        if any((self.work / stage / "checkpoints").exists() for stage in STEPS):
-            raise FlexIPError(f"{self.work} holds stages that are begun already; give a new folder with --work")
-        shutil.copytree(folder, self.work / "start", dirs_exist_ok=True)
-
-    def start(self) -> Shipped | None:
-        """The weights to begin from, or None: random ones."""
-        from .shipped import Shipped
-
-        return Shipped(self.work / "start") if (self.work / "start").is_dir() else None
-
-    def data(self) -> None:
-        """Packages, subject store and tokenizer."""
-        from .store import build
-        from .words import write_tokenizer
-
-        build(self.work / "downloads", self.work / "store")
-        write_tokenizer(self.composer().store, self.work / "tokenizer")
-
-    def vae(self, steps: dict[str, int]) -> None:
-        from . import vae
-        from .stage import Plan
-
-        if self.start() is not None:
-            return
-        vae.run(self.composer(), Plan(steps["vae"], lr=5e-4, warmup=60, ema=0.998, decay_from=0.4, seed=11),
-            self.work / "vae")
-
-    def _encoding(self):
-        """Composer, VAE and encoders, as ``cache.fill`` needs them in each process."""
-        from .encoders import Features, load_dino
-
-        return self.composer(), self._vae(), Features(self._visual(), load_dino(self._state("dino", "encoders")))
-
-    def _vae(self):
-        from . import vae
-
-        start = self.start()
-        return start.vae if start else vae.load(self._state("vae", "vae"), self.composer())
-
-    def _visual(self):
-        """The CLIP-like picture tower."""
-        from .encoders import load_clip
-
-        start = self.start()
-        return start.features.visual if start else load_clip(self.words(), self._state("clip", "encoders")).visual
-
-    def latents(self, pictures: int, processes: int) -> None:
-        from . import cache
-
-        cache.fill(self._encoding, self.work / "latents", pictures, processes)
-
-    def encoders(self, steps: dict[str, int]) -> None:
-        from .encoders import run_clip, run_dino
-        from .stage import Plan
-
-        start = self.start()
-        if start is None:
-            run_clip(self.composer(), self.words(),
-                     Plan(steps["clip"], lr=1e-3, warmup=20, ema=0.99, log_every=25, seed=21), self.work / "clip")
-        run_dino(self.composer(), self._vae(),
-                 Plan(steps["dino"], lr=1e-3, warmup=20, ema=0.99, log_every=25, seed=22, decay_from=0.3),
-                 self.work / "dino", start.grown_dino() if start else None)
-
-    def _source(self):
-        from .cache import Cache
-        from .training import Source
-
-        self._need(self.work / "latents", "latents")
-        return Source(self.composer(), Cache.open(self.work / "latents"), self.words())
-
-    def tokens(self, steps: dict[str, int]) -> None:
-        from .stage import Plan
-        from .tokens import run_tokens
-
-        plan = Plan(steps["tokens"], lr=1e-3, warmup=60, ema=0.998, decay_from=0.3, seed=26)
-        start = self.start()
-        run_tokens(self._source().cache, plan, self.work / "tokens", start.grown_adapter() if start else None)
-
-    def together(self, steps: dict[str, int]) -> None:
-        from .encoders import load_clip
-        from .stage import Plan
-        from .tokens import load_tokens
-        from .training import Together, run_together
-
-        source, start = self._source(), self.start()
-        model = Together(len(source.words.tokenizer), load_tokens(self._state("tokens", "tokens")))
-        if start is not None:
-            model.base.load_state_dict(start.base.state_dict())
-        else:
-            model.base.text.load_state_dict(load_clip(self.words(), self._state("clip", "encoders")).text.state_dict())
-            model.copy_text_attention()
-        plan = Plan(steps["together"], lr=8e-4, warmup=60, ema=0.998, decay_from=0.5, seed=31)
-        run_together(source, model, plan, self.work / "together")
-
-    def adapter(self, steps: int, processes: int) -> None:
-        """The adapter alone, by the trainer (`python -m flexip_model train`), beside the base that is now frozen."""
-        from ..data.encode import CacheTask, make_caches
-        from . import packing, training
-        from .export import ADAPTER_FILE, ENCODER_FILES
-
-        base, data, output = self.work / "base", self.work / "packed", self.work / "adapter"
-        together = training.load_together(self.words(), self._state("together", "together"))
-        self._write(base, together, together.adapter.state_dict(), {"trained": True, "steps": self._steps()})
-        clip, dino = (str(base / "encoders" / ENCODER_FILES[family]) for family in ("open_clip", "dinov2"))
-        if not (data / "index" / f"{packing.NAME}.parquet").exists():
-            packing.pack(self.composer(), data, GROUPS)
-        make_caches(CacheTask(data, str(base), clip, dino, size=128, crop="center", flips=True), processes)
-        config = {"extends": "demo", "base": str(base), "clip": clip, "dino": dino, "data": [str(data)],
-                  "output": str(output), "start": str(base / ADAPTER_FILE), "stages": [{"steps": steps}]}
-        path = self.work / "adapter.yaml"
-        path.write_text(json.dumps(config, indent=1), encoding="utf-8")
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [sys.executable, *(launch if processes > 1 else []), "-m", "flexip_model.train", str(path)]
-        env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=SHIPPED.parents[1], env=env)
-        if done.returncode:
-            raise FlexIPError(f"the trainer ended with {done.returncode}; its last lines say why")
-
-    def _steps(self) -> dict[str, int]:
-        """Steps of every stage that has a state."""
-        from ..train.state import list_steps
-
-        found = {stage: list_steps(self.work / stage / "checkpoints") for stage in STEPS}
-        return {stage: steps[-1] for stage, steps in found.items() if steps}
-
-    def _write(self, folder: Path, together, adapter, training_info: dict, dial: tuple[float, ...] = ()) -> None:
-        from . import encoders, export
-        from .cache import PART
-        from .sources import PACKAGES
-
-        parts = len(list((self.work / "latents").glob("part-*.safetensors")))
-        info = {"pictures": parts * PART, "data": [f"{p.name}@{p.version} ({p.licence})" for p in PACKAGES],
-                "kinds": "image (alpha 0.9) and variant (1 - beta, beta 0.9), half and half", **training_info}
-        export.export(folder, vae=self._vae(), base=together.base, tokenizer=self.work / "tokenizer",
-                      visual=self._visual(), dino=encoders.load_dino(self._state("dino", "encoders")),
-                      adapter=adapter, training=info, dial=dial)
-
-    def export(self) -> None:
-        """Calibrate the dial on trained subjects and write the shipped folder; the adapter's file says how long each
-        stage trained."""
-        from ..adapter import FlexIPAdapter
-        from ..train.calibrate import calibrate
-        from ..train.configfile import from_dict
-        from . import export, training
-        from .networks import ADAPTER
-        from .sources import STATIC, fetch
-        from .stage import newest
-
-        found = newest(self.work / "adapter")
-        adapter = FlexIPAdapter(ADAPTER)
-        adapter.load_state_dict(found.parts["ema"])
-        dial = calibrate(from_dict(found.info["config"]), adapter.eval(), CALIBRATED)
-        together = training.load_together(self.words(), self._state("together", "together"))
-        self._write(self.out, together, found.parts["ema"], {"trained": True, "steps": self._steps()}, dial)
-        export.save_examples(fetch(STATIC, self.work / "downloads"), EXAMPLES, self.out / "examples")
-        print(f"{self.out}: {export.folder_bytes(self.out) / 1e6:.1f} MB")

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ..preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalize
 from .compose import Composer
 from .networks import ENCODER_SIDE, ENCODER_WIDTH, GRID, TEXT_WIDTH, build_clip_vision, build_dino, build_text_encoder
-from .stage import Plan, Stage, load_averaged, train
+from .stage import Plan, Stage, device_of, load_averaged, train
 from .vae import to_pixels
 from .words import Words
 
@@ -51,12 +51,12 @@ class ClipTrainer(nn.Module):
 
 
 def _contrast(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    logits, truth = scale * a @ b.t(), torch.arange(len(a))
+    logits, truth = scale * a @ b.t(), torch.arange(len(a), device=a.device)
     return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.t(), truth)) / 2
 
 
-def run_clip(composer: Composer, words: Words, plan: Plan, folder: Path, batch: int = 64) -> Stage:
-    model = ClipTrainer(len(words.tokenizer))
+def run_clip(composer: Composer, words: Words, plan: Plan, folder: Path) -> Stage:
+    model, batch = ClipTrainer(len(words.tokenizer)), plan.batch
 
     def step(rng: np.random.Generator) -> dict[str, Tensor]:
         recipes = [composer.recipe(rng) for _ in range(batch)]
@@ -64,7 +64,8 @@ def run_clip(composer: Composer, words: Words, plan: Plan, folder: Path, batch: 
         pixels = to_pixels([composer.picture(r) for r in recipes + others])
         ids = words([composer.prompt(r, rng) for r in recipes])
         ids = ids[:, : int((ids != ids[0, -1]).sum(1).max()) + 1]
-        seen, text = model.picture(pixels), model.words(ids)
+        device = device_of(model)
+        seen, text = model.picture(pixels.to(device)), model.words(ids.to(device))
         scale = model.logit_scale.clamp(max=4.0).exp()
         to_text, to_other = _contrast(seen[:batch], text, scale), _contrast(seen[:batch], seen[batch:], scale)
         return {"loss": to_text + to_other, "text": to_text, "other": to_other}
@@ -97,11 +98,10 @@ def patch_targets(pixels: Tensor, alpha: Tensor) -> Tensor:
     return F.unfold(both, _CELL, stride=_CELL).transpose(1, 2)
 
 
-def run_dino(composer: Composer, vae: Any, plan: Plan, folder: Path, encoder: nn.Module | None = None,
-             batch: int = 24) -> Stage:
+def run_dino(composer: Composer, vae: Any, plan: Plan, folder: Path,
+             encoder: nn.Module | None = None) -> Stage:
     """Train the DINO-like encoder, a new one or `encoder`; `vae` is the one whose latents its tokens learn to tell."""
-    model = DinoTrainer(encoder)
-    grid = torch.arange(GRID)
+    model, batch = DinoTrainer(encoder), plan.batch
     shown = batch // 3
 
     def step(rng: np.random.Generator) -> dict[str, Tensor]:
@@ -110,6 +110,9 @@ def run_dino(composer: Composer, vae: Any, plan: Plan, folder: Path, encoder: nn
         alpha = torch.from_numpy(np.stack([np.asarray(m) for _, m in pictures]))[:, None].float() / 255
         masked = torch.from_numpy(rng.random((batch, GRID**2)) < 0.4)
         masked[: batch // 2] = False
+        device = device_of(model)
+        pixels, alpha, masked = pixels.to(device), alpha.to(device), masked.to(device)
+        vae.to(device)
         out, guessed, where = model(pixels, masked)
         with torch.no_grad():  # of a third of the pictures, none of them masked: the VAE is as dear as the encoder
             latents = vae.encode(pixels[:shown]).latent_dist.mean * vae.config.scaling_factor
@@ -119,6 +122,7 @@ def run_dino(composer: Composer, vae: Any, plan: Plan, folder: Path, encoder: nn
         weight = (0.15 + share).repeat(1, 1, 3)
         looks = (weight * (color - truth).abs()).mean()
         mask = F.binary_cross_entropy_with_logits(out[..., 3 * _CELL**2 :], share)
+        grid = torch.arange(GRID, device=device)
         row, column = (places.repeat(batch) for places in (grid.repeat_interleave(GRID), grid.repeat(GRID)))
         where = where.flatten(0, 1)
         place = F.cross_entropy(where[:, :GRID], row) + F.cross_entropy(where[:, GRID:], column)

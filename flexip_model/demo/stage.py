@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +13,10 @@ from torch import Tensor, nn
 from ..errors import FlexIPError
 from ..train import state
 from ..train.loop import Loop
+from .recipe import Plan
 
 Losses = Mapping[str, Tensor]
 StepFn = Callable[[np.random.Generator], Losses]
-
-
-@dataclass
-class Plan:
-    """The pace of a stage (see `train.loop.Pace`); `seed` is of the pictures that it draws."""
-
-    steps: int
-    lr: float = 1e-3
-    warmup: int = 100
-    decay_from: float = 0.0
-    ema: float = 0.998
-    seed: int = 0
-    log_every: int = 50
-    save_every: int = 100
-    keep: int = 2
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.99)
-    schedule: str = "cosine"
-    clip_norm: float = 1.0
-    accumulation: int = 1
 
 
 class _Step(nn.Module):
@@ -113,6 +93,11 @@ def train(module: nn.Module, step: StepFn, plan: Plan, folder: Path) -> Stage:
     stage.ema.copy_to(module.parameters())
     module.eval()
     return stage
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a stage's module computes: what a step draws goes there."""
+    return next(module.parameters()).device
 
 
 def newest(folder: Path) -> state.Checkpoint:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..adapter import FlexIPAdapter, ReferenceFeatures
 from .cache import Cache
 from .networks import ADAPTER, GRID, build_adapter
-from .stage import Plan, Stage, load_averaged, train
+from .stage import Plan, Stage, device_of, load_averaged, train
 
 
 class TokensTrainer(nn.Module):
@@ -35,8 +35,7 @@ class TokensTrainer(nn.Module):
         return told[:, :4], told[:, 4]
 
 
-def run_tokens(cache: Cache, plan: Plan, folder: Path, adapter: FlexIPAdapter | None = None,
-               batch: int = 32) -> Stage:
+def run_tokens(cache: Cache, plan: Plan, folder: Path, adapter: FlexIPAdapter | None = None) -> Stage:
     """Train P of a new adapter, or of `adapter`, from references that are the target's own picture."""
     model = TokensTrainer(adapter)
     trained = ("project_retrieval", "queries", "resampler_queries")
@@ -44,7 +43,7 @@ def run_tokens(cache: Cache, plan: Plan, folder: Path, adapter: FlexIPAdapter | 
         parameter.requires_grad_(name.split(".")[0] in trained)
 
     def step(rng: np.random.Generator) -> dict[str, Tensor]:
-        drawn = cache.draw(rng, torch.zeros(batch, dtype=torch.bool))
+        drawn = cache.draw(rng, torch.zeros(plan.batch, dtype=torch.bool)).to(device_of(model))
         latents, mask = model(ReferenceFeatures(drawn.cls, drawn.patches))
         error = (latents - drawn.latents).pow(2).mean(1)
         looks = (error * drawn.mask).sum() / drawn.mask.sum()

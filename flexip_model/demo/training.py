@@ -24,7 +24,7 @@ from .base import Base, Noise
 from .cache import Cache
 from .compose import Composer
 from .networks import build_adapter
-from .stage import Plan, Stage, load_averaged, train
+from .stage import Plan, Stage, device_of, load_averaged, train
 from .words import Words
 
 DROP = 0.05
@@ -72,17 +72,20 @@ class Source:
         P and S are zero, and so, the projections having no bias, is what the branches add. Of the others every second
         is of the image kind (γ about α), every second of the variant kind (γ about 1 - β), Eq. 5.
         """
+        device = device_of(base)
         variant = torch.arange(batch) % 2 == 1
         drawn = self.cache.draw(rng, variant)
+        noisy, target, steps = (t.to(device) for t in self.noise(drawn.latents, rng))
+        drawn, variant = drawn.to(device), variant.to(device)
         case = rng.random(batch)
         no_image = (case < DROP) | ((case >= 2 * DROP) & (case < 3 * DROP))
         no_text = (case >= DROP) & (case < 3 * DROP)
-        image = torch.from_numpy(~no_image).float()
+        image = torch.from_numpy(~no_image).float().to(device)
         cls, patches = (drawn.cls * image[:, None])[alone:], (drawn.patches * image[:, None, None])[alone:]
-        gamma = spread_gamma(adapter.gate(variant), variant, torch.from_numpy(rng.random(batch)).float(), GAMMA_SPREAD)
+        drawn_gamma = torch.from_numpy(rng.random(batch)).float().to(device)
+        gamma = spread_gamma(adapter.gate(variant), variant, drawn_gamma, GAMMA_SPREAD)
         prompts = ["" if gone else self.composer.prompt(r, rng) for r, gone in zip(drawn.recipes, no_text, strict=True)]
-        noisy, target, steps = self.noise(drawn.latents, rng)
-        text = base.read(self.words(prompts))
+        text = base.read(self.words(prompts).to(device))
         p = adapter.preservation(ReferenceFeatures(cls, patches))
         s = adapter.personalization(text[alone:], cls)
         p, s = (torch.cat([t.new_zeros(alone, *t.shape[1:]), t]) for t in (p, s))
@@ -96,13 +99,13 @@ class Source:
         return kinds | ({"text": error[:alone].mean()} if alone else {})
 
 
-def run_together(source: Source, model: Together, plan: Plan, folder: Path, batch: int = 16) -> Stage:
+def run_together(source: Source, model: Together, plan: Plan, folder: Path) -> Stage:
     """Stage 4."""
     host = inject(model.base.unet, model.adapter)
-    alone = batch // _ALONE
+    alone = plan.batch // _ALONE
 
     def step(rng: np.random.Generator) -> dict[str, Tensor]:
-        return source.losses(model.base, model.adapter, host, rng, batch, alone)
+        return source.losses(model.base, model.adapter, host, rng, plan.batch, alone)
 
     stage = train(model, step, plan, folder)
     host.eject()

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .compose import Composer, to_array
-from .stage import Plan, Stage, load_averaged, train
+from .stage import Plan, Stage, device_of, load_averaged, train
 
 CONFIG = {
     "in_channels": 3, "out_channels": 3, "latent_channels": 4, "sample_size": 128,
@@ -104,9 +104,9 @@ def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
     return loss
 
 
-def run(composer: Composer, plan: Plan, folder: Path, batch: int = 8) -> Stage:
+def run(composer: Composer, plan: Plan, folder: Path) -> Stage:
     """Train the VAE on the composer's pictures; the state stays in ``folder``."""
-    model = build()
+    model, batch = build(), plan.batch
 
     def step(rng: np.random.Generator) -> dict[str, Tensor]:
         whole = rng.random() < 0.06
@@ -115,8 +115,9 @@ def run(composer: Composer, plan: Plan, folder: Path, batch: int = 8) -> Stage:
         if not whole:
             corners = rng.integers(0, composer.size - 63, (batch, 2))
             pixels = torch.stack([pixels[i // 2, :, y:y + 64, x:x + 64] for i, (y, x) in enumerate(corners)])
+        pixels = pixels.to(device_of(model))
         code = model.encode(pixels).latent_dist.mean
-        out = model.decode(code + 0.02 * torch.randn(code.shape)).sample
+        out = model.decode(code + 0.02 * torch.randn_like(code)).sample
         pull = code.pow(2).mean()
         return {"loss": reconstruction_loss(out, pixels) + 1e-3 * pull, "l1": (out - pixels).abs().mean(),
                 "pull": pull}

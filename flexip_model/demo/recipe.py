@@ -1,0 +1,46 @@
+"""What the small model is made from: pictures, groups, and a plan for each trained stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The pace of a stage (see `train.loop.Pace`); `batch` is of one process, `seed` of the pictures that it draws."""
+
+    steps: int
+    batch: int
+    lr: float = 1e-3
+    warmup: int = 100
+    decay_from: float = 0.0
+    ema: float = 0.998
+    seed: int = 0
+    log_every: int = 50
+    save_every: int = 100
+    keep: int = 2
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    schedule: str = "cosine"
+    clip_norm: float = 1.0
+    accumulation: int = 1
+
+
+PLANS = {
+    "vae": Plan(4000, 8, lr=5e-4, warmup=60, decay_from=0.4, seed=11),
+    "clip": Plan(960, 64, warmup=20, ema=0.99, log_every=25, seed=21),
+    "dino": Plan(2000, 24, warmup=20, ema=0.99, log_every=25, decay_from=0.3, seed=22),
+    "tokens": Plan(1600, 32, warmup=60, decay_from=0.3, seed=26),
+    "together": Plan(9000, 16, lr=8e-4, warmup=60, decay_from=0.5, seed=31),
+}
+"""Batches are of each of two processes; longer is better for `together`."""
+ADAPTER_STEPS = 120
+"""Of the last stage, whose plan is the trainer's config `demo`."""
+PICTURES = 12288
+"""Composed and encoded once, for `tokens` and `together`."""
+GROUPS = 1024
+"""Of the data folder that the trainer reads."""
+CALIBRATED = 32
+"""Trained subjects on which the dial is measured."""
+SEED = 1
+"""Of the initial weights."""
