@@ -105,7 +105,8 @@ class FlexIPApply(io.ComfyNode):
                     step=0.01,
                     display_mode=io.NumberDisplay.slider,
                     tooltip="γ: 1 keeps the subject of the reference (the preservation branch alone), 0 follows the "
-                    "prompt (the personalization branch alone); between them the two are mixed.",
+                    "prompt (the personalization branch alone); between them the two are mixed, and an adapter with a "
+                    "calibrated dial then changes the picture equally with equal turns.",
                 ),
                 *_strength(optional=False),
                 io.Mask.Input(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from flexip_model.cli import main
-from flexip_model.demo import cache, encoders, packing, training, vae, words
+from flexip_model.demo import cache, encoders, packing, parallel, training, vae, words
 from flexip_model.demo.compose import Composer
 from flexip_model.demo.networks import build_adapter, place_waves
 from flexip_model.demo.shipped import _resized_table
@@ -133,6 +136,23 @@ def test_a_stage_continues_where_it_stopped(composer: Composer, tmp_path) -> Non
     assert stage.step == 3 and [entry["step"] for entry in stage.history] == [1, 2, 3]
     averaged = newest(tmp_path).parts["ema"]
     assert all(torch.equal(value, averaged[name]) for name, value in stage.trained.named_parameters())
+
+
+def _train_vae(folder: Path) -> None:
+    vae.run(Composer(shapes(), scene_variants=2), _plan(), folder)
+
+
+def test_two_processes_train_one_stage_and_write_it_once(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))  # the new processes import this file
+    parallel.run(partial(_train_vae, tmp_path), 2, seed=0)
+    found = newest(tmp_path)
+    assert found.step == 2 and found.info["world"] == 2 and len(found.info["history"]) == 2
+    torch.manual_seed(0)
+    alone = vae.run(Composer(shapes(), scene_variants=2), _plan(), tmp_path / "alone").trained
+    # The same beginning, but the mean gradient of two batches.
+    differ = [name for name, value in alone.named_parameters() if not torch.equal(value, found.parts["ema"][name])]
+    assert differ and all((dict(alone.named_parameters())[name] - found.parts["ema"][name]).abs().max() < 0.02
+                          for name in differ)
 
 
 def test_a_longer_training_begins_with_the_weights_of_a_shipped_folder(tmp_path, capsys) -> None:

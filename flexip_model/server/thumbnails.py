@@ -32,8 +32,14 @@ README = (
 """Reference and prompt of each row of the README's picture; all at the workflow's seed."""
 
 
-def draw(cells: Sequence[tuple[str, Image.Image | None]], columns: int, path: Path) -> None:
-    """Labelled cells in rows, on white; None leaves a cell gray."""
+SD15 = (("checkpoint", "Stable\nDiffusion 1.5"), ("encoders", "OpenCLIP\nViT-H/14\n\nDINOv2\nViT-L/14"),
+        ("adapter", "trained by you,\nor an imported\nIP-Adapter"), ("size", "512 × 512"),
+        ("result", "five pictures,\ngamma 0 to 1"))
+"""What the workflow for SD1.5 needs and makes: words, since there are no public weights to make pictures with."""
+
+
+def draw(cells: Sequence[tuple[str, Image.Image | str]], columns: int, path: Path) -> None:
+    """Labelled cells in rows, on white: a picture, or words on gray."""
     from PIL import Image, ImageDraw, ImageFont
 
     rows = -(-len(cells) // columns)
@@ -43,22 +49,25 @@ def draw(cells: Sequence[tuple[str, Image.Image | None]], columns: int, path: Pa
         x, y = GAP + index % columns * (CELL + GAP), GAP + index // columns * (CELL + LABEL + GAP)
         pen.text((x + CELL // 2, y + LABEL // 2), label, (32, 32, 32), font, anchor="mm")
         cell = Image.new("RGB", (CELL, CELL), (225, 225, 225))
-        if picture is not None:
+        if isinstance(picture, str):
+            ImageDraw.Draw(cell).multiline_text((CELL // 2, CELL // 2), picture, (32, 32, 32), font, anchor="mm",
+                                                align="center")
+        else:
             cell = picture.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS)
         sheet.paste(cell, (x, y + LABEL))
     sheet.save(path, quality=88)
 
 
 def make(comfyui: Path) -> None:
-    """Run the workflows that need no download and write all thumbnails; SD1.5's has empty cells, it needs files.
+    """Run the workflows that need no download and write all thumbnails; SD1.5's says what it needs.
 
     Raises:
         FlexIPError: a run failed.
     """
     from PIL import Image
 
-    for_sd15: list[tuple[str, Image.Image | None]] = []
-    for_readme: list[tuple[str, Image.Image | None]] = []
+    for_sd15: list[tuple[str, Image.Image | str]] = []
+    for_readme: list[tuple[str, Image.Image | str]] = []
     with ComfyServer(comfyui, cpu=not has_gpu()) as server:
         client = ComfyClient(server.url)
         for name in ("flexip_gamma_sweep", "flexip_basic"):
@@ -75,7 +84,7 @@ def make(comfyui: Path) -> None:
             else:
                 text = graph[only(graph, "FlexIPGammaSweep")]["inputs"]["gammas"]
                 labels = [f"gamma {gamma:g}" for gamma in parse_gammas(text)]
-                for_sd15 = [("SD1.5: your files", reference), *((label, None) for label in labels)]
+                for_sd15 = [("reference", reference), *SD15]
             cells = [("reference", reference), *zip(labels, pictures, strict=True)]
             draw(cells, 2 if name == "flexip_basic" else 3, PACK / "workflows" / f"{name}.jpg")
         graph = json.loads((PACK / "workflows" / "api" / "flexip_gamma_sweep.json").read_text(encoding="utf-8"))
