@@ -16,8 +16,9 @@ from .schedule import parse_curve, parse_layers
 from .wires import FlexIPAdapterType, FlexIPGammas, LoadedAdapter
 
 CATEGORY = "FlexIP"
-DEFAULT_GAMMA = 0.8
-"""Where, of the γ measured on the small model, subject, background and style hold at once most often (model card)."""
+DEFAULT_GAMMA = 0.75
+"""Where, of the γ between 0 and 1 that were measured on the small model, subject, background and style hold at once
+most often (model card)."""
 
 
 def _model_and_adapter() -> list[io.Input]:

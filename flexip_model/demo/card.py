@@ -49,7 +49,7 @@ def tables(record: dict[str, Any]) -> str:
         f"| text fidelity falls: Spearman's ρ, median | {_number(figures['spearman_fidelity'])} |",
         f"| largest of 20 steps of 0.05 over their average, median | {_number(steps['median'])} |",
         f"| the same, 95th percentile of the subjects | {_number(steps['p95'])} |",
-        f"| γ of this table with the most pictures in which all holds | {figures['best_gamma']:g} |",
+        f"| γ between 0 and 1 with the most pictures in which all holds | {figures['best_gamma']:g} |",
         "",
         f"| The base alone, trained subjects, {base['prompts_per_style']} prompts each | " + " | ".join(STYLES) + " |",
         "|---" * (len(STYLES) + 1) + "|"]

@@ -1,7 +1,7 @@
 """How well the exported model keeps held-out subjects and follows prompts, subject by subject.
 
 51 held-out concepts, one subject each; its 3D picture on white is the reference. Six prompts (four in its own style on
-two plain colours and two scenes, one as a flat icon, one as a line drawing) × four noises × seven γ, the same noises at
+two plain colours and two scenes, one as a flat icon, one as a line drawing) × four noises × six γ, the same noises at
 every γ; the base alone from one noise; and one fine sweep of 21 γ. What judges say of each picture: see `judges`.
 """
 
@@ -30,7 +30,7 @@ from .shipped import Shipped
 from .store import STYLES, Store
 from .vae import to_pixels
 
-GAMMAS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
+GAMMAS = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
 FINE = tuple(k / 20 for k in range(21))
 NOISES = 4
 STEPS = 10

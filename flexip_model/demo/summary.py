@@ -26,7 +26,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
              for i, gamma in enumerate(GAMMAS)}
     baselines = {name: {m: interval([row[name][m] for row in rows]) for m in MEASURES}
                  for name in ("no_adapter", "copy")}
-    both = {gamma: table[gamma]["both"]["value"] for gamma in table}
+    both = {gamma: table[gamma]["both"]["value"] for gamma in table if 0 < float(gamma) < 1}
     best = max(both, key=lambda gamma: both[gamma])
 
     def ranks(measure: str) -> list[float]:
