@@ -173,7 +173,7 @@ def test_100_steps_are_50_and_50_over_many_epochs_and_with_workers(data: Path, t
     a, b = tensors(whole, 100), tensors(parts, 100)
     assert a.keys() == b.keys() and len(a) > 100
     assert [key for key in a if not torch.equal(a[key], b[key])] == []
-    assert not torch.equal(tensors(parts, 50)["adapter.queries"], b["adapter.queries"])
+    assert not torch.equal(tensors(parts, 50)["weights.queries"], b["weights.queries"])
 
 
 def test_a_run_goes_through_its_stages_and_resumes_in_the_second(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(tmp_path: Path, ha
     for step in (1, 2):
         state.save(tmp_path, step, parts, {"seen": step}, keep=3)
     newest = tmp_path / "step-0000002"
-    file = newest / "adapter.safetensors"
+    file = newest / "weights.safetensors"
     if harm == "truncate":
         file.write_bytes(file.read_bytes()[:-7])
     elif harm == "flip a bit":

@@ -33,7 +33,7 @@ class Checkpoint:
 
     Attributes:
         step: optimizer steps done.
-        parts: tensors by part (`adapter`, `ema`, `optimizer`), on the CPU.
+        parts: tensors by part (`weights`, `ema`, `optimizer`), on the CPU.
         info: what else was saved with it.
     """
 
