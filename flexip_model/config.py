@@ -32,7 +32,7 @@ class FlexIPConfig:
             would never train the other branch).
         learnable_gate: alpha and beta are trained through a sigmoid instead.
         dial: the gate's γ at evenly spaced γ of a user's from 0 to 1, measured after training so that equal turns
-            change the picture equally (`calibration`); empty: a user's γ is the gate's, as in the paper.
+            change the picture equally (`train.calibrate`); empty: a user's γ is the gate's, as in the paper.
     """
 
     kind: str = "flexip"

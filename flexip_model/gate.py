@@ -72,7 +72,7 @@ def gamma_tensor(gamma: float | Sequence[float] | Tensor) -> Tensor:
 
 
 def turn(gamma: Tensor, dial: Sequence[float]) -> Tensor:
-    """A user's γ → the gate's γ, by an adapter's calibrated dial (our choice; see `calibration`).
+    """A user's γ → the gate's γ, by an adapter's calibrated dial (our choice; see `train.calibrate`).
 
     Args:
         gamma: any shape, in [0, 1].

@@ -45,6 +45,13 @@ class Condition:
     gamma: Tensor
     strength: float = 1.0
     _projected: dict[str, tuple[KeyValue | None, KeyValue | None]] = field(default_factory=dict, repr=False)
+    _turned: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+
+    def turned(self, dial: tuple[float, ...]) -> Tensor:
+        """The gate's γ, (B or 1, 1, 1): made once for all sites and steps of a run."""
+        if dial and (self._turned is None or self._turned[0] is not self.gamma):
+            self._turned = (self.gamma, turn(self.gamma, dial))
+        return self._turned[1] if dial and self._turned is not None else self.gamma
 
     def project(self, name: str, branches: SiteBranches) -> tuple[KeyValue | None, KeyValue | None]:
         """Keys and values of P and S at the site `name`."""
@@ -91,8 +98,7 @@ class GatedAttnProcessor:
         condition = self.host.condition
         if condition is not None and condition.strength != 0:
             p, s = condition.project(self.name, self.branches)
-            gamma = turn(condition.gamma, self.host.adapter.config.dial)
-            weights = gate_weights(gamma, condition.strength)
+            weights = gate_weights(condition.turned(self.host.adapter.config.dial), condition.strength)
             out = gated_attention(q, out, p, s, *weights, attn.heads, split_and_attend)
         out = attn.to_out[1](attn.to_out[0](out))
         return out / attn.rescale_output_factor
