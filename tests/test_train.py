@@ -268,6 +268,15 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(tmp_path: Path, ha
     assert state.load(tmp_path, 2).step == 2
 
 
+def test_a_checkpoint_of_another_version_is_named_and_kept(tmp_path: Path) -> None:
+    folder = state.save(tmp_path, 3, {"weights": {"w": torch.ones(3)}}, {}, keep=2)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "version": 1}))
+    found, complaints = state.load_newest(tmp_path)
+    assert found is None and "has checkpoint version 1, this trainer reads 2" in complaints[0]
+    assert next(tmp_path.glob("damaged-step-0000003-*")).is_dir()
+
+
 def test_only_the_newest_checkpoints_stay_and_none_is_pickled(tmp_path: Path) -> None:
     for step in range(1, 6):
         state.save(tmp_path, step, {"weights": {"w": torch.ones(3)}}, {}, keep=2)

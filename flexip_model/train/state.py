@@ -22,7 +22,7 @@ from ..safefile import load_tensors, sha256
 
 _NAME = re.compile(r"step-(\d{7,})$")
 _MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2
 
 Parts = Mapping[str, Mapping[str, Tensor]]
 
