@@ -24,7 +24,7 @@ from torch import Tensor
 from .adapter import FlexIPAdapter
 from .config import FlexIPConfig
 from .errors import FlexIPError
-from .safefile import Header, atomic, load_tensors, read_header
+from .safefile import Header, load_tensors, read_header, write_tensors
 
 FORMAT_VERSION = "1"
 FLOAT_DTYPES = ("F16", "BF16", "F32")
@@ -77,8 +77,6 @@ def save_adapter(
     Raises:
         FlexIPError: `trained` is missing, keys or shapes are not the config's, a value is not finite in `dtype`.
     """
-    from safetensors.torch import save_file
-
     path = Path(path)
     if path.suffix != ".safetensors":
         raise FlexIPError(f"an adapter is saved as .safetensors, not as {path.name}")
@@ -105,8 +103,7 @@ def save_adapter(
         "flexip.training": json.dumps(dict(training), sort_keys=True),
         **spec,
     }
-    with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    write_tensors(path, tensors, metadata)
 
 
 def read_info(path: str | Path) -> AdapterInfo:

@@ -42,8 +42,9 @@ def spread_gamma(gamma: Tensor, variant: Tensor, drawn: Tensor, spread: float) -
     """γ of training samples, spread over [0, 1] (our choice; Eq. 5 has two values only, and between them a dial has
     nothing to go by).
 
-    With spread 1 image samples get γ with density 2γ and variant samples with density 2(1 − γ). Where both kinds are
-    equally many, γ then is the share of samples, among those that met it, whose reference was the target's own picture.
+    With spread 1 image samples get γ with density 3γ² and variant samples with density 2(1 − γ): the higher γ, the more
+    of the samples that met it had the target's own picture for a reference. The square, because likeness near 1 is the
+    harder thing to learn.
 
     Args:
         gamma: (B, 1, 1), the gate's values (Eq. 5).
@@ -54,8 +55,7 @@ def spread_gamma(gamma: Tensor, variant: Tensor, drawn: Tensor, spread: float) -
     Returns:
         (B, 1, 1) in [0, 1].
     """
-    root = drawn.sqrt()
-    wide = torch.where(variant, 1 - root, root)[:, None, None]
+    wide = torch.where(variant, 1 - drawn.sqrt(), drawn.pow(1 / 3))[:, None, None]
     return torch.lerp(gamma, wide.to(gamma), spread)
 
 

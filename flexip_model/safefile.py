@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +93,28 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
         return load_file(str(path))
     except SafetensorError as error:
         raise FlexIPError(f"{path} is damaged ({error}); get it again") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a `.safetensors` file whole or not at all; the same tensors and metadata always give the same bytes.
+
+    Raises:
+        FlexIPError: as `atomic`.
+    """
+    from safetensors.torch import save_file
+
+    with atomic(path) as temporary:
+        save_file(dict(tensors), temporary, metadata=dict(metadata))
+        # safetensors writes metadata in an order that differs from run to run; sorted, the header has the same length.
+        with temporary.open("rb+") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            line = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            if len(line) > length:
+                raise FlexIPError(f"the header of {path} does not fit its place ({len(line)} bytes in {length})")
+            file.seek(8)
+            file.write(line.ljust(length))
 
 
 @contextmanager

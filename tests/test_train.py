@@ -403,7 +403,7 @@ def test_gradient_checkpointing_changes_memory_and_not_the_gradients(data: Path,
     assert all(torch.allclose(plain[name], saved[name], atol=1e-6) for name in plain)
 
 
-def test_gamma_is_spread_over_the_dial_as_the_share_of_own_references(data: Path, tmp_path: Path) -> None:
+def test_gamma_is_spread_over_the_dial_and_own_references_are_met_more_the_higher_it_is(data: Path, tmp_path: Path) -> None:
     trainer = Trainer(config(data, tmp_path, gamma_spread=1.0))
     samples = open_samples(trainer.config, trainer.frozen, 0, 1)
     tickets = [t for step in range(3) for t in samples.order.tickets(step, 0)]
@@ -416,8 +416,9 @@ def test_gamma_is_spread_over_the_dial_as_the_share_of_own_references(data: Path
     fixed = trainer.adapter.gate(variant)
     gamma = spread_gamma(fixed, variant, drawn, 1.0).flatten()
     for low in (0.0, 0.2, 0.4, 0.6, 0.8):
+        own, other = (low + 0.2) ** 3 - low**3, (1 - low) ** 2 - (0.8 - low) ** 2
         here = (gamma >= low) & (gamma < low + 0.2)
-        assert abs(float((~variant[here]).float().mean()) - (low + 0.1)) < 0.03
+        assert abs(float((~variant[here]).float().mean()) - own / (own + other)) < 0.03
     assert torch.equal(spread_gamma(fixed, variant, drawn, 0.0), fixed)
     half = spread_gamma(fixed, variant, drawn, 0.5).flatten()
     assert half[~variant].min() >= 0.45 and half[variant].max() <= 0.55 and half[~variant].max() <= 0.95

@@ -26,6 +26,8 @@ from .vae import to_pixels
 from .words import Words
 
 _CELL = ENCODER_SIDE // GRID
+_CODE = 3.0
+"""How much the VAE's latent counts among what a patch token must tell."""
 
 
 def fit(pixels: Tensor) -> Tensor:
@@ -102,19 +104,19 @@ def run_dino(composer: Composer, vae: Any, plan: Plan, folder: Path,
              encoder: nn.Module | None = None) -> Stage:
     """Train the DINO-like encoder, a new one or `encoder`; `vae` is the one whose latents its tokens learn to tell."""
     model, batch = DinoTrainer(encoder), plan.batch
-    shown = batch // 3
+    shown = batch // 2
 
     def step(rng: np.random.Generator) -> dict[str, Tensor]:
         pictures = [composer.picture_and_mask(composer.recipe(rng)) for _ in range(batch)]
         pixels = to_pixels([p for p, _ in pictures])
         alpha = torch.from_numpy(np.stack([np.asarray(m) for _, m in pictures]))[:, None].float() / 255
         masked = torch.from_numpy(rng.random((batch, GRID**2)) < 0.4)
-        masked[: batch // 2] = False
+        masked[:shown] = False
         device = device_of(model)
         pixels, alpha, masked = pixels.to(device), alpha.to(device), masked.to(device)
         vae.to(device)
         out, guessed, where = model(pixels, masked)
-        with torch.no_grad():  # of a third of the pictures, none of them masked: the VAE is as dear as the encoder
+        with torch.no_grad():  # of the pictures without masks
             latents = vae.encode(pixels[:shown]).latent_dist.mean * vae.config.scaling_factor
         target = patch_targets(pixels, alpha)
         color, truth = out[..., : 3 * _CELL**2], target[..., : 3 * _CELL**2]
@@ -128,7 +130,7 @@ def run_dino(composer: Composer, vae: Any, plan: Plan, folder: Path,
         place = F.cross_entropy(where[:, :GRID], row) + F.cross_entropy(where[:, GRID:], column)
         error = (guessed[:shown] - latents.flatten(2).transpose(1, 2)).pow(2).mean(-1)
         code = (error * (0.15 + share[:shown].mean(-1))).mean()
-        return {"loss": looks + 0.3 * mask + 0.2 * place + code, "looks": looks, "mask": mask, "place": place,
+        return {"loss": looks + 0.3 * mask + 0.2 * place + _CODE * code, "looks": looks, "mask": mask, "place": place,
                 "code": code}
 
     return train(model, step, plan, folder)

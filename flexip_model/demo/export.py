@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..checkpoint import save_adapter
 from ..encoders import load_clip, load_dino
-from ..safefile import atomic
+from ..safefile import write_tensors
 from .base import Base
 from .compose import MIDDLE
 from .networks import ADAPTER, encoder_metadata, noise_schedule
@@ -31,8 +30,7 @@ ENCODER_FILES = {"open_clip": "clip_vision.safetensors", "dinov2": "dinov2.safet
 def save_encoder(family: str, module: nn.Module, path: Path) -> str:
     """Write an encoder with the library's own keys and its sizes in the metadata; returns its weights_hash."""
     tensors = {k: v.half().contiguous() for k, v in module.state_dict().items()}
-    with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", "flexip.encoder": json.dumps(encoder_metadata(family))})
+    write_tensors(path, tensors, {"format": "pt", "flexip.encoder": json.dumps(encoder_metadata(family))})
     return (load_clip if family == "open_clip" else load_dino)(path).weights_hash
 
 

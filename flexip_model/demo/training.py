@@ -1,7 +1,7 @@
 """Stage 4: base and adapter together.
 
 Our choice, for want of compute: the base learns in a short time only what its data ask of it, and a text-to-image task
-with a few hundred names never asks it to draw an unknown shape. So in stage 4 an eighth of every batch is plain
+with a few hundred names never asks it to draw an unknown shape. So in stage 4 a quarter of every batch is plain
 text-to-image without the adapter, and the others run through the adapter, which trains along. The base stays a
 text-to-image model of its own: without the adapter it draws from text alone. After this stage it is frozen, as in the
 paper, and the adapter goes on in the trainer.
@@ -31,7 +31,7 @@ DROP = 0.05
 """Share of samples without image, without text, and without both: three exclusive cases (App. B.1)."""
 _ALONE = 4
 """One sample in so many of stage 4 is plain text-to-image."""
-_SUBJECT = 2.0
+_SUBJECT = 4.0
 """How much more an error on the subject counts than one on the background."""
 GAMMA_SPREAD = 1.0
 """The trainer's `gamma_spread`, as in the config `demo`."""
