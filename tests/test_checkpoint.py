@@ -52,6 +52,16 @@ def test_round_trip_gives_the_same_adapter(saved):
     assert info.metadata["modelspec.hash_sha256"] == "0x" + tensors_hash(tensors)
 
 
+def test_the_same_adapter_is_always_the_same_bytes(tmp_path):
+    adapter = tiny_adapter()
+    written = set()
+    for number in range(8):
+        path = tmp_path / f"{number}.safetensors"
+        save_adapter(path, adapter.config, adapter.state_dict(), training={"trained": True, "data": ["Ä", "b"]})
+        written.add(path.read_bytes())
+    assert len(written) == 1 and read_info(path).training["data"] == ["Ä", "b"]
+
+
 def test_keys_are_a_contract():
     keys = expected_shapes(FlexIPConfig())
     assert len(keys) == 227

@@ -9,14 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from flexip_model.cli import main
 from flexip_model.demo import cache, encoders, packing, parallel, training, vae, words
 from flexip_model.demo.compose import Composer
-from flexip_model.demo.networks import build_adapter, place_waves
-from flexip_model.demo.shipped import _resized_table
+from flexip_model.demo.networks import build_adapter
 from flexip_model.demo.stage import Plan, newest
 from flexip_model.demo.tokens import load_tokens, run_tokens
-from flexip_model.demo.workshop import SHIPPED, Workshop
 from flexip_model.train.samples import choose, open_samples
 from flexip_model.train.trainer import Trainer
 
@@ -153,29 +150,3 @@ def test_two_processes_train_one_stage_and_write_it_once(tmp_path: Path, monkeyp
     differ = [name for name, value in alone.named_parameters() if not torch.equal(value, found.parts["ema"][name])]
     assert differ and all((dict(alone.named_parameters())[name] - found.parts["ema"][name]).abs().max() < 0.02
                           for name in differ)
-
-
-def test_a_longer_training_begins_with_the_weights_of_a_shipped_folder(tmp_path, capsys) -> None:
-    shop = Workshop(tmp_path / "work", tmp_path / "out")
-    assert shop.start() is None
-    shop.begin_from(SHIPPED)
-    start = shop.start()
-    assert start is not None and shop._vae() is not None
-    grown, own = start.grown_adapter().state_dict(), start.adapter.state_dict()
-    assert all(torch.equal(grown[key], own[key]) for key in own)
-    seen = torch.rand(1, 3, 112, 112)
-    with torch.no_grad():
-        same = start.grown_dino().eval()(seen).last_hidden_state
-        assert torch.allclose(same, start.features.dino(seen).last_hidden_state, atol=1e-5)
-    assert main(["demo-model", "vae", "--work", str(tmp_path / "other"), "--start", str(tmp_path)]) == 2
-    assert "give a folder that `export` wrote" in capsys.readouterr().err
-
-
-def test_a_coarser_grid_of_places_is_interpolated() -> None:
-    table = torch.cat([torch.full((1, 1, 128), 7.0), place_waves(8, 128)[None]], 1)
-    finer = _resized_table(table, 257, 1)
-    assert finer.shape == (1, 257, 128) and torch.equal(finer[:, 0], table[:, 0])
-    found, wanted = finer[0, 1:], place_waves(16, 128)
-    slow = [32 * part + wave for part in range(4) for wave in range(3)]  # the waves that 8 places can hold
-    nearest = torch.cdist(found[:, slow], wanted[:, slow]).argmin(1)
-    assert (nearest == torch.arange(256)).float().mean() > 0.75

@@ -1,4 +1,4 @@
-"""A small data folder of drawn subjects, and a run's config on the model that ships."""
+"""A small data folder of drawn subjects, and runs on the model that ships."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from flexip_model.data.format import NewFrame, NewGroup, ShardWriter
 from flexip_model.demo.compose import Composer
+from flexip_model.train import state
 from flexip_model.train.config import TrainConfig
 from flexip_model.train.configfile import load_config
+from flexip_model.train.trainer import Trainer
 
 from .demo_shapes import shapes
 
@@ -54,3 +57,16 @@ def pack(folder: Path, images: int = 7, variants: int = 5, broken: int = 0, qual
 def config(folder: Path, output: Path, **changes: Any) -> TrainConfig:
     """The config `demo`, made small."""
     return load_config("demo", {**SMALL, "data": [str(folder)], "output": str(output), **changes})
+
+
+def train(folder: Path, output: Path, **changes: Any) -> Trainer:
+    """A run to its end."""
+    trainer = Trainer(config(folder, output, **changes))
+    trainer.run()
+    return trainer
+
+
+def tensors(output: Path, step: int) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, by part and key."""
+    found = state.load(output / "checkpoints", step)
+    return {f"{part}.{key}": value for part, held in found.parts.items() for key, value in held.items()}

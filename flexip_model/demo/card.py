@@ -37,8 +37,8 @@ def tables(record: dict[str, Any]) -> str:
     shown = [name for name in MEASURES if name in _NAMES]
     lines = ["| γ | pictures | " + " | ".join(_NAMES[name] for name in shown) + " |", "|---" * (len(shown) + 2) + "|"]
     rows = [(gamma, 6 * protocol["noises"], values) for gamma, values in figures["gammas"].items()]
-    rows += [(label, 6, figures["baselines"][name])
-             for label, name in (("no adapter", "no_adapter"), ("copy of the reference", "copy"))]
+    rows += [("no adapter", 6 * protocol["noises"], figures["baselines"]["no_adapter"]),
+             ("copy of the reference", 6, figures["baselines"]["copy"])]
     for label, pictures, values in rows:
         cells = " | ".join(_share(values[name]) for name in shown)
         lines.append(f"| {label} | {pictures} × {figures['subjects']} | {cells} |")

@@ -24,8 +24,6 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--work", type=Path, default=WORK,
                         help="folder for downloads, data and states (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="where `export` writes (default: models/demo)")
-    parser.add_argument("--start", type=Path, metavar="FOLDER",
-                        help="a shipped folder to begin from: VAE and CLIP-like encoder stay, the others train on")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures composed for the latents")
     for name, steps in _steps().items():
         parser.add_argument(f"--steps-{name}", type=int, default=steps, metavar="N")
@@ -58,8 +56,6 @@ def _run(options: argparse.Namespace) -> None:
     plans = {name: replace(plan, steps=steps[name], batch=plan.batch * (options.processes // trainers))
              for name, plan in PLANS.items()}
     workshop = Workshop(options.work, options.out or SHIPPED, plans)
-    if options.start is not None:
-        workshop.begin_from(options.start)
     images = options.out or SHIPPED.parents[1] / "docs" / "images"
     for stage in STAGES if options.stage == "make" else (options.stage,):
         print(f"== {stage}", flush=True)

@@ -79,9 +79,9 @@ class DinoTrainer(nn.Module):
     """The encoder and its linear readers: of every patch its RGB values and the subject's share, its latent, and its
     row and column."""
 
-    def __init__(self, encoder: nn.Module | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.encoder = encoder or build_dino()
+        self.encoder = build_dino()
         self.read = nn.Linear(ENCODER_WIDTH, 4 * _CELL * _CELL)
         self.latent = nn.Linear(ENCODER_WIDTH, 4)
         self.place = nn.Linear(ENCODER_WIDTH, 2 * GRID)
@@ -100,10 +100,9 @@ def patch_targets(pixels: Tensor, alpha: Tensor) -> Tensor:
     return F.unfold(both, _CELL, stride=_CELL).transpose(1, 2)
 
 
-def run_dino(composer: Composer, vae: Any, plan: Plan, folder: Path,
-             encoder: nn.Module | None = None) -> Stage:
-    """Train the DINO-like encoder, a new one or `encoder`; `vae` is the one whose latents its tokens learn to tell."""
-    model, batch = DinoTrainer(encoder), plan.batch
+def run_dino(composer: Composer, vae: Any, plan: Plan, folder: Path) -> Stage:
+    """Train the DINO-like encoder; `vae` is the one whose latents its tokens learn to tell."""
+    model, batch = DinoTrainer(), plan.batch
     shown = batch // 2
 
     def step(rng: np.random.Generator) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 51 held-out concepts, one subject each; its 3D picture on white is the reference. Six prompts (four in its own style on
 two plain colours and two scenes, one as a flat icon, one as a line drawing) × four noises × six γ, the same noises at
-every γ; the base alone from one noise; and one fine sweep of 21 γ. What judges say of each picture: see `judges`.
+every γ and without the adapter; and one fine sweep of 21 γ. What judges say of each picture: see `judges`.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Evaluation:
             return cls.expand(count, -1), patches.expand(count, -1, -1)
 
         def figures(gamma: float | None) -> dict[str, float]:
-            asked = six * (1 if gamma is None else NOISES)
+            asked = six * NOISES
             prompts = [a.prompt(subject.name) for a in asked]
             with_adapter: dict[str, Any] = {} if gamma is None else {
                 "adapter": self.model.adapter, "features": features(len(prompts)), "gammas": [gamma] * len(prompts)}

@@ -29,9 +29,9 @@ class Plan:
 PLANS = {
     "vae": Plan(3000, 8, lr=5e-4, warmup=60, decay_from=0.4, seed=11),
     "clip": Plan(640, 64, warmup=20, ema=0.99, log_every=25, seed=21),
-    "dino": Plan(1500, 24, warmup=20, ema=0.99, log_every=25, decay_from=0.3, seed=22),
+    "dino": Plan(2000, 24, warmup=20, ema=0.99, log_every=25, decay_from=0.3, seed=22),
     "tokens": Plan(1000, 32, warmup=60, decay_from=0.3, seed=26),
-    "together": Plan(6000, 16, lr=8e-4, warmup=60, decay_from=0.5, seed=31),
+    "together": Plan(8000, 16, lr=8e-4, warmup=60, decay_from=0.5, seed=31),
 }
 """Batches are of each of two processes; longer is better for `together`."""
 ADAPTER_STEPS = 120

@@ -23,9 +23,9 @@ from .stage import Plan, Stage, device_of, load_averaged, train
 class TokensTrainer(nn.Module):
     """Adapter and reader; only the way to P's queries gets gradients."""
 
-    def __init__(self, adapter: FlexIPAdapter | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.adapter = adapter or build_adapter()
+        self.adapter = build_adapter()
         self.read = nn.Linear(ADAPTER.token_width, 5)
 
     def forward(self, features: ReferenceFeatures) -> tuple[Tensor, Tensor]:
@@ -35,9 +35,9 @@ class TokensTrainer(nn.Module):
         return told[:, :4], told[:, 4]
 
 
-def run_tokens(cache: Cache, plan: Plan, folder: Path, adapter: FlexIPAdapter | None = None) -> Stage:
-    """Train P of a new adapter, or of `adapter`, from references that are the target's own picture."""
-    model = TokensTrainer(adapter)
+def run_tokens(cache: Cache, plan: Plan, folder: Path) -> Stage:
+    """Train P of a new adapter from references that are the target's own picture."""
+    model = TokensTrainer()
     trained = ("project_retrieval", "queries", "resampler_queries")
     for name, parameter in model.adapter.named_parameters():
         parameter.requires_grad_(name.split(".")[0] in trained)

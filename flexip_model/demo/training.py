@@ -32,7 +32,7 @@ DROP = 0.05
 _ALONE = 4
 """One sample in so many of stage 4 is plain text-to-image."""
 _SUBJECT = 4.0
-"""How much more an error on the subject counts than one on the background."""
+"""How much more an error counts in a cell that holds any of the subject: outlines as much as what is inside."""
 GAMMA_SPREAD = 1.0
 """The trainer's `gamma_spread`, as in the config `demo`."""
 
@@ -92,7 +92,7 @@ class Source:
         host.condition = Condition(p, s, gamma)
         guess = base.unet(noisy, steps, text).sample
         host.condition = None
-        weight = 1 + _SUBJECT * drawn.mask
+        weight = 1 + _SUBJECT * (drawn.mask > 0.02).float()
         error = ((guess - target).pow(2).mean(1) * weight / weight.mean()).mean((1, 2))
         kinds = {"loss": error.mean(), "image": error[alone:][~variant[alone:]].mean(),
                  "variant": error[alone:][variant[alone:]].mean()}

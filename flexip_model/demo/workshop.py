@@ -15,7 +15,6 @@ from .recipe import CALIBRATED, GROUPS, PLANS, Plan
 
 if TYPE_CHECKING:
     from .compose import Composer
-    from .shipped import Shipped
     from .words import Words
 
 EXAMPLES = {"sheep": "1f411", "turtle": "1f422", "wolf": "1f43a", "cupcake": "1f9c1", "tomato": "1f345",
@@ -58,22 +57,6 @@ class Workshop:
         self._need(self.work / stage / "checkpoints", made_by)
         return self.work / stage
 
-    def begin_from(self, folder: Path) -> None:
-        """Take a copy of a shipped folder; from then on the stages begin with its weights."""
-        import shutil
-
-        if not (folder / "flexip_demo.safetensors").is_file():
-            raise FlexIPError(f"--start {folder} has no flexip_demo.safetensors; give a folder that `export` wrote")
-        if any((self.work / stage / "checkpoints").exists() for stage in self.plans):
-            raise FlexIPError(f"{self.work} holds stages that are begun already; give a new folder with --work")
-        shutil.copytree(folder, self.work / "start", dirs_exist_ok=True)
-
-    def start(self) -> Shipped | None:
-        """The weights to begin from, or None: random ones."""
-        from .shipped import Shipped
-
-        return Shipped(self.work / "start") if (self.work / "start").is_dir() else None
-
     def data(self) -> None:
         """Packages, subject store and tokenizer."""
         from .store import build
@@ -85,8 +68,6 @@ class Workshop:
     def vae(self) -> None:
         from . import vae
 
-        if self.start() is not None:
-            return
         vae.run(self.composer(), self.plans["vae"], self.work / "vae")
 
     def _encoding(self):
@@ -98,15 +79,13 @@ class Workshop:
     def _vae(self):
         from . import vae
 
-        start = self.start()
-        return start.vae if start else vae.load(self._state("vae", "vae"), self.composer())
+        return vae.load(self._state("vae", "vae"), self.composer())
 
     def _visual(self):
         """The CLIP-like picture tower."""
         from .encoders import load_clip
 
-        start = self.start()
-        return start.features.visual if start else load_clip(self.words(), self._state("clip", "encoders")).visual
+        return load_clip(self.words(), self._state("clip", "encoders")).visual
 
     def latents(self, pictures: int, processes: int) -> None:
         from . import cache
@@ -116,11 +95,8 @@ class Workshop:
     def encoders(self) -> None:
         from .encoders import run_clip, run_dino
 
-        start = self.start()
-        if start is None:
-            run_clip(self.composer(), self.words(), self.plans["clip"], self.work / "clip")
-        run_dino(self.composer(), self._vae(), self.plans["dino"], self.work / "dino",
-                 start.grown_dino() if start else None)
+        run_clip(self.composer(), self.words(), self.plans["clip"], self.work / "clip")
+        run_dino(self.composer(), self._vae(), self.plans["dino"], self.work / "dino")
 
     def _source(self):
         from .cache import Cache
@@ -132,22 +108,17 @@ class Workshop:
     def tokens(self) -> None:
         from .tokens import run_tokens
 
-        start = self.start()
-        run_tokens(self._source().cache, self.plans["tokens"], self.work / "tokens",
-                   start.grown_adapter() if start else None)
+        run_tokens(self._source().cache, self.plans["tokens"], self.work / "tokens")
 
     def together(self) -> None:
         from .encoders import load_clip
         from .tokens import load_tokens
         from .training import Together, run_together
 
-        source, start = self._source(), self.start()
+        source = self._source()
         model = Together(len(source.words.tokenizer), load_tokens(self._state("tokens", "tokens")))
-        if start is not None:
-            model.base.load_state_dict(start.base.state_dict())
-        else:
-            model.base.text.load_state_dict(load_clip(self.words(), self._state("clip", "encoders")).text.state_dict())
-            model.copy_text_attention()
+        model.base.text.load_state_dict(load_clip(self.words(), self._state("clip", "encoders")).text.state_dict())
+        model.copy_text_attention()
         run_together(source, model, self.plans["together"], self.work / "together")
 
     def adapter(self, steps: int, processes: int) -> None:
