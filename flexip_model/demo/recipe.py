@@ -36,7 +36,7 @@ PLANS = {
 """Batches are of each of two processes; longer is better for `together`."""
 ADAPTER_STEPS = 120
 """Of the last stage, whose plan is the trainer's config `demo`."""
-PICTURES = 12288
+PICTURES = 20480
 """Composed and encoded once, for `tokens` and `together`."""
 GROUPS = 1024
 """Of the data folder that the trainer reads."""
