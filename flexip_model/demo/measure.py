@@ -34,7 +34,8 @@ def evaluate(folder: Path, work: Path, processes: int, images: Path) -> None:
     evaluation, figures = make(), summary(rows)
     record = {
         "weights": _hashes(folder),
-        "protocol": {"gammas": GAMMAS, "noises": NOISES, "steps": STEPS, "guidance": 4.0},
+        "protocol": {"gammas": GAMMAS, "noises": NOISES, "noises_without_adapter": NOISES,
+                     "steps": STEPS, "guidance": 4.0},
         "environment": environment(), "figures": figures, "base": base_figures(evaluation, rows_folder),
         "vae_psnr_db": vae_figures(evaluation, rows_folder), "rows": rows,
     }
