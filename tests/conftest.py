@@ -87,3 +87,11 @@ def rig(pack: ModuleType, tiny_folder: Path):
     from .comfy_rig import Rig
 
     return Rig(pack, tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of drawn subjects to train on."""
+    from .train_rig import pack
+
+    return pack(tmp_path_factory.mktemp("data"))

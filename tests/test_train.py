@@ -21,14 +21,9 @@ from flexip_model.train.order import Batches, Order, Ticket
 from flexip_model.train.samples import collate, open_samples
 from flexip_model.train.trainer import Trainer
 
-from .train_rig import config, pack
+from .train_rig import config
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pack(tmp_path_factory.mktemp("data"))
 
 
 # Order

@@ -25,11 +25,6 @@ from .train_rig import config, pack, tensors, train
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pack(tmp_path_factory.mktemp("data"))
-
-
 def test_the_run_ends_with_a_file_for_the_nodes_a_card_and_a_log(data: Path, tmp_path: Path) -> None:
     trainer = train(data, tmp_path, stages=[{"steps": 2}], preview_every=2, preview_steps=2, title="Mine")
     path = trainer.export()

@@ -28,11 +28,6 @@ STOPS = int(os.environ.get("FLEXIP_STOPS", "1"))
 """How often a save is killed and a run stopped; docs/training.md has the figures of 200 and 20."""
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pack(tmp_path_factory.mktemp("data"))
-
-
 # Resume
 
 def test_100_steps_are_50_and_50_over_many_epochs_and_with_workers(data: Path, tmp_path: Path) -> None:

@@ -49,9 +49,9 @@ class Condition:
 
     def turned(self, dial: tuple[float, ...]) -> Tensor:
         """The gate's γ, (B or 1, 1, 1): made once for all sites and steps of a run."""
-        if dial and (self._turned is None or self._turned[0] is not self.gamma):
+        if self._turned is None or self._turned[0] is not self.gamma:
             self._turned = (self.gamma, turn(self.gamma, dial))
-        return self._turned[1] if dial and self._turned is not None else self.gamma
+        return self._turned[1]
 
     def project(self, name: str, branches: SiteBranches) -> tuple[KeyValue | None, KeyValue | None]:
         """Keys and values of P and S at the site `name`."""
