@@ -7,6 +7,7 @@ import os
 import pickle
 import zipfile
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
+from flexip_model.adapter import ReferenceFeatures
 from flexip_model.cli import main
 from flexip_model.demo import evaluate, measure
 from flexip_model.demo.card import BEGIN, END, tables, write_card
 from flexip_model.demo.compose import Composer
+from flexip_model.demo.evaluate_likeness import draw, first_step, likeness_figures
 from flexip_model.demo.export import ADAPTER_FILE
 from flexip_model.demo.judges import Asked, BackgroundJudge, Gallery, StyleJudge, compose
+from flexip_model.demo.shipped import Shipped
 from flexip_model.demo.store import Store, build
 from flexip_model.demo.summary import differences, draw_curves, summary
 from flexip_model.errors import FlexIPError
@@ -132,6 +136,22 @@ def test_rank_correlation_and_steps_tell_an_even_dial_from_a_jump() -> None:
     assert spearman([0, 0.5, 1], [1, 2, 3]) == 1 and spearman([0, 0.5, 1], [3, 2, 1]) == -1
     assert np.isnan(spearman([0, 0.5, 1], [1, 1, 1]))
     assert largest_step([1, 1, 1, 1]) == 1 and largest_step([0.01] * 19 + [1]) > 15
+
+
+def test_what_limits_the_likeness_is_told_by_references_and_not_by_chance(heldout: Composer) -> None:
+    model = Shipped(DEMO)
+    left = likeness_figures(model, heldout, heldout, fitted=64, measured=24)["unexplained"]
+    inside = {name: values["inside"]["median"]["value"] for name, values in left.items()}
+    outline = {name: values["outline"]["median"]["value"] for name, values in left.items()}
+    assert inside["background"] < 0.05 < 0.5 < outline["background"]
+    assert 0 < inside["pixels"] < 0.25 and 0 < inside["dino"] < 0.25
+    assert inside["first_step_heldout"] < 0.25 and outline["first_step_heldout"] < 1
+    with torch.no_grad():
+        drawn = draw(model, heldout, 63, 24)
+        own, others = (first_step(model, replace(drawn, features=features)) for features in (
+            drawn.features, ReferenceFeatures(drawn.features.cls.roll(1, 0), drawn.features.patches.roll(1, 0))))
+    error = [float((found - drawn.target).square().mean()) for found in (own, others)]
+    assert 2 * error[0] < error[1]
 
 
 def test_the_record_is_that_of_the_files_that_ship_and_its_figures_are_those_of_its_rows(tmp_path: Path) -> None:

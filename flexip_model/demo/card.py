@@ -14,6 +14,12 @@ BEGIN, END = "<!-- figures: written by `demo-model evaluate` -->\n", "<!-- end o
 _NAMES = {"first": "reference is the judge's first of 51", "first_raw": "the same, by raw pixels",
           "background": "background", "style": "style", "text": "background and style",
           "both": "all: first, background, style"}
+_LIKENESS = {
+    "background": "target and reference differ by", "pixels": "a linear reader of the reference's pixels leaves",
+    "dino": "a linear reader of the DINO-like tokens leaves", "preservation": "a linear reader of P leaves",
+    "first_step_seen": "the first step at γ = 1 leaves, trained subjects",
+    "first_step_heldout": "the first step at γ = 1 leaves, held-out subjects",
+}
 
 
 def write_card(card: Path, record: dict[str, Any]) -> None:
@@ -38,7 +44,8 @@ def tables(record: dict[str, Any]) -> str:
     lines = ["| γ | pictures | " + " | ".join(_NAMES[name] for name in shown) + " |", "|---" * (len(shown) + 2) + "|"]
     rows = [(gamma, 6 * protocol["noises"], values) for gamma, values in figures["gammas"].items()]
     rows += [("no adapter", 6 * protocol["noises_without_adapter"], figures["baselines"]["no_adapter"]),
-             ("copy of the reference", 6, figures["baselines"]["copy"])]
+             ("copy of the reference", 6, figures["baselines"]["copy"]),
+             ("true picture, through the VAE", 6, figures["baselines"]["through_vae"])]
     for label, pictures, values in rows:
         cells = " | ".join(_share(values[name]) for name in shown)
         lines.append(f"| {label} | {pictures} × {figures['subjects']} | {cells} |")
@@ -56,6 +63,12 @@ def tables(record: dict[str, Any]) -> str:
     for name, label in (("subject", "subject is the judge's first of 51"), ("style", "style"),
                         ("background", "background")):
         lines.append(f"| {label} | " + " | ".join(f"{100 * base[style][name]:.0f} %" for style in STYLES) + " |")
+    lines += ["", "| Of a picture's variance of latents | inside, median | 95th percentile | outline, median | "
+              "95th percentile |", "|---|---|---|---|---|"]
+    for name, label in _LIKENESS.items():
+        values = record["likeness"]["unexplained"][name]
+        left = [_share(values[kind][figure]) for kind in ("inside", "outline") for figure in ("median", "p95")]
+        lines.append(f"| {label} | " + " | ".join(left) + " |")
     true, psnr, where = base["judges_on_true_pictures"], record["vae_psnr_db"], record["environment"]
     lines += [
         "",

@@ -28,7 +28,7 @@ from .sampling import mean_step, sample
 from .scenes import COLORS, SCENES
 from .shipped import Shipped
 from .store import STYLES, Store
-from .vae import to_pixels
+from .vae import through_vae, to_pixels
 
 GAMMAS = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
 FINE = tuple(k / 20 for k in range(21))
@@ -101,9 +101,13 @@ class Evaluation:
         fine = sample(self.model.base, self.model.vae, self.model.words, [scene] * len(FINE), seed=1000 + number,
                       adapter=self.model.adapter, features=features(len(FINE)), gammas=FINE, same_noise=True,
                       steps=STEPS)
+        true = [(a, compose(self.composer, subject, a, seed=0)) for a in six]
+        shown = [(a, picture) for a, picture in true if picture is not None]
         return {"subject": subject.name, "code": subject.code, "pixel_steps": np.round(mean_step(fine), 5).tolist(),
                 "gammas": [figures(gamma) for gamma in GAMMAS], "no_adapter": figures(None),
-                "copy": self.judged(number, six, [reference] * len(six))}
+                "copy": self.judged(number, six, [reference] * len(six)),
+                "through_vae": self.judged(number, [a for a, _ in shown], through_vae(self.model.vae,
+                                                                                     [p for _, p in shown]))}
 
     def judged(self, number: int, asked: Sequence[Asked], pictures: Sequence[Image.Image]) -> dict[str, float]:
         """Means over a subject's pictures.

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from .compose import Composer
@@ -14,7 +13,7 @@ from .evaluate import CONCEPTS, STEPS, Evaluation
 from .judges import BACKGROUNDS, Asked, compose
 from .sampling import grid, sample
 from .store import STYLES
-from .vae import psnr, to_pictures, to_pixels
+from .vae import psnr, through_vae
 
 PER_STYLE = 30
 
@@ -63,13 +62,11 @@ def _true_pictures(evaluation: Evaluation, count: int = 120) -> dict[str, float]
     return {"background": round(float(np.mean(right)), 4), "style": round(evaluation.styles.accuracy(composer), 4)}
 
 
-@torch.no_grad()
 def vae_figures(evaluation: Evaluation, out: Path) -> dict[str, float]:
     """PSNR in dB on composed pictures of held-out and of trained subjects; `out/vae.png` shows eight, drawn again."""
     composer: Composer = evaluation.composer
     rng = np.random.default_rng(77)
     originals: list[Image.Image] = [composer.picture(composer.recipe(rng, recolor=0)) for _ in range(8)]
     vae = evaluation.model.vae
-    again = to_pictures(vae.decode(vae.encode(to_pixels(originals)).latent_dist.mean).sample)
-    grid([originals, again]).save(out / "vae.png")
+    grid([originals, through_vae(vae, originals)]).save(out / "vae.png")
     return {"heldout": round(psnr(vae, composer), 2), "seen": round(psnr(vae, evaluation.seen), 2)}

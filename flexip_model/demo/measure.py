@@ -17,6 +17,7 @@ from ..safefile import atomic, sha256
 from .card import write_card
 from .evaluate import CONCEPTS, GAMMAS, NOISES, STEPS, Evaluation, measure
 from .evaluate_base import base_figures, vae_figures
+from .evaluate_likeness import likeness_figures
 from .export import ADAPTER_FILE
 from .outside import draw_outside
 from .store import build
@@ -37,7 +38,8 @@ def evaluate(folder: Path, work: Path, processes: int, images: Path) -> None:
         "protocol": {"gammas": GAMMAS, "noises": NOISES, "noises_without_adapter": NOISES,
                      "steps": STEPS, "guidance": 4.0},
         "environment": environment(), "figures": figures, "base": base_figures(evaluation, rows_folder),
-        "vae_psnr_db": vae_figures(evaluation, rows_folder), "rows": rows,
+        "vae_psnr_db": vae_figures(evaluation, rows_folder),
+        "likeness": likeness_figures(evaluation.model, evaluation.seen, evaluation.composer), "rows": rows,
     }
     draw_curves(figures, images / "curves.png")
     draw_outside(evaluation.model, work / "downloads", images / "outside.jpg")

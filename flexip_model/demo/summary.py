@@ -25,7 +25,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     table = {f"{gamma:g}": {m: interval([row["gammas"][i][m] for row in rows]) for m in MEASURES}
              for i, gamma in enumerate(GAMMAS)}
     baselines = {name: {m: interval([row[name][m] for row in rows]) for m in MEASURES}
-                 for name in ("no_adapter", "copy")}
+                 for name in ("no_adapter", "copy", "through_vae")}
     both = {gamma: table[gamma]["both"]["value"] for gamma in table if 0 < float(gamma) < 1}
     best = max(both, key=lambda gamma: both[gamma])
 

@@ -94,6 +94,12 @@ def to_pictures(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(v) for v in values]
 
 
+@torch.no_grad()
+def through_vae(model: Any, pictures: list[Image.Image]) -> list[Image.Image]:
+    """Pictures of 128 × 128 encoded and decoded."""
+    return to_pictures(model.decode(model.encode(to_pixels(pictures)).latent_dist.mean).sample)
+
+
 def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
     loss = (out - target).abs().mean()
     for _ in range(2):
