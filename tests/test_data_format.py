@@ -451,7 +451,7 @@ def test_other_commands_need_none_of_the_data_packages() -> None:
             "assert main(['data', 'show', '.']) == 2")
     end = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert end.returncode == 0, end.stderr
-    assert "pip install 'comfyui-flexip[train]'" in end.stderr
+    assert "needs pyarrow: run `pip install -e '.[train]'` in the pack's folder" in end.stderr
 
 
 def test_own_videos_and_pictures_share_a_folder(tmp_path: Path) -> None:

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from flexip_model.cli import main
+from flexip_model.data.format import NewFrame, NewGroup, ShardWriter
 from flexip_model.errors import FlexIPError
 from flexip_model.gate import spread_gamma
 from flexip_model.train.config import to_dict
@@ -21,7 +24,7 @@ from flexip_model.train.order import Batches, Order, Ticket
 from flexip_model.train.samples import collate, open_samples
 from flexip_model.train.trainer import Trainer
 
-from .train_rig import config
+from .train_rig import config, png
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -74,13 +77,23 @@ def test_the_papers_numbers_are_the_default() -> None:
     ("text", "words"),
     [("batch: 7", "split"), ("lr: fast", "expected a number"), ("learning_rate: 1", "unknown key learning_rate"),
      ("- a", "key: value"), ("a: [", "not YAML"), ("extends: nowhere.yaml", "no config"), ("stages: []", "no stage"),
-     ("dropout: {text: 0.95}", "sum of the dropouts"), ("adapter: {depht: 3}", "no field depht")],
+     ("dropout: {text: 0.95}", "sum of the dropouts"), ("adapter: {depht: 3}", "no field depht"),
+     ("adapter: {alpha: high}", "adapter.alpha is 'high'; expected a number"),
+     ("preview_steps: 0", "preview_steps is 0; expected at least 1")],
 )
 def test_a_wrong_config_is_named(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "my.yaml"
     path.write_text(text if text.startswith(("extends", "-", "a:")) else f"extends: demo\n{text}\n")
     with pytest.raises(FlexIPError, match=words):
         load_config(path)
+
+
+def test_a_value_set_on_the_command_line_is_read_as_in_the_file_or_named(capsys) -> None:
+    assert load_config("demo", {"adapter.alpha": "9e-1"}).adapter["alpha"] == 0.9
+    with pytest.raises(FlexIPError, match=r"stages.0.steps cannot be set: stages is \[.*set stages as a whole"):
+        load_config("demo", {"stages": [{"steps": 5}], "stages.0.steps": 50})
+    assert main(["train", "demo", "--set", "title=a: b: c"]) == 2
+    assert "--set title=a: b: c: the value is not YAML" in capsys.readouterr().err
 
 
 def test_paths_are_relative_to_the_config_and_a_part_of_a_section_can_be_changed(tmp_path: Path) -> None:
@@ -166,6 +179,24 @@ def test_gamma_is_spread_over_the_dial_with_more_own_references_the_higher(data:
     assert torch.equal(spread_gamma(fixed, variant, drawn, 0.0), fixed)
     half = spread_gamma(fixed, variant, drawn, 0.5).flatten()
     assert half[~variant].min() >= 0.45 and half[variant].max() <= 0.55 and half[~variant].max() <= 0.95
+
+
+def test_padding_is_read_neither_in_training_nor_in_the_nodes(tmp_path: Path) -> None:
+    from flexip_model.train.frozen import load_frozen
+
+    picture = Image.new("RGB", (128, 64), "red")
+    content = png(picture)
+    writer = ShardWriter(tmp_path / "data", "wide", "CC0", note="drawn for a test", max_bytes=1 << 16)
+    for kind, count in (("image", 1), ("video", 2)):
+        frames = tuple(NewFrame(content, 128, 64, 1.0, f"{i:016x}", captions=("a red thing",)) for i in range(count))
+        writer.add(NewGroup(f"wide-{kind}", kind, frames))
+    writer.close()
+    c = config(tmp_path / "data", tmp_path, references={"white": 0.0, "flip_image": 0.0, "crop": "pad"})
+    frozen = load_frozen(c)
+    keep = open_samples(c, frozen, 0, 1)[Ticket(0, 0, 0)]["keep"]
+    assert keep.unflatten(0, (16, 16))[4:12].all() and keep.float().mean() == 0.5
+    seen = frozen.encoders.encode([picture], crop="pad").keep
+    assert seen is not None and torch.equal(keep, seen[0])
 
 
 # Devices

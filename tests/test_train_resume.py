@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from flexip_model.errors import FlexIPError
 from flexip_model.train import state
@@ -54,10 +56,45 @@ def test_a_run_goes_through_its_stages_and_resumes_in_the_second(tmp_path: Path)
     assert [d["name"] for d in state.load(parts / "checkpoints", 4).info["about"]["data"]] == ["fine"]
 
 
+def _machines(data: Path, output: Path, steps: int, stop: int = 0) -> list[dict]:
+    """How two processes with an output folder each ended; the second gets SIGTERM after the step `stop`."""
+    output.mkdir(exist_ok=True)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+               str(Path(__file__).parent / "train_machine.py"), str(data), str(output), str(steps), str(stop)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((output / f"end-{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_a_signal_to_one_machine_stops_all_and_all_go_on_from_the_firsts_checkpoint(
+        data: Path, tmp_path: Path) -> None:
+    whole = _machines(data, tmp_path / "whole", 6)
+    stopped = _machines(data, tmp_path / "parts", 6, stop=2)
+    assert [(end["step"], end["code"]) for end in stopped] == [(3, 128 + signal.SIGTERM)] * 2
+    assert not (tmp_path / "parts" / "1").exists()
+    assert _machines(data, tmp_path / "parts", 6) == whole
+    assert [end["step"] for end in whole] == [6, 6] and whole[0]["weights"] == whole[1]["weights"]
+
+
 def test_a_changed_config_does_not_continue_a_run_in_silence(data: Path, tmp_path: Path) -> None:
     train(data, tmp_path, stages=[{"steps": 1}])
     with pytest.raises(FlexIPError, match=r"started with seed 0, the config now says 5"):
         train(data, tmp_path, stages=[{"steps": 2}], seed=5)
+
+
+def test_a_run_goes_on_beside_the_same_encoders_and_on_the_same_data_only(tmp_path: Path) -> None:
+    data, run = pack(tmp_path / "data"), tmp_path / "run"
+    clip = config(data, run).clip
+    train(data, run, stages=[{"steps": 1}])
+    with safe_open(clip, "pt") as file:
+        metadata = file.metadata()
+    save_file({key: value + 0.01 for key, value in load_file(clip).items()}, tmp_path / "other.safetensors", metadata)
+    with pytest.raises(FlexIPError, match=r"started with clip .*, whose weights are not those of .*other.safetensors"):
+        train(data, run, stages=[{"steps": 2}], clip=str(tmp_path / "other.safetensors"))
+    pack(data, 3, 3, name="more")
+    with pytest.raises(FlexIPError, match=r"started on 12 groups of drawn, the data now are 12 .* 6 groups of more"):
+        train(data, run, stages=[{"steps": 2}])
 
 
 # Trouble

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import platform
 import tempfile
@@ -45,6 +44,7 @@ def run(options: argparse.Namespace) -> None:
         FlexIPError: an unknown part, a number out of its range, no ComfyUI for `comfyui`, a package that is missing.
     """
     from ..errors import FlexIPError
+    from ..extras import need
 
     unknown = sorted(set(options.parts) - set(PARTS))
     if unknown:
@@ -55,9 +55,8 @@ def run(options: argparse.Namespace) -> None:
     if set(parts) & set(COMPARISONS):
         _comparisons(options, parts)
     if {"training", "scale"} & set(parts):
-        for module in ("accelerate", "pyarrow", "tensorboard", "yaml"):
-            if importlib.util.find_spec(module) is None:
-                raise FlexIPError(f"this benchmark needs {module}: pip install 'comfyui-flexip[train]'")
+        need("this benchmark", {"accelerate": "accelerate", "pyarrow": "pyarrow", "tensorboard": "tensorboard",
+                                "yaml": "pyyaml"})
     if "training" in parts:
         _training(options)
     if "scale" in parts:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 from ..errors import FlexIPError
+from ..extras import need
 from .commands_encode import add_caption_and_cache
 
 REQUIRED = {"pyarrow": "pyarrow", "PIL": "pillow", "av": "av", "pycocotools": "pycocotools"}
@@ -69,14 +69,8 @@ def _add_pack(inner: Any) -> None:
     pack.set_defaults(run=_pack)
 
 
-def _require() -> None:
-    for module, package in REQUIRED.items():
-        if importlib.util.find_spec(module) is None:
-            raise FlexIPError(f"training data needs {package}: pip install 'comfyui-flexip[train]'")
-
-
 def _pack(options: argparse.Namespace) -> None:
-    _require()
+    need("training data", REQUIRED)
     from .layouts import Choice, find_layout
     from .pack import Options, pack
     from .video import VideoChoice
@@ -92,7 +86,7 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _validate(options: argparse.Namespace) -> None:
-    _require()
+    need("training data", REQUIRED)
     from .validate import validate
 
     check = validate(options.folder, options.quick)
@@ -105,7 +99,7 @@ def _validate(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    _require()
+    need("training data", REQUIRED)
     from .validate import show
 
     print(show(options.folder))

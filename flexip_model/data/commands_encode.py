@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 
-from ..errors import FlexIPError
+from ..extras import need
 
 
 def add_caption_and_cache(commands: argparse._SubParsersAction) -> None:
@@ -62,7 +61,7 @@ def _add_device(parser: argparse.ArgumentParser, dtypes: tuple[str, ...]) -> Non
 
 
 def _caption(options: argparse.Namespace) -> None:
-    _require()
+    need("training data", {"pyarrow": "pyarrow", "PIL": "pillow"})
     from .caption import CaptionTask, caption
 
     task = CaptionTask(options.folder, options.captioner, options.model, options.captions, options.download,
@@ -76,15 +75,9 @@ def _caption(options: argparse.Namespace) -> None:
 
 
 def _cache(options: argparse.Namespace) -> None:
-    _require()
+    need("training data", {"pyarrow": "pyarrow", "PIL": "pillow"})
     from .encode import CacheTask, make_caches
 
     task = CacheTask(options.folder, options.vae, options.clip, options.dino, options.size, options.crop,
                      options.flips, options.batch, options.device, options.dtype, options.threads)
     make_caches(task, options.processes)
-
-
-def _require() -> None:
-    for module, package in {"pyarrow": "pyarrow", "PIL": "pillow"}.items():
-        if importlib.util.find_spec(module) is None:
-            raise FlexIPError(f"training data needs {package}: pip install 'comfyui-flexip[train]'")

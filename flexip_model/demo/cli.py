@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import FlexIPError
+from ..extras import need
 from .parallel import run
 from .recipe import ADAPTER_STEPS, PICTURES, PLANS, SEED
 
@@ -38,11 +39,9 @@ def _steps() -> dict[str, int]:
 
 
 def _run(options: argparse.Namespace) -> None:
-    _require("PIL", "pillow")
-    _require("resvg_py", "resvg-py")
+    need("making the model", {"PIL": "pillow", "resvg_py": "resvg-py"})
     if options.stage in ("make", "evaluate", "check"):
-        for module in ("matplotlib", "scipy", "torchvision"):
-            _require(module, module, "eval")
+        need("measuring the model", {name: name for name in ("matplotlib", "scipy", "torchvision")}, "eval")
     import torch
 
     from .measure import check, evaluate
@@ -71,10 +70,3 @@ def _run(options: argparse.Namespace) -> None:
             check(workshop.out, workshop.work, options.processes, options.subjects)
         else:
             run(getattr(workshop, stage), trainers, seed=SEED)
-
-
-def _require(module: str, package: str, extra: str = "train") -> None:
-    import importlib.util
-
-    if importlib.util.find_spec(module) is None:
-        raise FlexIPError(f"this needs {package}: pip install 'comfyui-flexip[{extra}]'")

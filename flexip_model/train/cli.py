@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FlexIPError
+from ..extras import need
 
 if TYPE_CHECKING:
     from ..config import FlexIPConfig
@@ -55,11 +55,9 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    need("training", NEEDED)
     import yaml
 
-    for module, package in NEEDED.items():
-        if importlib.util.find_spec(module) is None:
-            raise FlexIPError(f"training needs {package}: pip install 'comfyui-flexip[train]'")
     from .configfile import load_config
     from .trainer import Trainer
 
@@ -68,7 +66,11 @@ def _train(options: argparse.Namespace) -> None:
         key, found, value = text.partition("=")
         if not found:
             raise FlexIPError(f"--set {text} lacks a value; write --set KEY=VALUE")
-        overrides[key] = yaml.safe_load(value)
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise FlexIPError(f"--set {text}: the value is not YAML ({' '.join(str(error).split())}); put text with a "
+                              "colon or brackets in quotes") from error
     trainer = Trainer(load_config(options.config, overrides))
     trainer.run()
     if trainer.first:

@@ -132,7 +132,7 @@ class TrainConfig:
         if not self.data or not self.stages:
             raise FlexIPError("the config names no data folder or no stage; give at least one of each")
         whole = {"size": self.size, "batch": self.batch, "accumulation": self.accumulation, "keep": self.keep,
-                 "save_every": self.save_every, "log_every": self.log_every,
+                 "save_every": self.save_every, "log_every": self.log_every, "preview_steps": self.preview_steps,
                  **{f"stages[{i}].steps": s.steps for i, s in enumerate(self.stages)}}
         for name, value in whole.items():
             if value < 1:
@@ -182,8 +182,6 @@ class TrainConfig:
         unknown = set(values) - {f.name for f in fields(FlexIPConfig)} | ({"dial"} & set(values))
         if unknown:
             raise FlexIPError(f"the config's adapter has no field {', '.join(sorted(unknown))}")
-        if isinstance(values.get("channels"), list):
-            values["channels"] = tuple(values["channels"])
         return FlexIPConfig(**values)
 
 

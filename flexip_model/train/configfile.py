@@ -7,6 +7,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from ..config import FlexIPConfig
 from ..errors import FlexIPError
 from .config import TrainConfig
 
@@ -28,6 +29,8 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Tr
         *outer, last = key.split(".")
         for name in outer:
             place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise FlexIPError(f"{key} cannot be set: {name} is {place!r}, which has no keys; set {name} as a whole")
         place[last] = value
     return _build(TrainConfig, values, str(path))
 
@@ -120,7 +123,8 @@ def _cast(wanted: Any, value: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise FlexIPError(f"{where} is {value!r}; expected `key: value` lines")
-        return value
+        known = get_type_hints(FlexIPConfig)  # the config's only table is the adapter's; it names what it does not know
+        return {k: _cast(known[k], v, f"{where}.{k}") if k in known else v for k, v in value.items()}
     if wanted is float and isinstance(value, str):
         # YAML reads 1e-4 as text: its numbers need a point.
         try:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..data.cache import Manifest, latents_manifest
 from ..encoders import ClipEncoder, DinoEncoder, Encoders, load_clip, load_dino
+from ..encoders.weights import weights_hash
 from ..errors import FlexIPError
 from .config import TrainConfig
 
@@ -83,6 +84,13 @@ class Frozen:
         """Names and hashes of the encoders, as the adapter file holds them."""
         return {"clip": {"name": self.clip.name, "hash": self.clip.weights_hash},
                 "retrieval": {"name": self.dino.name, "hash": self.dino.weights_hash}}
+
+    def identities(self) -> dict[str, str]:
+        """Hashes of the weights by the config's key that names them; of the weights as they were loaded, before a
+        cast."""
+        parts = {f"{name}.{key}": value for name in ("unet", "vae", "text_encoder")
+                 for key, value in getattr(self, name).state_dict().items()}
+        return {"base": weights_hash(parts), "clip": self.clip.weights_hash, "dino": self.dino.weights_hash}
 
 
 def load_frozen(config: TrainConfig) -> Frozen:

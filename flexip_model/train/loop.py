@@ -77,7 +77,7 @@ class Loop(Generic[Trained]):
                                            fused=True)
         self.ema = EMAModel(trained.parameters(), decay=pace.ema)
         self.step, self.skipped, self.bad = 0, 0, 0
-        self._stopped_by = 0
+        self._signal, self._stopped_by, self._saved = 0, 0, -1
 
     def work(self) -> None:
         """Train to the end, by calls of `until`."""
@@ -119,7 +119,7 @@ class Loop(Generic[Trained]):
 
     @property
     def stopped(self) -> bool:
-        """Whether a signal asked the run to end."""
+        """Whether a signal to any process asked the run to end; the same in all of them."""
         return bool(self._stopped_by)
 
     @property
@@ -150,10 +150,10 @@ class Loop(Generic[Trained]):
         try:
             with _signals(self._stop):
                 self.work()
-            if self.step not in state.list_steps(self.checkpoints):
+            if self._saved != self.step:
                 self.save()
-            if self._stopped_by:
-                self.say(f"stopped by signal {self._stopped_by} at step {self.step}; "
+            if self.stopped:
+                self.say(f"stopped by signal {int(self._stopped_by)} at step {self.step}; "
                          "the same command goes on from there")
                 raise SystemExit(128 + self._stopped_by)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -171,9 +171,12 @@ class Loop(Generic[Trained]):
     def until(self, end: int, batches: Iterator[Any]) -> None:
         """Take steps until `end` or a signal."""
         c = self.pace
-        while self.step < end and not self._stopped_by:
+        while self.step < end and not self.stopped:
             self._update(batches)
-            if self.agree(self._stopped_by) or self.step % c.save_every == 0:
+            # A signal that comes after this counts after the next step: a process that left alone would hang the rest.
+            if self.agree(self._signal):
+                self._stopped_by = self._signal or signal.SIGTERM
+            if self.stopped or self.step % c.save_every == 0:
                 self.save()
             if self.step % c.log_every == 0 or self.step == c.steps:
                 self.log()
@@ -216,7 +219,7 @@ class Loop(Generic[Trained]):
         return int(self.accelerator.reduce(torch.tensor(value, device=self.accelerator.device)))
 
     def _stop(self, number: int, _frame: Any) -> None:
-        self._stopped_by = number
+        self._signal = number
 
     def save(self) -> None:
         """Write a checkpoint (the first process does)."""
@@ -228,15 +231,17 @@ class Loop(Generic[Trained]):
             parts = {"weights": weights, "optimizer": moments, "ema": averages}
             info = {"skipped": self.skipped, "ema_steps": self.ema.optimization_step, **self.info()}
             state.save(self.checkpoints, self.step, parts, info, self.pace.keep)
+        self._saved = self.step
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
+        from accelerate.utils import broadcast_object_list
+
         found, complaints = state.load_newest(self.checkpoints) if self.first else (None, [])
         for complaint in complaints:
             print(complaint, flush=True)
-        self.accelerator.wait_for_everyone()
-        if not self.first:
-            found, _ = state.load_newest(self.checkpoints)
+        # Processes on other machines need not see the first one's folder.
+        [found] = broadcast_object_list([found])
         if found is not None:
             self.restore(found)
 
@@ -249,13 +254,15 @@ class Loop(Generic[Trained]):
                 for key, value in found.parts["optimizer"].items():
                     owner, slot = key.rsplit("|", 1)
                     if owner == name:
-                        slots[slot] = value if slot == "step" else value.to(parameter.device)
+                        # The step too: a card's fused AdamW wants all of its state there.
+                        slots[slot] = value.to(parameter.device)
                 if slots:
                     self.optimizer.state[parameter] = slots
             for shadow, (name, _) in zip(self.ema.shadow_params, self.trained.named_parameters(), strict=True):
                 shadow.copy_(found.parts["ema"][name])
         self.ema.optimization_step = int(found.info["ema_steps"])
         self.step, self.skipped = found.step, int(found.info["skipped"])
+        self._saved = self.step
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[Trained]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ class Trainer(Loop[FlexIPAdapter]):
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.frozen: Frozen = load_frozen(config)
+        self.beside = self.frozen.identities()
         adapter = begin(config, self.frozen)
         if config.gradient_checkpointing:
             self.frozen.unet.train()
@@ -70,7 +72,11 @@ class Trainer(Loop[FlexIPAdapter]):
         for number, stage in enumerate(self.config.stages):
             if self.step < begun + stage.steps:
                 samples = open_samples(self.config, self.frozen, number, self.world)
-                self.about["data"] = samples.groups.describe()
+                data = samples.groups.describe()
+                if begun < self.step and data != self.about["data"]:
+                    raise FlexIPError(f"the run in {self.folder} was started on {_in_words(self.about['data'])}, the "
+                                      f"data now are {_in_words(data)}; put them back, or name another output folder")
+                self.about["data"] = data
                 self.watch.samples(samples)
                 self._stage(samples, begun, stage.steps)
             begun += stage.steps
@@ -131,28 +137,36 @@ class Trainer(Loop[FlexIPAdapter]):
 
     def info(self) -> dict[str, Any]:
         return {"seen": self.seen, "unreadable": self.unreadable, "world": self.world, "config": to_dict(self.config),
-                "adapter": self.adapter.config.to_json(), "about": self.about}
+                "adapter": self.adapter.config.to_json(), "about": self.about, "beside": self.beside}
 
     def restore(self, found: state.Checkpoint) -> None:
         """Go on from a checkpoint.
 
         Raises:
-            FlexIPError: it belongs to an adapter of other sizes, or its run drew its samples otherwise.
+            FlexIPError: it belongs to an adapter of other sizes, to another base or encoder, or its run drew its
+                samples otherwise.
         """
-        saved = found.info["config"]
+        saved, now = found.info["config"], json.loads(json.dumps(to_dict(self.config)))
         for key in ("seed", "batch", "accumulation", "image_share", "adapter", "size"):
-            if saved[key] != to_dict(self.config)[key]:
-                raise FlexIPError(
-                    f"the run in {self.folder} was started with {key} {saved[key]}, the config now says "
-                    f"{to_dict(self.config)[key]}; put it back, or name another output folder"
-                )
+            if saved[key] != now[key]:
+                raise FlexIPError(f"the run in {self.folder} was started with {key} {saved[key]}, the config now says "
+                                  f"{now[key]}; put it back, or name another output folder")
+        for key, digest in found.info.get("beside", {}).items():
+            if self.beside[key] != digest:
+                raise FlexIPError(f"the run in {self.folder} was started with {key} {saved[key]}, whose weights are "
+                                  f"not those of {now[key]} now; put it back, or name another output folder")
         if found.info["world"] != self.world:
             raise FlexIPError(f"the run in {self.folder} was started on {found.info['world']} devices, now there are "
                               f"{self.world}; start it on as many, or name another output folder")
         super().restore(found)
         self.seen, self.unreadable = int(found.info["seen"]), int(found.info["unreadable"])
+        self.about["data"] = found.info["about"]["data"]
 
     def export(self) -> Path:
         """Write the newest checkpoint's averaged weights as an adapter file with its card; returns the file."""
         found = state.load(self.checkpoints, state.list_steps(self.checkpoints)[-1])
         return result.write(self.folder, found, self.config, self.adapter.config, found.info["about"])
+
+
+def _in_words(data: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{entry['groups']} groups of {entry['name']}" for entry in data) or "no groups"

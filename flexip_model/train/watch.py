@@ -50,8 +50,9 @@ class Watch:
 
     def errors(self, errors: Tensor, variant: Tensor) -> None:
         """Losses per sample, and which samples are variants."""
+        errors, variant = errors.cpu().double(), variant.cpu()
         for kind, chosen in enumerate((~variant, variant)):
-            self._errors[kind] += torch.stack([errors[chosen].double().sum(), chosen.sum().double()]).cpu()
+            self._errors[kind] += torch.stack([errors[chosen].sum(), chosen.sum()])
 
     def gradients(self, norm: float, branches: dict[str, float]) -> None:
         self._steps += 1
