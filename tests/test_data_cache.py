@@ -93,7 +93,7 @@ def test_the_shipped_models_cache_is_what_encoding_at_once_gives(data: Path) -> 
     make_caches(CacheTask(data, str(DEMO), str(clip_file), str(dino_file), size=128, flips=True, batch=8, device="cpu"))
     dataset, readers = Dataset.open(data), readers_of(data)
     vae, clip, dino = load_vae(DEMO / "vae"), load_clip(clip_file).float(), load_dino(dino_file).float()
-    frames = frames_of(data)
+    frames, padded = frames_of(data), 0
     for frame, masked, boxed in ((frames[0], True, False), (frames[1], False, True), (frames[5], False, False)):
         assert (frame.mask_bytes is not None, frame.box is not None) == (masked, boxed)
         assert sorted(frame.caches) == sorted(reader.key for reader in readers.values())
@@ -113,9 +113,11 @@ def test_the_shipped_models_cache_is_what_encoding_at_once_gives(data: Path) -> 
                     seen = normalize(shown.pixels.flip(-1) if flip else shown.pixels, encoder.mean, encoder.std)
                     wanted = clip(seen).cls if kind == "clip" else dino(seen)
                     assert near(readers[kind].get(frame, white, flip), wanted[0])
-                if white:
-                    subject = shown.subject.flip(-1) if flip else shown.subject
-                    assert torch.equal(readers["dino"].keep(frame, flip), keep_patches(subject, dino.patch)[0])
+                subject = shown.subject.flip(-1) if flip and shown.subject is not None else shown.subject
+                wanted, kept = keep_patches(subject, dino.patch), readers["dino"].keep(frame, white, flip)
+                assert torch.equal(kept, wanted[0]) if wanted is not None else kept is None
+                padded += wanted is not None and not white
+    assert padded
 
 
 def test_latents_keep_the_subject_that_stands_at_the_side() -> None:
@@ -141,14 +143,14 @@ def test_a_changed_crop_needs_a_new_version() -> None:
     shown = prepare(picture, 28, torch.from_numpy(np.asarray(mask, np.float32) / 255)[None], "pad").pixels.double()
     weights = torch.linspace(0, 1, 3 * 28 * 28, dtype=torch.float64)
     found = [float((cut.flatten() * weights[: cut.numel()]).sum()), float((shown.flatten() * weights).sum())]
-    assert (caches.crops.VERSION, caches.REFERENCE_VERSION) == (1, 1)
+    assert (caches.crops.VERSION, caches.REFERENCE_VERSION) == (1, 2)
     assert found == pytest.approx([0.4521, 1102.981], abs=0.01)
 
 
 def test_two_processes_make_what_one_makes(task: CacheTask, tmp_path: Path) -> None:
     make_caches(task)
     wanted = values_of(task.folder)
-    assert len(wanted) == 8 * 3 + 2 * 4  # of two masks: white for CLIP and DINO, two selections of patches
+    assert len(wanted) == 8 * 3 + 2 * 3  # of two masks: white for CLIP and DINO, a selection of patches
     other = write_folder(tmp_path / "other")
     command = [sys.executable, "-m", "flexip_model", "data", "cache", str(other), "--vae", task.vae, "--clip",
                task.clip, "--dino", task.dino, "--size", "32", "--batch", "2", "--device", "cpu", "--processes", "2"]
@@ -286,7 +288,7 @@ def test_a_stale_cache_is_noticed_and_told_what_differs(task: CacheTask, tiny_fo
         (latents_manifest(other, 64), r"another VAE .* and another size"),
         (replace(clip_manifest(load_clip(task.clip)), flips=True), "no mirrored pictures, which are asked for now"),
         (clip_manifest(clip), r"another CLIP encoder \(weights \w+, now 0123456789abcdef\)"),
-        (replace(clip_manifest(load_clip(task.clip)), crop="center"), r"another crop \(pad 1, now center 1\)"),
+        (replace(clip_manifest(load_clip(task.clip)), crop="center"), r"another crop \(pad 2, now center 2\)"),
     ):
         with pytest.raises(FlexIPError, match=message):
             check_cache(task.folder, wanted)

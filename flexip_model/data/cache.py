@@ -2,7 +2,8 @@
 
 A cache lies in `caches/KEY/`: `manifest.json`, and for each shard NAME-000000.tar a `NAME-000000.safetensors`, whose
 tensors are named by frame: `FRAME_ID`, and variants of it `FRAME_ID:flip`, `FRAME_ID:white`, `FRAME_ID:white-flip`; a
-DINO cache has `FRAME_ID:white-keep` too, the patches that lie on the subject. A frame that could not be read is absent.
+DINO cache has `FRAME_ID:keep`, `FRAME_ID:white-keep` and so on too, the patches that lie on picture and subject, where
+these are not all. A frame that could not be read is absent.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from .format import Frame
 
 KINDS = {"latents": "VAE latents", "clip": "CLIP [CLS] embeddings", "dino": "DINO patch features"}
-REFERENCE_VERSION = 1
-"""Of `preprocess.prepare` as references pass through it; raise it when its pictures change."""
+REFERENCE_VERSION = 2
+"""Of what a cache holds of references, as `preprocess.prepare` makes them; raise it when that changes."""
 OPEN_FILES = 64
 MANIFEST = "manifest.json"
 
@@ -203,9 +204,12 @@ class CacheReader:
         value = self._read(frame, "-".join(["white"] * white + ["flip"] * flip))
         return None if value is None else value.float()
 
-    def keep(self, frame: Frame, flip: bool = False) -> Tensor | None:
-        """Of a DINO cache: the patches of `get(frame, white=True, flip)` that lie on the subject, (M,) bool."""
-        value = self._read(frame, "white-flip-keep" if flip else "white-keep")
+    def keep(self, frame: Frame, white: bool = False, flip: bool = False) -> Tensor | None:
+        """Of a DINO cache: which patches of `get(frame, white, flip)` to read, (M,) bool, in row order; None for all.
+
+        Padding is left out, and what is not the subject where `white` says so.
+        """
+        value = self._read(frame, "-".join(["white"] * white + ["flip"] * flip + ["keep"]))
         return None if value is None else value.bool()
 
     def _read(self, frame: Frame, variant: str) -> Tensor | None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from ..encoders import ClipEncoder, DinoEncoder, load_clip, load_dino
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
     from .format import Frame
 
-VARIANTS = ("", "white", "flip", "white-flip", "white-keep", "white-flip-keep")
+VARIANTS = ("", "white", "flip", "white-flip", "keep", "white-keep", "flip-keep", "white-flip-keep")
 
 
 class Views(NamedTuple):
@@ -99,12 +98,12 @@ class ReferenceMaker:
         size = self.encoder.image_size
         # Without a mask there is no subject to crop to, so training falls back to the whole picture.
         plain = prepare(picture, size, None, "pad" if self.crop == "subject" else self.crop)
-        pixels, kept, complaint = {"": plain.pixels[0]}, dict[str, Tensor](), ""
+        pixels, kept, complaint = {"": plain.pixels[0]}, self._keep("", plain.subject), ""
         try:
             if mask is not None:
                 seen = prepare(picture, size, mask[None], self.crop)
                 pixels["white"] = seen.pixels[0]
-                kept = self._keep(seen.subject)
+                kept |= self._keep("white", seen.subject)
         except FlexIPError as error:
             complaint = str(error)
         if self.manifest.flips:
@@ -112,13 +111,14 @@ class ReferenceMaker:
         ready = {name: normalize(value, self.encoder.mean, self.encoder.std) for name, value in pixels.items()}
         return Views(ready, kept, complaint)
 
-    def _keep(self, subject: Tensor | None) -> dict[str, Tensor]:
-        if not isinstance(self.encoder, DinoEncoder):
+    def _keep(self, variant: str, subject: Tensor | None) -> dict[str, Tensor]:
+        keep = keep_patches(subject, self.encoder.patch)
+        if keep is None or not isinstance(self.encoder, DinoEncoder):
             return {}
         side = self.encoder.image_size // self.encoder.patch
-        keep = keep_patches(subject, self.encoder.patch)
-        grid = torch.ones(side, side, dtype=torch.uint8) if keep is None else keep[0].byte().view(side, side)
-        return {"white-keep": grid.flatten(), "white-flip-keep": grid.flip(-1).flatten()}
+        grid = keep[0].byte().view(side, side)
+        kept = {"keep": grid.flatten()} | ({"flip-keep": grid.flip(-1).flatten()} if self.manifest.flips else {})
+        return {f"{variant}-{name}".lstrip("-"): value for name, value in kept.items()}
 
     def encode(self, pixels: Tensor) -> Tensor:
         found = self.encoder(pixels)

@@ -54,7 +54,9 @@ def sweep(preview: Preview, number: int, frozen: Frozen, adapter: FlexIPAdapter,
         crop = config.references.crop.replace("subject", "pad")
         seen = frozen.encoders.encode([preview.references[number]], crop=crop)
         cls, patches = seen.cls.to(device), seen.patches.to(device)
-        features = ReferenceFeatures(*(torch.cat([f, torch.zeros_like(f)]) for f in (cls, patches)))
+        keep = None if seen.keep is None else torch.cat([seen.keep, torch.ones_like(seen.keep)]).to(device)
+        features = ReferenceFeatures(torch.cat([cls, torch.zeros_like(cls)]),
+                                     torch.cat([patches, torch.zeros_like(patches)]), keep)
         ids = frozen.tokenizer([preview.prompts[number], ""], padding="max_length", truncation=True, max_length=77,
                                return_tensors="pt").input_ids
         text = frozen.read(ids).float()

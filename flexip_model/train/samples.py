@@ -94,7 +94,7 @@ class SampleSet(TorchDataset):
             if cached is not None:
                 found[name] = cached
         side = self.dino_size // self.dino_patch
-        keep = subject.caches["dino"].keep(frame, flip) if white and "patches" in found else None
+        keep = subject.caches["dino"].keep(frame, white, flip) if "patches" in found else None
         if len(found) < 2:
             mask = subject.mask(frame) if white else None
             crop = "pad" if mask is None and self.config.references.crop == "subject" else self.config.references.crop
@@ -103,7 +103,7 @@ class SampleSet(TorchDataset):
             for raw, size in (sizes[name] for name in sizes if name not in found):
                 seen = prepare(picture, size, None if mask is None else mask[None], crop)
                 found[raw] = seen.pixels[0].flip(-1) if flip else seen.pixels[0]
-                if raw == "dino_pixels" and mask is not None:
+                if raw == "dino_pixels":
                     kept = keep_patches(seen.subject, self.dino_patch)
                     grid = None if kept is None else kept[0].unflatten(0, (side, side))
                     keep = None if grid is None else (grid.flip(-1) if flip else grid).flatten()
