@@ -163,9 +163,13 @@ def _info(path: Path, header: Header) -> AdapterInfo:
         training = json.loads(header.metadata["flexip.training"])
         encoders = json.loads(header.metadata.get("flexip.encoders", "{}"))
         trained = training["trained"]
+        if not isinstance(trained, bool):
+            raise ValueError(f"trained is {trained!r}; expected true or false")
+        if not all(isinstance(text, str) for entry in encoders.values() for text in entry.values()):
+            raise ValueError("names and hashes of the encoders are not text")
     except FlexIPError as error:
         raise FlexIPError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FlexIPError(f"{path} has a damaged FlexIP header ({error}); get the file again") from error
     _check_keys(path, {key: entry.shape for key, entry in header.tensors.items()}, config)
     wrong = sorted(key for key, entry in header.tensors.items() if entry.dtype not in FLOAT_DTYPES)
@@ -173,7 +177,7 @@ def _info(path: Path, header: Header) -> AdapterInfo:
         raise FlexIPError(
             f"{path}: {wrong[0]} is {header.tensors[wrong[0]].dtype}, expected one of {', '.join(FLOAT_DTYPES)}"
         )
-    return AdapterInfo(config, bool(trained), training, encoders, header.metadata)
+    return AdapterInfo(config, trained, training, encoders, header.metadata)
 
 
 def _check_keys(path: Path, found: Mapping[str, tuple[int, ...]], config: FlexIPConfig) -> None:

@@ -9,6 +9,8 @@ from itertools import pairwise
 from .errors import FlexIPError
 
 KINDS = ("flexip", "ip-adapter", "ip-adapter-plus")
+MAX_DEPTH, MAX_SIZE = 64, 65536
+"""Far above any adapter (our choice): a damaged file must not ask for a million layers before its keys are compared."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,19 @@ class FlexIPConfig:
             value = getattr(self, field.name)
             if field.type == "int" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise FlexIPError(f"{field.name} is {value!r}; expected a whole number of at least 1")
+            largest = MAX_DEPTH if field.name == "depth" else MAX_SIZE
+            if field.type == "int" and value > largest:
+                raise FlexIPError(f"{field.name} is {value}; expected at most {largest}")
+            if field.type == "float" and (not isinstance(value, (int, float)) or isinstance(value, bool)):
+                raise FlexIPError(f"{field.name} is {value!r}; expected a number")
+            if field.type == "bool" and not isinstance(value, bool):
+                raise FlexIPError(f"{field.name} is {value!r}; expected true or false")
         for name in ("alpha", "beta"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise FlexIPError(f"{name} is {getattr(self, name)!r}; expected a number from 0 to 1 (Eq. 5)")
         if self.dial and (self.dial[0] != 0 or self.dial[-1] != 1 or not all(a <= b for a, b in pairwise(self.dial))):
             raise FlexIPError(f"dial is {self.dial!r}; expected numbers that rise from 0 to 1")
-        if len(self.channels) != 4 or any(not isinstance(c, int) or c < 1 for c in self.channels):
+        if len(self.channels) != 4 or any(not isinstance(c, int) or not 1 <= c <= MAX_SIZE for c in self.channels):
             raise FlexIPError(f"channels is {self.channels!r}; expected four widths, one per level of the UNet")
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +17,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..flexip_model.adapter import ReferenceFeatures
-from ..flexip_model.encoders import check_encoders
+from ..flexip_model.encoders import check_encoders, other_weights
 from ..flexip_model.errors import FlexIPError
 from ..flexip_model.preprocess import CROPS
 from .wires import Embeds, FlexIPAdapterType, FlexIPEmbeds, FlexIPEncoders, LoadedAdapter, LoadedEncoders
@@ -179,7 +180,8 @@ class FlexIPEncodeReference(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White where the subject is: the background turns white and its patches are dropped.",
+                    tooltip="White where the subject is: the background turns white and its patches are dropped. "
+                    "Load Image gives the transparent part of a picture: invert that.",
                 ),
             ],
             outputs=[
@@ -207,7 +209,10 @@ class FlexIPEncodeReference(io.ComfyNode):
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
         config = adapter.adapter.config
-        check_encoders(config, encoders.encoders.clip, encoders.encoders.dino)
+        clip, dino = encoders.encoders.clip, encoders.encoders.dino
+        check_encoders(config, clip, dino)
+        for sentence in other_weights(adapter.info.encoders, clip, dino):
+            logging.warning("FlexIP: %s: %s", adapter.name, sentence)
         seen = encoders.encoders.preview(image, mask, crop)
         features, null = encode_features(encoders, image, mask, crop, config.kind)
         embeds = embed(adapter, features, null)

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -117,7 +118,13 @@ def test_wrong_tensors_are_named(saved, change, message):
         ({"format_version": "2"}, "format version 2, this pack reads version 1"),
         ({"config": "{"}, "config is not JSON"),
         ({"config": json.dumps({"width": 64})}, "lacks"),
+        ({"config": json.dumps(asdict(FlexIPConfig()) | {"depth": 10**6})}, "depth is 1000000; expected at most"),
+        ({"config": json.dumps(asdict(FlexIPConfig()) | {"width": 10**9})}, "width is 1000000000; expected at most"),
+        ({"config": json.dumps(asdict(FlexIPConfig()) | {"alpha": "0.9"})}, "alpha is '0.9'; expected a number"),
         ({"training": "[]"}, "damaged FlexIP header"),
+        ({"training": '{"trained": "false"}'}, "trained is 'false'; expected true or false"),
+        ({"encoders": "[]"}, "damaged FlexIP header"),
+        ({"encoders": '{"clip": {"name": 3}}'}, "names and hashes of the encoders are not text"),
     ],
 )
 def test_wrong_metadata_is_named(saved, metadata, message):

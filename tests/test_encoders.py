@@ -409,6 +409,7 @@ def test_right_model_with_wrong_content_is_refused(clip_models, dino_model, tmp_
         "damaged metadata": {"family": "open_clip"},
         "out of range": CLIP_SPEC | {"std": [0.0, 1.0, 1.0]},
         "refuses": CLIP_SPEC | {"config": CLIP | {"depth": 3}},
+        "layers is 1000000, expected at most": CLIP_SPEC | {"config": CLIP | {"layers": 10**6}},
     }
     for text, spec in metadata.items():
         with pytest.raises(FlexIPError) as error:
@@ -416,6 +417,8 @@ def test_right_model_with_wrong_content_is_refused(clip_models, dino_model, tmp_
         assert text in str(error.value)
     with pytest.raises(FlexIPError, match="Dinov2Config refuses"):
         load_dino(save(path, dino, DINO_SPEC | {"config": DINO | {"hidden_size": "wide"}}))
+    with pytest.raises(FlexIPError, match="num_hidden_layers is 1000000, expected at most"):
+        load_dino(save(path, dino, DINO_SPEC | {"config": DINO | {"num_hidden_layers": 10**6}}))
 
 
 def test_mutated_files_load_or_are_refused(clip_models, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The nodes as their user meets them: frozen names, messages, what each gives."""
 
+import dataclasses
 import importlib
 import json
 import math
@@ -293,6 +294,21 @@ def test_encoders_that_do_not_fit_are_refused(nodes, demo, rig):
     other = rig.with_tensors(wide.state_dict(), wide.config).adapter
     with pytest.raises(ValueError, match="load the encoders that the adapter was trained with"):
         nodes["FlexIPEncodeReference"].execute(encoders, other, example, prompt(clip, "x"), prompt(clip, ""), "center")
+
+
+def test_other_weights_of_the_right_sizes_are_told(nodes, demo, caplog):
+    _, clip, _, encoders, adapter, example = demo
+
+    def encode(info):
+        other = dataclasses.replace(adapter, info=info)
+        caplog.clear()
+        nodes["FlexIPEncodeReference"].execute(encoders, other, example, prompt(clip, "x"), prompt(clip, ""), "center")
+        return [record.message for record in caplog.records if "weights of the encoder" in record.message]
+
+    assert encode(adapter.info) == []
+    told = encode(dataclasses.replace(adapter.info, encoders={
+        "clip": {"name": "another CLIP", "hash": "0123456789abcdef"}, "retrieval": {"name": "unknown", "hash": ""}}))
+    assert len(told) == 1 and "another CLIP (0123456789abcdef)" in told[0]
 
 
 def test_a_missing_file_is_named_with_its_source_and_folder(nodes, comfy_base):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -114,6 +116,25 @@ def check_encoders(config: FlexIPConfig, clip: ClipEncoder, dino: DinoEncoder | 
                 f"the {what} of the encoder {name} are {found} wide and the adapter ({config.kind}) reads {wanted}; "
                 "load the encoders that the adapter was trained with"
             )
+
+
+def other_weights(made_for: Mapping[str, Mapping[str, str]], clip: ClipEncoder,
+                  dino: DinoEncoder | None) -> list[str]:
+    """A sentence for each encoder whose weights are not those that an adapter's file names.
+
+    A warning, not an error: the same weights rounded to another dtype have another hash too.
+
+    Args:
+        made_for: `AdapterInfo.encoders`; where a hash is missing or empty nothing is said.
+    """
+    found = []
+    for role, encoder in (("clip", clip), ("retrieval", dino)):
+        entry = made_for.get(role, {})
+        if encoder is not None and entry.get("hash") and entry["hash"] != encoder.weights_hash:
+            found.append(f"the weights of the encoder {encoder.name} ({encoder.weights_hash}) are not those that the "
+                         f"adapter was trained with, {entry.get('name', role)} ({entry['hash']}); unless they are the "
+                         "same in another precision, load those: with others the pictures mean little")
+    return found
 
 
 def _input(pixels: Tensor, encoder: ClipEncoder | DinoEncoder, raw: bool = False) -> Tensor:

@@ -20,6 +20,8 @@ from .formats import Parts
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 METADATA_KEY = "flexip.encoder"
 HASH_SAMPLES = 64
+MAX_LAYERS, MAX_SIZE = 96, 65536
+"""Far above any encoder (our choice): a damaged file must not ask for a million layers before its keys are compared."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,12 @@ def own_spec(path: Path, header: Header, family: str) -> Spec | None:
         )
     if len(spec.mean) != 3 or len(spec.std) != 3 or spec.image_size < 1 or min(spec.std) <= 0:
         raise FlexIPError(f"{path} has damaged metadata {METADATA_KEY}: image size, mean or std out of range")
+    for name, size in {"image_size": spec.image_size, **spec.config}.items():
+        largest = MAX_LAYERS if "layers" in name else MAX_SIZE
+        if isinstance(size, (int, float)) and size > largest:
+            raise FlexIPError(
+                f"{path} has damaged metadata {METADATA_KEY}: {name} is {size}, expected at most {largest}"
+            )
     return spec
 
 
