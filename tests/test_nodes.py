@@ -80,20 +80,30 @@ def test_every_input_and_output_is_explained_and_every_node_has_its_page(pack, n
             assert given.id in page, f"the page of {name} does not name {given.id}"
 
 
-def test_importing_the_pack_loads_no_encoder_library(comfy):
+def test_importing_the_pack_loads_no_encoder_library_and_touches_neither_disk_nor_network(comfy):
     script = f"""
-import importlib.util, sys
+import importlib.util, os, sys
 sys.argv = ["main.py", "--cpu"]
 sys.path.insert(0, {os.environ["COMFYUI_PATH"]!r})
 import comfy.options; comfy.options.enable_args_parsing()
 import nodes
 before = set(sys.modules)
+touched = []
+CHANGES = {{"socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec", "os.mkdir", "os.rename",
+           "os.remove", "os.rmdir", "shutil.rmtree", "shutil.move"}}
+def told(event, args):
+    writes = event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    if writes or event in CHANGES:
+        touched.append((event, *map(str, args)))
+sys.dont_write_bytecode = True
+sys.addaudithook(told)
 spec = importlib.util.spec_from_file_location("a_pack", {str(ROOT / "__init__.py")!r})
 module = importlib.util.module_from_spec(spec)
 sys.modules["a_pack"] = module
 spec.loader.exec_module(module)
 heavy = {{"open_clip", "diffusers", "timm", "torchvision", "accelerate"}} & (set(sys.modules) - before)
 assert not heavy, heavy
+assert not touched, touched
 assert len(module.NODE_CLASS_MAPPINGS) == {len(FROZEN)}
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parent)
