@@ -96,12 +96,15 @@ def test_a_compiled_model_gives_what_the_plain_one_gives_at_every_gamma(rig):
     """With the node TorchCompileModel's own helper; the backend `eager` traces as all do, and needs no C++ compiler."""
     compiled = importlib.import_module("comfy_api.torch_helpers").set_torch_compile_wrapper
     conds = rig.encode(*rig.prompts())
+    counters = importlib.import_module("torch._dynamo.utils").counters
+    counters.clear()
     for gammas in ([0.0, 0.5, 1.0], [0.2, 0.7, 1.0]):
         plain = rig.apply(gammas)
         traced = plain.clone()
         compiled(model=traced, backend="eager")
         wanted = sample(rig, plain, conds, batch=3)
         assert (sample(rig, traced, conds, batch=3) - wanted).abs().max() <= 1e-5
+    assert counters["stats"]["unique_graphs"] > 0
     assert (wanted - sample(rig, rig.model, conds, batch=3)).abs().max() > 1e-2
 
 

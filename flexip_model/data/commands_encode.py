@@ -8,6 +8,8 @@ from pathlib import Path
 
 from ..extras import need
 
+REQUIRED = {"pyarrow": "pyarrow", "PIL": "pillow"}
+
 
 def add_caption_and_cache(commands: argparse._SubParsersAction) -> None:
     """Add both subcommands to those of `python -m flexip_model data`."""
@@ -61,7 +63,7 @@ def _add_device(parser: argparse.ArgumentParser, dtypes: tuple[str, ...]) -> Non
 
 
 def _caption(options: argparse.Namespace) -> None:
-    need("training data", {"pyarrow": "pyarrow", "PIL": "pillow"})
+    need("training data", REQUIRED)
     from .caption import CaptionTask, caption
 
     task = CaptionTask(options.folder, options.captioner, options.model, options.captions, options.download,
@@ -75,7 +77,7 @@ def _caption(options: argparse.Namespace) -> None:
 
 
 def _cache(options: argparse.Namespace) -> None:
-    need("training data", {"pyarrow": "pyarrow", "PIL": "pillow"})
+    need("training data", REQUIRED)
     from .encode import CacheTask, make_caches
 
     task = CacheTask(options.folder, options.vae, options.clip, options.dino, options.size, options.crop,
