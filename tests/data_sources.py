@@ -13,6 +13,8 @@ import av
 import numpy as np
 from PIL import Image
 
+from flexip_model.data.format import Dataset, Group
+
 W, H = 160, 120
 
 
@@ -251,3 +253,13 @@ def openvid_1m(root: Path) -> None:
             save_video(root / "video" / name, [scene(seed, 60)])
     (root / "data" / "train").mkdir(parents=True)
     (root / "data" / "train" / "OpenVid-1M.csv").write_text("\n".join(rows) + "\n")
+
+
+def pictures(source: Path, count: int, first: int = 0) -> Path:
+    for i in range(first, first + count):
+        save(picture(i, (320, 240)), source / f"{i:04}.jpg", quality=90)
+    return source
+
+
+def groups_of(data: Dataset) -> list[Group]:
+    return [data.group(i) for i in range(len(data))]
