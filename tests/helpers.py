@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+
 import torch
 
 from flexip_model.adapter import FlexIPAdapter, ReferenceFeatures
@@ -23,6 +26,17 @@ def tiny_config(**changes) -> FlexIPConfig:
         "channels": CHANNELS,
     }
     return FlexIPConfig(**{**sizes, **changes})
+
+
+def damaged_headers(data: bytes, count: int, most: int) -> Iterator[bytes]:
+    """`count` copies of a safetensors file, each with 1 to `most` random bytes in its header or the header's length."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    generator = random.Random(0)
+    for _ in range(count):
+        damaged = bytearray(data)
+        for _ in range(generator.randint(1, most)):
+            damaged[generator.randrange(end)] = generator.randrange(256)
+        yield bytes(damaged)
 
 
 def tiny_adapter(seed: int = 0, **changes) -> FlexIPAdapter:

@@ -1,7 +1,6 @@
 """The adapter file: round trip, the exact set of keys, and one clear sentence for each wrong file."""
 
 import json
-import random
 from dataclasses import asdict
 
 import pytest
@@ -20,7 +19,7 @@ from flexip_model.config import FlexIPConfig
 from flexip_model.errors import FlexIPError
 from flexip_model.safefile import MAX_HEADER_BYTES, read_header
 
-from .helpers import tiny_adapter, tiny_features
+from .helpers import damaged_headers, tiny_adapter, tiny_features
 
 
 @pytest.fixture
@@ -171,15 +170,9 @@ def test_files_that_are_not_safetensors(tmp_path, saved):
 
 
 def test_a_thousand_damaged_headers_give_errors_and_never_crash(saved):
-    data = bytearray(saved.read_bytes())
-    header_end = 8 + int.from_bytes(data[:8], "little")
-    rng = random.Random(0)
     broken = saved.with_name("broken.safetensors")
     outcomes = {"refused": 0, "read": 0}
-    for _ in range(1000):
-        damaged = bytearray(data)
-        for _ in range(rng.randint(1, 8)):
-            damaged[rng.randrange(header_end)] = rng.randrange(256)
+    for damaged in damaged_headers(saved.read_bytes(), 1000, 8):
         broken.write_bytes(damaged)
         try:
             load_adapter_file(broken)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,8 @@ from flexip_model.errors import FlexIPError
 from flexip_model.gate import gamma_tensor
 from flexip_model.hosts.diffusers import Condition, inject
 
+from . import encoder_files
+from .encoder_files import CLIP_SPEC, HALF
 from .ip_adapter_files import CHANNELS, TOKENS, plain_weights, plus_weights, save
 
 
@@ -153,29 +154,13 @@ def test_variants_are_refused_by_name(tmp_path: Path) -> None:
     assert len(set(messages.values())) == len(cases)
 
 
-def test_null_image_is_that_of_diffusers(tmp_path: Path) -> None:
+def test_null_image_is_that_of_diffusers(clip_models, tmp_path: Path) -> None:
     """The pipeline's negative image features: zeros for the plain adapter, hidden states of zero pixels for Plus."""
     from diffusers import StableDiffusionPipeline
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+    from transformers import CLIPImageProcessor
 
-    torch.manual_seed(4)
-    tower = CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=128,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            image_size=32,
-            patch_size=8,
-            projection_dim=24,
-            hidden_act="gelu",
-        )
-    ).eval()
-    config = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "heads": 4}
-    config |= {"mlp_ratio": 4.0, "output_dim": 24}
-    spec = {"family": "open_clip", "config": config, "image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}
-    path = save(tmp_path / "clip.safetensors", tower.state_dict(), **{"flexip.encoder": json.dumps(spec)})
-    encoders = Encoders(load_clip(path))
+    tower, _ = clip_models
+    encoders = Encoders(load_clip(encoder_files.save(tmp_path / "clip.safetensors", tower.state_dict(), CLIP_SPEC)))
 
     pipeline = StableDiffusionPipeline(
         vae=None,
@@ -184,11 +169,11 @@ def test_null_image_is_that_of_diffusers(tmp_path: Path) -> None:
         unet=None,
         scheduler=None,
         safety_checker=None,
-        feature_extractor=CLIPImageProcessor(size=32, crop_size=32, image_mean=[0.5] * 3, image_std=[0.5] * 3),
+        feature_extractor=CLIPImageProcessor(size=32, crop_size=32, image_mean=HALF, image_std=HALF),
         image_encoder=tower,
         requires_safety_checker=False,
     )
-    pixels = torch.randn(1, 3, 32, 32)
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         hidden, null_hidden = pipeline.encode_image(pixels, "cpu", 1, output_hidden_states=True)
         cls, null_cls = pipeline.encode_image(pixels, "cpu", 1)

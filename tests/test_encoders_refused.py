@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from flexip_model.encoders import load_clip, load_dino
 from flexip_model.errors import FlexIPError
 
 from .encoder_files import CLIP, CLIP_SPEC, DINO, DINO_SPEC, save
+from .helpers import damaged_headers
 
 
 def sparse(path: Path, tensors: Mapping[str, tuple[int, ...]], dtype: str = "BF16") -> Path:
@@ -200,14 +200,9 @@ def test_right_model_with_wrong_content_is_refused(clip_models, dino_model, tmp_
 
 def test_mutated_files_load_or_are_refused(clip_models, tmp_path: Path) -> None:
     good = save(tmp_path / "good.safetensors", clip_models[0].state_dict(), CLIP_SPEC).read_bytes()
-    length = 8 + int.from_bytes(good[:8], "little")
-    generator = random.Random(0)
     path = tmp_path / "mutated.safetensors"
     refused = 0
-    for _ in range(150):
-        data = bytearray(good)
-        for _ in range(generator.randint(1, 4)):
-            data[generator.randrange(length)] = generator.randrange(256)
+    for data in damaged_headers(good, 150, 4):
         path.write_bytes(data)
         try:
             load_clip(path)
