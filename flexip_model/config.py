@@ -33,8 +33,8 @@ class FlexIPConfig:
         alpha, beta: the gate's constants (Eq. 5: both "initialized" towards 1; our choice 0.9, because exactly 1
             would never train the other branch).
         learnable_gate: alpha and beta are trained through a sigmoid instead.
-        dial: the gate's γ at evenly spaced γ of a user's from 0 to 1, measured after training so that equal turns
-            change the picture equally (`train.calibrate`); empty: a user's γ is the gate's, as in the paper.
+        dial: the gate's γ at evenly spaced γ of a user's from 0 to 1, measured after training so that the picture
+            changes over all of the dial (`train.calibrate`); empty: a user's γ is the gate's, as in the paper.
     """
 
     kind: str = "flexip"

@@ -106,8 +106,8 @@ class FlexIPApply(io.ComfyNode):
                     step=0.01,
                     display_mode=io.NumberDisplay.slider,
                     tooltip="γ: 1 keeps the subject of the reference (the preservation branch alone), 0 follows the "
-                    "prompt (the personalization branch alone); between them the two are mixed, and an adapter with a "
-                    "calibrated dial then changes the picture equally with equal turns.",
+                    "prompt (the personalization branch alone); between them the two are mixed, and the dial of a "
+                    "calibrated adapter spreads what changes over all of its turn.",
                 ),
                 *_strength(optional=False),
                 io.Mask.Input(

@@ -17,6 +17,18 @@ from flexip_model.adapter import ReferenceFeatures
 
 from .helpers import tiny_config, tiny_features
 
+CLOSE = 1e-5
+
+
+def difference(a: Any, b: Any) -> float:
+    """The largest over pairs of tensors."""
+    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
+
+
+def prompt(clip: Any, text: str) -> Any:
+    """A conditioning, from ComfyUI's own node."""
+    return importlib.import_module("nodes").CLIPTextEncode().encode(clip, text)[0]
+
 
 @dataclass
 class Call:

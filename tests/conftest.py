@@ -82,6 +82,22 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_system(tmp_path_factory.mktemp("tiny") / "demo")
 
 
+@pytest.fixture
+def nodes(pack: ModuleType) -> dict[str, type]:
+    """The pack's nodes by id."""
+    return pack.NODE_CLASS_MAPPINGS
+
+
+@pytest.fixture
+def demo(pack: ModuleType, nodes: dict[str, type], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """The parts that Load FlexIP Demo Model gives, from the tiny system."""
+    import torch
+
+    monkeypatch.setattr(importlib.import_module(f"{pack.__name__}.nodes.demo"), "FOLDER", tiny_folder)
+    with torch.inference_mode():
+        return nodes["FlexIPLoadDemo"].execute("gradient.png").args
+
+
 @pytest.fixture(scope="session")
 def rig(pack: ModuleType, tiny_folder: Path):
     """The tiny system inside ComfyUI; its parts are never changed by a test."""

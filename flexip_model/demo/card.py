@@ -57,6 +57,12 @@ def tables(record: dict[str, Any]) -> str:
         f"| largest of 20 steps of 0.05 over their average, median | {_number(steps['median'])} |",
         f"| the same, 95th percentile of the subjects | {_number(steps['p95'])} |",
         f"| γ between 0 and 1 with the most pictures in which all holds | {figures['best_gamma']:g} |",
+        "", "| Text fidelity, by the style asked for | " + " | ".join(STYLES) + " |", "|---" * (len(STYLES) + 1) + "|"]
+    styles = [figures["fidelity_by_style"][style] for style in STYLES]
+    for gamma in figures["gammas"]:
+        lines.append(f"| γ = {gamma} | " + " | ".join(_number(style["gammas"][gamma]) for style in styles) + " |")
+    lines += [
+        "| Spearman's ρ over γ, median | " + " | ".join(_number(style["spearman"]) for style in styles) + " |",
         "",
         f"| The base alone, trained subjects, {base['prompts_per_style']} prompts each | " + " | ".join(STYLES) + " |",
         "|---" * (len(STYLES) + 1) + "|"]

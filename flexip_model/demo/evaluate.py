@@ -115,7 +115,8 @@ class Evaluation:
         first, first_raw: share in which the judge, and raw pixels, choose the subject's own reference among all.
         preservation: the judge's cosine with the own reference minus its mean cosine with the others.
         background, style, text: shares right; both right.
-        fidelity: probability of the style asked for, 0 where the background is wrong.
+        fidelity: probability of the style asked for, 0 where the background is wrong; the same of each style's
+            pictures alone as fidelity_3d, fidelity_flat and fidelity_line.
         both: share in which `first` and `text` hold at once.
         """
         seen, raw = self.judge(pictures), raw_pixels(pictures)
@@ -132,9 +133,11 @@ class Evaluation:
         wanted = torch.tensor([STYLES.index(a.style) for a in asked])
         style = (chances.argmax(-1) == wanted).numpy()
         chance = chances[torch.arange(len(asked)), wanted].numpy()
+        fidelity = background * chance
         values = {"first": first, "first_raw": first_raw, "preservation": preservation, "background": background,
-                  "style": style, "text": background & style, "fidelity": background * chance,
-                  "both": background & style & np.array(first)}
+                  "style": style, "text": background & style, "fidelity": fidelity,
+                  "both": background & style & np.array(first),
+                  **{f"fidelity_{STYLES[n]}": fidelity[(wanted == n).numpy()] for n in wanted.unique().tolist()}}
         return {name: round(float(np.mean(value)), 4) for name, value in values.items()}
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..evaluation.statistics import interval, largest_step, spearman
 from .evaluate import FINE, GAMMAS
+from .store import STYLES
 
 MEASURES = ("first", "first_raw", "preservation", "background", "style", "text", "fidelity", "both")
 TOLERANCE = 0.05
@@ -37,6 +38,10 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         "subjects": len(rows), "gammas": table, "baselines": baselines, "best_gamma": float(best),
         "spearman_preservation": interval(ranks("preservation"), np.median),
         "spearman_fidelity": interval(ranks("fidelity"), np.median),
+        "fidelity_by_style": {style: {
+            "gammas": {f"{gamma:g}": interval([row["gammas"][i][f"fidelity_{style}"] for row in rows])
+                       for i, gamma in enumerate(GAMMAS)},
+            "spearman": interval(ranks(f"fidelity_{style}"), np.median)} for style in STYLES},
         "largest_step_over_mean": {"median": interval(steps, np.median),
                                    "p95": interval(steps, partial(np.percentile, q=95))},
         "mean_pixel_steps": np.round(np.mean([row["pixel_steps"] for row in rows], 0), 5).tolist(),

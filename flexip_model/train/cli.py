@@ -31,8 +31,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     export.add_argument("out", type=Path, nargs="?", help="the .safetensors file (default: in RUN)")
     export.add_argument("--step", type=int, help="a checkpoint's step (default: the newest)")
     export.add_argument("--calibrate", type=int, metavar="N",
-                        help="measure the dial on N validation subjects of the run's data first, so that equal turns "
-                             "of γ change the picture equally")
+                        help="measure the dial on N validation subjects of the run's data first, so that the "
+                             "picture changes over all of it")
     export.set_defaults(run=_export)
 
 
