@@ -156,6 +156,7 @@ def test_what_limits_the_likeness_is_told_by_references_and_not_by_chance(heldou
 
 def test_the_record_is_that_of_the_files_that_ship_and_its_figures_are_those_of_its_rows(tmp_path: Path) -> None:
     assert RECORD["weights"] == measure._hashes(DEMO)
+    assert RECORD["protocol"] == json.loads(json.dumps(measure.PROTOCOL))
     assert len(RECORD["rows"]) == evaluate.CONCEPTS
     assert json.loads(json.dumps(summary(RECORD["rows"]))) == RECORD["figures"]
     card = (DEMO / "README.md").read_text(encoding="utf-8")
@@ -180,6 +181,13 @@ def test_check_measures_the_files_that_ship_and_finds_what_is_on_record(work: Pa
     rows[0]["gammas"][-1]["first"] -= 0.5
     changed = differences(rows, RECORD["rows"])["first at γ = 1"]
     assert abs(changed[0] - changed[1]) > 0.4
+
+
+def test_rows_of_another_protocol_are_not_taken_for_this_ones(work: Path, monkeypatch) -> None:
+    here = measure._prepare(DEMO, work)[1]
+    assert measure._prepare(DEMO, work)[1] == here
+    monkeypatch.setitem(measure.PROTOCOL, "guidance", 7.0)
+    assert measure._prepare(DEMO, work)[1] != here
 
 
 def test_check_refuses_weights_that_are_not_the_measured_ones(work: Path, tmp_path: Path, capsys) -> None:

@@ -20,11 +20,13 @@ from .evaluate_base import base_figures, vae_figures
 from .evaluate_likeness import likeness_figures
 from .export import ADAPTER_FILE
 from .outside import draw_outside
+from .sampling import GUIDANCE
 from .store import build
 from .summary import TOLERANCE, differences, draw_curves, summary
 
 RECORD = "evaluation.json"
 """In the exported folder."""
+PROTOCOL = {"gammas": GAMMAS, "noises": NOISES, "noises_without_adapter": NOISES, "steps": STEPS, "guidance": GUIDANCE}
 
 
 def evaluate(folder: Path, work: Path, processes: int, images: Path) -> None:
@@ -34,9 +36,7 @@ def evaluate(folder: Path, work: Path, processes: int, images: Path) -> None:
     rows = measure(make, rows_folder, range(CONCEPTS), processes)
     evaluation, figures = make(), summary(rows)
     record = {
-        "weights": _hashes(folder),
-        "protocol": {"gammas": GAMMAS, "noises": NOISES, "noises_without_adapter": NOISES,
-                     "steps": STEPS, "guidance": 4.0},
+        "weights": _hashes(folder), "protocol": PROTOCOL,
         "environment": environment(), "figures": figures, "base": base_figures(evaluation, rows_folder),
         "vae_psnr_db": vae_figures(evaluation, rows_folder),
         "likeness": likeness_figures(evaluation.model, evaluation.seen, evaluation.composer), "rows": rows,
@@ -88,7 +88,7 @@ def _prepare(folder: Path, work: Path) -> tuple[partial[Evaluation], Path]:
     if not (still / "looks.json").exists():
         build(work / "downloads", still, animated=False)
     weights = fetch(work / "downloads")
-    digest = hashlib.sha256(json.dumps(_hashes(folder)).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps([_hashes(folder), PROTOCOL]).encode()).hexdigest()[:12]
     return partial(Evaluation, folder, still, weights), work / "evaluation" / digest
 
 

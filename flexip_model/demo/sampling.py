@@ -20,11 +20,14 @@ from .networks import noise_schedule
 from .vae import to_pictures
 from .words import Words
 
+GUIDANCE = 3.0
+"""As in the workflows, and where the dial is measured."""
+
 
 @torch.no_grad()
 def sample(base: Base, vae: Any, words: Words, prompts: Sequence[str], *, adapter: FlexIPAdapter | None = None,
            features: tuple[Tensor, Tensor] | None = None, gammas: Sequence[float] | None = None, seed: int = 0,
-           steps: int = 25, scale: float = 4.0, same_noise: bool = False) -> list[Image.Image]:
+           steps: int = 25, scale: float = GUIDANCE, same_noise: bool = False) -> list[Image.Image]:
     """One 128 px picture per prompt.
 
     Args:
