@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from flexip_model.adapter import ReferenceFeatures
@@ -23,6 +24,7 @@ from flexip_model.demo.compose import Composer
 from flexip_model.demo.evaluate_likeness import draw, first_step, likeness_figures
 from flexip_model.demo.export import ADAPTER_FILE
 from flexip_model.demo.judges import Asked, BackgroundJudge, Gallery, StyleJudge, compose
+from flexip_model.demo.sampling import GUIDANCE
 from flexip_model.demo.shipped import Shipped
 from flexip_model.demo.store import Store, build
 from flexip_model.demo.summary import differences, draw_curves, summary
@@ -167,6 +169,14 @@ def test_the_record_is_that_of_the_files_that_ship_and_its_figures_are_those_of_
     draw_curves(RECORD["figures"], tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 1000
+
+
+def test_the_record_the_workflows_and_the_dials_measurement_have_one_guidance() -> None:
+    graphs = [json.loads((DEMO.parents[1] / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+              for name in ("flexip_basic", "flexip_gamma_sweep")]
+    used = [node["inputs"]["cfg"] for graph in graphs for node in graph.values() if node["class_type"] == "KSampler"]
+    values = yaml.safe_load((DEMO.parents[1] / "flexip_model/train/configs/demo.yaml").read_text(encoding="utf-8"))
+    assert used == [GUIDANCE, GUIDANCE] and values["guidance"] == GUIDANCE == RECORD["protocol"]["guidance"]
 
 
 def test_check_measures_the_files_that_ship_and_finds_what_is_on_record(work: Path, capsys) -> None:

@@ -43,7 +43,7 @@ def tables(record: dict[str, Any]) -> str:
     shown = [name for name in MEASURES if name in _NAMES]
     lines = ["| γ | pictures | " + " | ".join(_NAMES[name] for name in shown) + " |", "|---" * (len(shown) + 2) + "|"]
     rows = [(gamma, 6 * protocol["noises"], values) for gamma, values in figures["gammas"].items()]
-    rows += [("no adapter", 6 * protocol["noises_without_adapter"], figures["baselines"]["no_adapter"]),
+    rows += [("no adapter", 6 * protocol["noises"], figures["baselines"]["no_adapter"]),
              ("copy of the reference", 6, figures["baselines"]["copy"]),
              ("true picture, through the VAE", 6, figures["baselines"]["through_vae"])]
     for label, pictures, values in rows:

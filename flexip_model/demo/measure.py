@@ -26,7 +26,7 @@ from .summary import TOLERANCE, differences, draw_curves, summary
 
 RECORD = "evaluation.json"
 """In the exported folder."""
-PROTOCOL = {"gammas": GAMMAS, "noises": NOISES, "noises_without_adapter": NOISES, "steps": STEPS, "guidance": GUIDANCE}
+PROTOCOL = {"gammas": GAMMAS, "noises": NOISES, "steps": STEPS, "guidance": GUIDANCE}
 
 
 def evaluate(folder: Path, work: Path, processes: int, images: Path) -> None:

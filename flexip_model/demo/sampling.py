@@ -27,12 +27,11 @@ GUIDANCE = 3.0
 @torch.no_grad()
 def sample(base: Base, vae: Any, words: Words, prompts: Sequence[str], *, adapter: FlexIPAdapter | None = None,
            features: tuple[Tensor, Tensor] | None = None, gammas: Sequence[float] | None = None, seed: int = 0,
-           steps: int = 25, scale: float = GUIDANCE, same_noise: bool = False) -> list[Image.Image]:
-    """One 128 px picture per prompt.
+           steps: int = 25, same_noise: bool = False) -> list[Image.Image]:
+    """One 128 px picture per prompt; the negative has the empty prompt, the null CLS and null features.
 
     Args:
         adapter, features, gammas: all three or none; features are CLS (n, 128) and patches (n, 256, 128).
-        scale: classifier-free guidance; the negative has the empty prompt, the null CLS and null features.
         same_noise: every picture begins from the same noise, as a γ sweep needs.
     """
     count = len(prompts)
@@ -45,7 +44,7 @@ def sample(base: Base, vae: Any, words: Words, prompts: Sequence[str], *, adapte
         host.condition = Condition(p, adapter.personalization(text, cls), gamma_tensor(list(gammas) * 2))
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(1 if same_noise else count, 4, 16, 16, generator=generator).expand(count, -1, -1, -1)
-    latents = denoise(base.unet, noise_schedule(), noise, text, steps=steps, guidance=scale)
+    latents = denoise(base.unet, noise_schedule(), noise, text, steps=steps, guidance=GUIDANCE)
     if host is not None:
         host.eject()
     return to_pictures(vae.decode(latents / vae.config.scaling_factor).sample)
