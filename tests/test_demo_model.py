@@ -98,7 +98,7 @@ def test_gamma_one_keeps_each_held_out_example_so_that_its_look_tells_it_from_th
     features = shipped.features(to_pixels(references))
     prompts = [f"a 3d render of a {p.stem} on a plain blue background" for p in paths]
     pictures = sample(shipped.base, shipped.vae, shipped.words, prompts, adapter=shipped.adapter, features=features,
-                      gammas=[1.0] * len(paths), steps=12, scale=3.0)
+                      gammas=[1.0] * len(paths), steps=12)
     wanted = [np.asarray(reference.resize((32, 32)), float) for reference in references]
     right = 0
     for number, picture in enumerate(pictures):
