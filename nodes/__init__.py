@@ -3,6 +3,8 @@
 The only place that imports ComfyUI. The mathematics is `flexip_model`'s.
 """
 
+from comfy_api.latest import ComfyExtension, io
+
 from .apply import FlexIPApply, FlexIPGammaSweep
 from .demo import FlexIPLoadDemo
 from .encode import FlexIPEncodeReference
@@ -35,3 +37,11 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FlexIPGammaSweep": "FlexIP γ Sweep",
     "FlexIPSweepGrid": "FlexIP Sweep Grid",
 }
+
+
+class FlexIPExtension(ComfyExtension):
+    """The pack as ComfyUI's V3 interface registers it."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """The nodes, in the order of a graph."""
+        return list(NODES)

@@ -11,8 +11,9 @@ from torch import Tensor
 from ..flexip_model.errors import FlexIPError
 from ..flexip_model.gate import gamma_tensor
 from ..flexip_model.sweep import parse_gammas
+from .host import fields, or_curve
 from .patch import Applied, apply_adapter
-from .schedule import parse_curve, parse_layers
+from .schedule import parse_layers, read_curve
 from .wires import FlexIPAdapterType, FlexIPGammas, LoadedAdapter
 
 CATEGORY = "FlexIP"
@@ -51,6 +52,7 @@ def _strength(optional: bool) -> list[io.Input]:
             optional=optional,
             tooltip="Where in the sampling FlexIP begins: 0 is the first step. A later start lets the prompt set the "
             "composition.",
+            **fields(io.Float.Input, advanced=True),
         ),
         io.Float.Input(
             "end",
@@ -60,6 +62,7 @@ def _strength(optional: bool) -> list[io.Input]:
             step=0.01,
             optional=optional,
             tooltip="Where in the sampling FlexIP ends: 1 is after the last step.",
+            **fields(io.Float.Input, advanced=True),
         ),
     ]
 
@@ -115,18 +118,24 @@ class FlexIPApply(io.ComfyNode):
                     optional=True,
                     tooltip="γ per place: white uses γ as it is, black uses 0. Lock a face, leave the clothes to the "
                     "prompt. Stretched over the picture.",
+                    **fields(io.Mask.Input, advanced=True),
                 ),
                 io.Mask.Input(
                     "attention_mask",
                     optional=True,
                     tooltip="Where FlexIP acts: white is all of its strength, black none. Stretched over the picture.",
+                    **fields(io.Mask.Input, advanced=True),
                 ),
-                io.String.Input(
-                    "curve",
-                    default="",
-                    optional=True,
-                    tooltip="γ over the steps, in place of the slider: key points position:γ such as "
-                    "0:1, 0.5:0.8, 1:0.2, or values spread evenly such as 1, 0.8, 0.2. Empty: the slider.",
+                or_curve(
+                    io.String.Input(
+                        "curve",
+                        default="",
+                        optional=True,
+                        tooltip="γ over the steps, in place of the slider: key points position:γ such as "
+                        "0:1, 0.5:0.8, 1:0.2, or values spread evenly such as 1, 0.8, 0.2; or ComfyUI's Curve Editor. "
+                        "Empty: the slider.",
+                        **fields(io.String.Input, advanced=True),
+                    )
                 ),
                 io.String.Input(
                     "layers",
@@ -134,11 +143,13 @@ class FlexIPApply(io.ComfyNode):
                     optional=True,
                     tooltip="Weights per block on top of strength, such as down=1, mid=0.5, up_blocks.1=0. "
                     "Empty: 1 everywhere.",
+                    **fields(io.String.Input, advanced=True),
                 ),
             ],
             outputs=[
                 io.Model.Output("patched", display_name="model", tooltip="The model with FlexIP, for the sampler.")
             ],
+            **fields(io.Schema, search_aliases=["ip-adapter", "ipadapter", "subject", "reference strength", "gamma"]),
         )
 
     @classmethod
@@ -152,7 +163,7 @@ class FlexIPApply(io.ComfyNode):
         end: float,
         gamma_map: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        curve: str = "",
+        curve: Any = "",
         layers: str = "",
     ) -> io.NodeOutput:
         check_range(start, end)
@@ -164,7 +175,7 @@ class FlexIPApply(io.ComfyNode):
             end,
             _mask(gamma_map, "the γ map"),
             _mask(attention_mask, "the attention mask"),
-            parse_curve(curve),
+            read_curve(curve),
             parse_layers(layers),
         )
         return io.NodeOutput(apply_adapter(model, applied))
@@ -196,6 +207,7 @@ class FlexIPGammaSweep(io.ComfyNode):
                 io.Latent.Output("latents", display_name="latent", tooltip="One latent per γ, all with one noise."),
                 FlexIPGammas.Output("gamma_list", display_name="gammas", tooltip="The γ values, for the grid."),
             ],
+            **fields(io.Schema, search_aliases=["gamma sweep", "xy plot", "compare weights", "batch of weights"]),
         )
 
     @classmethod

@@ -29,6 +29,7 @@ from ..flexip_model.encoders import Encoders, load_clip, load_dino
 from ..flexip_model.gate import gamma_tensor
 from .diffusers_folder import SD15_UNET
 from .encode import attach, embed, encode_features
+from .host import manage
 from .patch import Applied, apply_adapter
 from .wires import LoadedAdapter, manage_adapter, manage_encoders
 
@@ -48,7 +49,7 @@ def random_model() -> comfy.model_patcher.ModelPatcher:
     for parameter in model.diffusion_model.parameters():
         parameter.data.normal_(std=0.02)
     device = comfy.model_management.get_torch_device()
-    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
+    return manage(model, device, torch.device("cpu"))
 
 
 def random_adapter() -> LoadedAdapter:

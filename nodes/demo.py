@@ -16,6 +16,7 @@ from ..flexip_model.encoders import Encoders, load_clip, load_dino
 from ..flexip_model.errors import FlexIPError
 from .diffusers_folder import load_clip_text, load_unet, load_vae
 from .folders import fingerprint
+from .host import fields
 from .wires import FlexIPAdapterType, FlexIPEncoders, manage_adapter, manage_encoders
 
 CATEGORY = "FlexIP"
@@ -76,6 +77,7 @@ class FlexIPLoadDemo(io.ComfyNode):
                 FlexIPAdapterType.Output("adapter", display_name="adapter", tooltip="Its FlexIP adapter."),
                 io.Image.Output("image", display_name="example", tooltip="The chosen example picture."),
             ],
+            **fields(io.Schema, search_aliases=["small model", "tiny model", "checkpoint without download"]),
         )
 
     @classmethod

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import comfy.clip_model
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
-import comfy.ops
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models
@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..flexip_model.errors import FlexIPError
+from .host import fields, load_weights, manage, reload_with
 
 SD15_UNET = {
     "image_size": 32,
@@ -50,8 +51,8 @@ PREDICTIONS = {"epsilon": comfy.model_base.ModelType.EPS, "v_prediction": comfy.
 TEXT_LENGTH = 77
 
 
-def load_unet(folder: Path) -> comfy.model_patcher.ModelPatcher:
-    """`unet/` as a MODEL, predicting what `scheduler/` says.
+def load_unet(folder: Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """`unet/` as a MODEL, predicting what `scheduler/` says; not under dynamic VRAM where that is asked.
 
     Raises:
         FlexIPError: the UNet is not of SD1.5's structure, its tensors are not those of its config, or it predicts
@@ -86,10 +87,12 @@ def load_unet(folder: Path) -> comfy.model_patcher.ModelPatcher:
     renamed = {names[key]: value for key, value in tensors.items() if key in names}
     if len(renamed) != len(tensors):
         raise FlexIPError(f"{folder / 'unet'} has tensors that SD1.5's UNet lacks; the folder is damaged")
-    _strict(model.diffusion_model, renamed, folder / "unet")
+    load_weights(model.diffusion_model, renamed, folder / "unet")
     _set_groups(model.diffusion_model, config["norm_num_groups"])
     offload = comfy.model_management.unet_offload_device()
-    return comfy.model_patcher.ModelPatcher(model.to(offload), load_device=load_device, offload_device=offload)
+    patcher = manage(model.to(offload), load_device, offload, disable_dynamic)
+    reload_with(patcher, load_unet, folder)
+    return patcher
 
 
 def load_vae(folder: Path) -> comfy.sd.VAE:
@@ -111,11 +114,21 @@ def load_vae(folder: Path) -> comfy.sd.VAE:
     vae = comfy.sd.VAE(sd=tensors, config={"params": {"ddconfig": sizes, "embed_dim": config["latent_channels"]}})
     vae.throw_exception_if_invalid()
     _set_groups(vae.first_stage_model, config["norm_num_groups"])
+    reload_with(vae.patcher, _vae_patcher, folder)
     return vae
 
 
-def load_clip_text(folder: Path) -> comfy.sd.CLIP:
-    """`text_encoder/` and `tokenizer/` as a CLIP."""
+def _vae_patcher(folder: Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    made = load_vae(folder).patcher
+    return manage(made.model, made.load_device, made.offload_device, disable_dynamic)
+
+
+def load_clip_text(folder: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
+    """`text_encoder/` and `tokenizer/` as a CLIP; not under dynamic VRAM where that is asked.
+
+    Raises:
+        FlexIPError: the text encoder's tensors are not those of its config.
+    """
     config, tensors = _read(folder / "text_encoder", "model.safetensors")
     tokenizer = folder / "tokenizer"
     options: dict[str, Any] = {
@@ -127,6 +140,7 @@ def load_clip_text(folder: Path) -> comfy.sd.CLIP:
                 "start": config["bos_token_id"], "end": config["eos_token_id"], "pad": config["eos_token_id"]
             },
             return_projected_pooled=False,
+            model_class=partial(_text_model, tensors, folder / "text_encoder"),
         )
     }
     target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
@@ -140,21 +154,32 @@ def load_clip_text(folder: Path) -> comfy.sd.CLIP:
         },
         parameters=sum(tensor.numel() for tensor in tensors.values()),
         model_options=options,
+        **fields(comfy.sd.CLIP, disable_dynamic=disable_dynamic),
     )
-    text_model = clip.cond_stage_model.clip_l.transformer
-    # ComfyUI's text model always has CLIP's own vocabulary.
-    embeddings = text_model.text_model.embeddings
-    like = embeddings.token_embedding.weight
-    embeddings.token_embedding = comfy.ops.manual_cast.Embedding(
-        config["vocab_size"], config["hidden_size"], dtype=like.dtype, device=like.device
-    ).requires_grad_(False)
+    reload_with(clip.patcher, _text_patcher, folder)
+    return clip
+
+
+def _text_patcher(folder: Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    return load_clip_text(folder, disable_dynamic).patcher
+
+
+def _text_model(
+    tensors: dict[str, Tensor], folder: Path, config: dict[str, Any], dtype: Any, device: Any, operations: Any
+) -> nn.Module:
+    """ComfyUI's CLIP text model with the folder's own vocabulary, and with its weights: a host that loads a text
+    encoder as soon as it is built must not find it empty."""
+    model = comfy.clip_model.CLIPTextModel(config, dtype, device, operations)
+    model.text_model.embeddings.token_embedding = operations.Embedding(
+        config["vocab_size"], config["hidden_size"], dtype=dtype, device=device
+    )
     # transformers 5 writes the names without the prefix that ComfyUI, and transformers 4, have.
     prefix = "text_model."
     named = {prefix + key.removeprefix(prefix): tensor for key, tensor in tensors.items() if "position_ids" not in key}
     # ComfyUI's text model has a projection that SD1.5's text encoder lacks; prompts do not go through it.
     named["text_projection.weight"] = torch.eye(config["hidden_size"])
-    _strict(text_model, named, folder / "text_encoder")
-    return clip
+    load_weights(model, named, folder)
+    return model
 
 
 class Multiple(float):
@@ -188,17 +213,6 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FlexIPError(f"{path} is missing; get the pack again, with its models")
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _strict(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
-    wanted, found = ({key: tuple(t.shape) for key, t in kept.items()} for kept in (module.state_dict(), tensors))
-    wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-    if wrong:
-        raise FlexIPError(
-            f"{folder} does not hold what its config.json says: {len(wrong)} tensors differ, the first is {wrong[0]} "
-            f"({found.get(wrong[0], 'missing')}, expected {wanted.get(wrong[0], 'none')}); get the pack again"
-        )
-    module.load_state_dict(tensors)
 
 
 def _set_groups(module: nn.Module, groups: int) -> None:

@@ -20,6 +20,7 @@ from ..flexip_model.adapter import ReferenceFeatures
 from ..flexip_model.encoders import check_encoders, other_weights
 from ..flexip_model.errors import FlexIPError
 from ..flexip_model.preprocess import CROPS
+from .host import fields
 from .wires import Embeds, FlexIPAdapterType, FlexIPEmbeds, FlexIPEncoders, LoadedAdapter, LoadedEncoders
 
 CATEGORY = "FlexIP"
@@ -195,6 +196,11 @@ class FlexIPEncodeReference(io.ComfyNode):
                     "embeds", display_name="embeds", tooltip="The tokens of the reference, for other FlexIP nodes."
                 ),
             ],
+            **fields(
+                io.Schema,
+                search_aliases=["ip-adapter encode", "image prompt", "subject reference", "reference image"],
+                has_intermediate_output=True,
+            ),
         )
 
     @classmethod

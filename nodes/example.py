@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .demo import examples, load_example
+from .host import fields
 
 CATEGORY = "FlexIP"
 
@@ -30,6 +31,7 @@ class FlexIPExampleImage(io.ComfyNode):
                 )
             ],
             outputs=[io.Image.Output("image", tooltip="The picture, for FlexIP Encode Reference.")],
+            **fields(io.Schema, search_aliases=["sample image", "example image", "reference picture"]),
         )
 
     @classmethod

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..flexip_model.errors import FlexIPError
 from ..flexip_model.sheet import draw_sheet
+from .host import fields
 from .wires import FlexIPGammas
 
 CATEGORY = "FlexIP"
@@ -72,6 +73,7 @@ class FlexIPSweepGrid(io.ComfyNode):
                 ),
             ],
             outputs=[io.Image.Output("grid", display_name="image", tooltip="One picture of the whole sweep.")],
+            **fields(io.Schema, search_aliases=["contact sheet", "labelled grid", "xy plot", "gamma sweep"]),
         )
 
     @classmethod

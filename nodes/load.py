@@ -12,6 +12,7 @@ from comfy_execution.utils import get_executing_context
 from ..flexip_model.checkpoint import load_adapter_file
 from ..flexip_model.errors import FlexIPError
 from .folders import check, files, fingerprint, locate, preferred
+from .host import fields
 from .wires import FlexIPAdapterType, FlexIPEncoders, manage_adapter, manage_encoders
 
 CATEGORY = "FlexIP"
@@ -58,6 +59,7 @@ class FlexIPLoadEncoders(io.ComfyNode):
                     "encoders", display_name="encoders", tooltip="Both encoders, for FlexIP Encode Reference."
                 )
             ],
+            **fields(io.Schema, search_aliases=["clip vision", "dinov2", "image encoder", "ip-adapter encoder"]),
         )
 
     @classmethod
@@ -108,6 +110,7 @@ class FlexIPLoadAdapter(io.ComfyNode):
                     tooltip="The adapter, for FlexIP Encode Reference and for Apply FlexIP: connect the same to both.",
                 )
             ],
+            **fields(io.Schema, search_aliases=["ip-adapter model", "ipadapter loader", "adapter loader"]),
         )
 
     @classmethod

@@ -2,38 +2,41 @@
 
     model = apply_adapter(model, Applied(loaded, gamma_tensor(0.5)))
 
-Tokens ride on the conditioning (`encode.py`). ComfyUI batches and orders them, hands them to the diffusion model as
-keyword arguments, and the wrapper here puts them where the attention patches find them: no guessing by index.
+Tokens ride on the conditioning (`encode.py`). ComfyUI batches and orders them and hands them to the diffusion model as
+keyword arguments; a wrapper takes them there, and puts the attention patches into the slots for this one forward: no
+guessing by index, and nothing of ours lies in a model's slots where another pack could find and change it.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.ldm.modules.attention as comfy_attention
 import comfy.model_patcher
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from ..flexip_model.attention import gated_attention
 from ..flexip_model.config import FlexIPConfig
 from ..flexip_model.errors import FlexIPError
 from ..flexip_model.sites import SITE_BY_COMFY, Site
+from .host import keep_patches_apart
 from .run import Run, Step
 from .schedule import Curve, parse_layers
 from .wires import LoadedAdapter
 
+NAME = "flexip"
 RUN = "flexip_run"
-STEPS = "flexip_steps"
 Slot = tuple[str, int] | tuple[str, int, int]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Applied:
     """One adapter on one model, and how strongly; never changes, so clones share it.
+
+    It is one of the model's patches (under a name of its own, which no layer calls), so that ComfyUI loads its weights.
 
     Attributes:
         gamma: (B or 1, 1, 1) in [0, 1], on the CPU.
@@ -60,6 +63,19 @@ class Applied:
         """Whether the weights differ from place to place."""
         return self.gamma_map is not None or self.attention_mask is not None
 
+    @property
+    def sites(self) -> dict[tuple[str, int], Site]:
+        """The sites at which it acts, by ComfyUI's name of the block."""
+        return {key: site for key, site in SITE_BY_COMFY.items() if self.layers[site.name] != 0}
+
+    def models(self) -> list[comfy.model_patcher.ModelPatcher]:
+        """The weights that ComfyUI has to load together with the model; it asks each patch of a model."""
+        return [self.loaded.patcher]
+
+    def to(self, device_or_dtype: Any) -> Applied:
+        """ComfyUI asks patches to move; the weights are the patcher's."""
+        return self
+
     def __deepcopy__(self, memo: dict) -> Applied:
         return self
 
@@ -79,7 +95,7 @@ class Applied:
 
     def around_model(self, executor: Any, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None,
                      control: Any = None, transformer_options: dict | None = None, **kwargs: Any) -> Any:
-        """DIFFUSION_MODEL: take P and S of this batch from the arguments and leave them for the patches."""
+        """DIFFUSION_MODEL: take P and S of this batch from the arguments and put the patches over what is there."""
         options = transformer_options or {}
         p = kwargs.get(self.loaded.p_key)
         run = options.get(RUN)
@@ -87,16 +103,27 @@ class Applied:
             inside = (self.start, self.end) == (0.0, 1.0)
             if inside or run.active(self.start, self.end, float(options["sigmas"][0])):
                 step = Step(self, run, p, kwargs.get(self.loaded.s_key), kwargs[self.loaded.id_key], options)
-                options = {**options, STEPS: {**options.get(STEPS, {}), id(self): step}}
+                options = self._with_patches(step, options)
         return executor(x, timesteps, context, y, control, options, **kwargs)
 
+    def _with_patches(self, step: Step, options: dict[str, Any]) -> dict[str, Any]:
+        """Options for one forward; those that were given, and what they hold, stay as they are."""
+        patches = options.get("patches_replace", {})
+        slots = dict(patches.get("attn2", {}))
+        for key, site in self.sites.items():
+            # ComfyUI looks for (block, number, index) first: where another pack uses that form, that slot counts.
+            slot: Slot = (*key, 0) if (*key, 0) in slots else key
+            slots[slot] = SitePatch(step, site, slots.get(slot))
+        return {**options, "patches_replace": {**patches, "attn2": slots}}
 
+
+@dataclass(frozen=True, eq=False, repr=False)
 class SitePatch:
-    """What sits in a model's slot for one cross-attention layer; calls what was there before for the base output."""
+    """Sits in the slot of one cross-attention layer for one forward; what was there before gives the base output."""
 
-    def __init__(self, applied: Applied, site: Site, previous: Callable | None) -> None:
-        self.applied, self.site, self.previous = applied, site, previous
-        self.added: list[tuple[Callable, dict[str, Any]]] = []
+    step: Step
+    site: Site
+    previous: Callable | None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         """q (R, L, C), k and v (R, T, C), projected → (R, L, C) before `to_out`."""
@@ -109,42 +136,13 @@ class SitePatch:
 
         heads = extra_options["n_heads"]
         out = attend(q, k, v, heads) if self.previous is None else self.previous(q, k, v, extra_options)
-        step: Step | None = extra_options.get(STEPS, {}).get(id(self.applied))
-        if step is not None:
-            if step.rows != q.shape[0]:
-                raise FlexIPError(
-                    f"at {self.site.name} the model's batch has {q.shape[0]} rows and FlexIP's tokens {step.rows}; "
-                    "another node splits the batch inside the model, remove one of them"
-                )
-            p, s = step.key_values(self.site, q)
-            out = gated_attention(q, out, p, s, *step.gate(self.site, q, extra_options), heads, attend)
-        for callback, kwargs in self.added:
-            if _in_range(kwargs, extra_options):
-                out = out + callback(out, q, k, v, extra_options, **kwargs)
-        return out
-
-    def add(self, callback: Callable, **kwargs: Any) -> None:
-        """IPAdapter_plus's way to stack on an occupied slot: the callback's result is added to the output."""
-        self.added.append((callback, kwargs))
-
-    def __deepcopy__(self, memo: dict) -> SitePatch:
-        twin = SitePatch(self.applied, self.site, copy.deepcopy(self.previous, memo))
-        twin.added = list(self.added)
-        return twin
-
-    def to(self, device_or_dtype: Any) -> SitePatch:
-        """ComfyUI asks patches to move; the weights are the patcher's, which `models` names."""
-        return self
-
-    def models(self) -> list[comfy.model_patcher.ModelPatcher]:
-        """The weights that ComfyUI has to load together with the model."""
-        return [self.applied.loaded.patcher]
-
-
-def _in_range(kwargs: dict[str, Any], options: dict[str, Any]) -> bool:
-    if "sigma_start" not in kwargs or "sigmas" not in options:
-        return True
-    return kwargs["sigma_end"] <= float(options["sigmas"][0]) <= kwargs["sigma_start"]
+        if self.step.rows != q.shape[0]:
+            raise FlexIPError(
+                f"at {self.site.name} the model's batch has {q.shape[0]} rows and FlexIP's tokens {self.step.rows}; "
+                "another node splits the batch inside the model, remove one of them"
+            )
+        p, s = self.step.key_values(self.site, q)
+        return gated_attention(q, out, p, s, *self.step.gate(self.site, q, extra_options), heads, attend)
 
 
 def apply_adapter(model: comfy.model_patcher.ModelPatcher, applied: Applied) -> comfy.model_patcher.ModelPatcher:
@@ -155,16 +153,12 @@ def apply_adapter(model: comfy.model_patcher.ModelPatcher, applied: Applied) -> 
     """
     check_model(model, applied.loaded.adapter.config, applied.loaded.name)
     patched = model.clone()
-    sites = {key: site for key, site in SITE_BY_COMFY.items() if applied.layers[site.name] != 0}
-    if applied.strength == 0 or not sites:
+    if applied.strength == 0 or not applied.sites:
         return patched
-    taken = model.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
-    for key, site in sites.items():
-        # ComfyUI looks for (block, number, index) first: where another pack uses that form, it is the slot that counts.
-        slot: Slot = (*key, 0) if (*key, 0) in taken else key
-        previous = copy.deepcopy(taken.get(slot))
-        patched.set_model_attn2_replace(SitePatch(applied, site, previous), *slot)
-    name = f"flexip_{id(applied)}"
+    keep_patches_apart(model, patched)
+    patched.add_callback_with_key(CallbacksMP.ON_CLONE, NAME, keep_patches_apart)
+    patched.set_model_patch(applied, NAME)
+    name = f"{NAME}_{id(applied)}"
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, name, applied.around_run)
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, name, applied.around_model)
     return patched

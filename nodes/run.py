@@ -8,7 +8,6 @@ Letters: R rows of the model's batch (conds × pictures), B pictures, N tokens, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +18,7 @@ from ..flexip_model.attention import KeyValue
 from ..flexip_model.errors import FlexIPError
 from ..flexip_model.gate import gamma_tensor, gate_weights, turn
 from ..flexip_model.sites import Site
+from .host import window_frames
 from .schedule import gamma_at
 
 if TYPE_CHECKING:
@@ -72,10 +72,7 @@ class Step:
         self.applied, self.run, self.p, self.s, self.ids = applied, run, p, s, tuple(ids)
         self.rows = p.shape[0]
         self.pictures = self.rows // len(ids)
-        window = options.get("context_window")
-        self.frames: Sequence[int] | None = None
-        if window is not None and getattr(window, "dim", 0) == 0:
-            self.frames = tuple(window.index_list)
+        self.frames = window_frames(options)
         self.gamma = applied.gamma
         if applied.curve is not None:
             self.gamma = gamma_tensor(gamma_at(applied.curve, run.position(float(options["sigmas"][0]))))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_right
+from typing import Any
 
 from ..flexip_model.errors import FlexIPError
 from ..flexip_model.sites import SD15_SITES
 
 Curve = tuple[tuple[float, float], ...]
+SAMPLES = 257
 BLOCKS = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
 
 
@@ -46,6 +48,32 @@ def parse_curve(text: str) -> Curve | None:
     if any(a >= b for (a, _), (b, _) in itertools.pairwise(points)):
         raise FlexIPError(f'the γ curve is "{text}"; its positions must rise from point to point')
     return points
+
+
+def read_curve(given: Any) -> Curve | None:
+    """What is typed or connected as γ over the steps: text, or the host's `CURVE` (an object with `interp`).
+
+    A `CURVE` is taken at `SAMPLES` places, straight between them: smooth curves to within 1e-4 of γ.
+
+    Returns:
+        As `parse_curve`.
+
+    Raises:
+        FlexIPError: as `parse_curve`; a curve that leaves [0, 1]; something else.
+    """
+    if isinstance(given, str):
+        return parse_curve(given)
+    if not callable(getattr(given, "interp", None)):
+        raise FlexIPError(
+            f"the γ curve is a {type(given).__name__}; expected text such as 0:1, 0.5:0.8, 1:0.2, or ComfyUI's Curve "
+            "Editor"
+        )
+    places = [index / (SAMPLES - 1) for index in range(SAMPLES)]
+    points = tuple((place, float(given.interp(place))) for place in places)
+    outside = next((gamma for _, gamma in points if not -1e-6 <= gamma <= 1 + 1e-6), None)
+    if outside is not None:
+        raise FlexIPError(f"the γ curve reaches {outside:g}; expected values from 0 to 1")
+    return tuple((place, min(max(gamma, 0.0), 1.0)) for place, gamma in points)
 
 
 def gamma_at(curve: Curve, position: float) -> float:

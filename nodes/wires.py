@@ -17,6 +17,7 @@ from torch import Tensor
 from ..flexip_model.adapter import FlexIPAdapter, ReferenceFeatures
 from ..flexip_model.checkpoint import AdapterInfo, build_adapter
 from ..flexip_model.encoders import Encoders
+from .host import manage
 
 FlexIPEncoders = io.Custom("FLEXIP_ENCODERS")
 FlexIPAdapterType = io.Custom("FLEXIP_ADAPTER")
@@ -66,10 +67,8 @@ class LoadedAdapter:
 def manage_adapter(info: AdapterInfo, tensors: Mapping[str, Tensor], name: str) -> LoadedAdapter:
     """Put an adapter's tensors under ComfyUI's memory management; they are neither copied nor converted."""
     adapter = build_adapter(info, tensors, comfy.ops.manual_cast)
-    patcher = comfy.model_patcher.ModelPatcher(
-        adapter,
-        load_device=comfy.model_management.get_torch_device(),
-        offload_device=comfy.model_management.unet_offload_device(),
+    patcher = manage(
+        adapter, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     )
     sample = min(key for key in tensors if key.endswith("preservation.to_k.weight"))
     digest = hashlib.sha256(info.config.to_json().encode())
@@ -100,14 +99,11 @@ def manage_encoders(encoders: Encoders) -> LoadedEncoders:
     """Put both encoders under ComfyUI's memory management, in float32 where half precision is slow or missing."""
     device = comfy.model_management.text_encoder_device()
     half = comfy.model_management.should_use_fp16(device, prioritize_performance=False)
+    offload = comfy.model_management.text_encoder_offload_device()
     patchers = []
     for module in filter(None, (encoders.clip, encoders.dino)):
         module.to(torch.float16 if half else torch.float32).eval().requires_grad_(False)
-        patchers.append(
-            comfy.model_patcher.ModelPatcher(
-                module, load_device=device, offload_device=comfy.model_management.text_encoder_offload_device()
-            )
-        )
+        patchers.append(manage(module, device, offload))
     return LoadedEncoders(encoders, tuple(patchers))
 
 

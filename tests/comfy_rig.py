@@ -105,7 +105,8 @@ class Rig:
 
         def record(executor: Any, x: Tensor, t: Tensor, context: Tensor, y: Any, c: Any, o: dict, **kwargs: Any) -> Any:
             out = executor(x, t, context, y, c, o, **kwargs)
-            active = bool(o.get("flexip_steps"))
+            slots = o.get("patches_replace", {}).get("attn2", {})
+            active = any(isinstance(patch, self.part("nodes.patch").SitePatch) for patch in slots.values())
             seen.append(Call(x.clone(), t.clone(), context.clone(), out.clone(), list(o["cond_or_uncond"]), active))
             return out
 

@@ -88,23 +88,73 @@ def test_layer_weights_act_on_their_blocks(rig):
     conds, parse = rig.encode(*rig.prompts()), rig.part("nodes.schedule").parse_layers
     halves = rig.predict(rig.apply(0.5, layers=parse("down=0.5, mid=0.5, up=0.5")), *conds)
     assert difference(halves, rig.predict(rig.apply(0.5, strength=0.5), *conds)) <= CLOSE
-    only_up = parse("down=0, mid=0")
-    patched = rig.apply(0.5, layers=only_up)
-    taken = patched.model_options["transformer_options"]["patches_replace"]["attn2"]
-    assert sorted(taken) == [("output", number) for number in range(3, 12)]
+    only_up, seen = rig.apply(0.5, layers=parse("down=0, mid=0")), []
+
+    def look(executor, x, t, context, y, control, options, **kwargs):
+        seen.append(sorted(options["patches_replace"]["attn2"]))
+        return executor(x, t, context, y, control, options, **kwargs)
+
+    wrappers = importlib.import_module("comfy.patcher_extension").WrappersMP
+    only_up.add_wrapper_with_key(wrappers.DIFFUSION_MODEL, "look", look)
+    rig.predict(only_up, *conds)
+    assert seen == [[("output", number) for number in range(3, 12)]]
 
 
-def test_context_windows_take_their_own_gammas(rig):
-    """Eight frames in windows of four: each frame keeps its γ."""
+def test_the_hosts_curve_editor_gives_each_step_its_gamma(rig):
+    """CURVE: an object that is asked for γ at a position; older hosts have none, and take text alone."""
+    schedule = rig.part("nodes.schedule")
+
+    class Bent:
+        def interp(self, x):
+            return x * x
+
+    curve = schedule.read_curve(Bent())
+    for position in (0.0, 0.123, 0.5, 0.777, 1.0):
+        assert abs(schedule.gamma_at(curve, position) - position**2) < 1e-4
+    assert schedule.read_curve("0:1, 1:0") == ((0.0, 1.0), (1.0, 0.0))
+    assert schedule.read_curve("") is None
+    Bent.interp = lambda self, x: 1.5 * x
+    with pytest.raises(ValueError, match=r"the γ curve reaches 1\.00\d+; expected values from 0 to 1"):
+        schedule.read_curve(Bent())
+    with pytest.raises(ValueError, match="the γ curve is a float; expected text such as"):
+        schedule.read_curve(0.5)
+    io = importlib.import_module("comfy_api.latest").io
+    described = rig.pack.NODE_CLASS_MAPPINGS["FlexIPApply"].GET_NODE_INFO_V1()["input"]["optional"]["curve"]
+    assert described[0] == ("STRING,CURVE" if hasattr(io, "Curve") else "STRING")
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "monotone_cubic"])
+def test_a_curve_of_this_host_is_read_as_the_editor_draws_it(rig, interpolation):
+    schedule, api = rig.part("nodes.schedule"), importlib.import_module("comfy_api.input")
+    if not hasattr(api, "CurveInput"):
+        assert not hasattr(importlib.import_module("comfy_api.latest").io, "Curve")
+        return
+    drawn = api.CurveInput.from_raw({"points": [(0, 1), (0.4, 0.9), (1, 0.1)], "interpolation": interpolation})
+    curve = schedule.read_curve(drawn)
+    for position in (0.0, 0.2, 0.4, 0.41, 0.8, 1.0):
+        assert abs(schedule.gamma_at(curve, position) - float(drawn.interp(position))) < 2e-3
+
+
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_context_windows_take_their_own_gammas(rig, overlap):
+    """Eight frames in windows of four: each keeps its γ and its mask, whatever else the host puts into a window."""
     windows = importlib.import_module("comfy.context_windows")
-    gammas = torch.linspace(0, 1, 8).tolist()
-    conds, model = rig.encode(*rig.prompts()), rig.apply(gammas)
-    whole = rig.predict(model, *conds, batch=8)
+    gammas, masks = torch.linspace(0, 1, 8).tolist(), torch.linspace(1, 0.3, 8)[:, None, None].expand(8, 8, 8)
+    conds, model = rig.encode(*rig.prompts()), rig.apply(gammas, attention_mask=masks)
     split = model.clone()
     split.model_options["context_handler"] = windows.IndexListContextHandler(
         context_schedule=windows.get_matching_context_schedule("standard_static"),
-        fuse_method=windows.get_matching_fuse_method("flat"), context_length=4, context_overlap=0, dim=0,
+        fuse_method=windows.get_matching_fuse_method("flat"), context_length=4, context_overlap=overlap, dim=0,
     )
-    calls = rig.calls(split, *conds, batch=8, sigmas=(5.0, 4.0, 3.0, 2.5, 2.0, 1.5, 1.0, 0.0))
-    parts = [torch.cat([call.of(cond) for call in calls[:2]]) for cond in (0, 1)]
-    assert len(calls) == 2 * 7 and difference(parts, whole) <= CLOSE
+    sigmas = (5.0, 4.0, 3.0, 2.5, 2.0, 1.5, 1.0, 0.0)
+
+    def frames(model):
+        seen = []
+        calls = rig.calls(model, *conds, batch=8, sigmas=sigmas, callback=lambda i, x0, *_: seen.append(x0.clone()))
+        return seen, len(calls)
+
+    (whole, once), (parts, several) = frames(model), frames(split)
+    assert several >= 2 * once
+    assert difference(parts, whole) <= 1e-4  # after seven steps
+    assert difference(parts[:1], whole[:1]) <= CLOSE
+    assert difference([whole[0][:-1]], [whole[0][1:]]) > 1e-3  # frames from one noise differ by their γ alone
