@@ -110,8 +110,11 @@ def check(arguments: argparse.Namespace) -> None:
     """Find mistakes before anything is installed.
 
     Raises:
-        Problem: no such picture, γ that makes no sense, a folder that cannot be written, a port that is taken.
+        Problem: no such picture, γ that makes no sense, a folder that cannot be written, a port that is taken, a copy
+            without tests.
     """
+    if arguments.command == "test" and not (ROOT / "tests").is_dir():
+        raise Problem("the tests do not come with the ComfyUI registry's copy; run them in a clone of the repository")
     if arguments.command == "demo":
         from flexip_model.sweep import FlexIPError, parse_gammas
 

@@ -103,6 +103,10 @@ def test_what_is_no_picture_is_one_sentence(tmp_path: Path) -> None:
     assert_one_sentence(run("demo", "--reference", text, "--out", tmp_path), "letter.png", "not a picture")
 
 
+def test_copy_without_tests_is_one_sentence(tmp_path: Path) -> None:
+    assert_one_sentence(run("test", root=bootstrap(tmp_path)), "tests", "clone")
+
+
 def test_no_network_is_one_sentence(tmp_path: Path) -> None:
     root = bootstrap(tmp_path / "pack")
     closed = "http://127.0.0.1:9/simple"

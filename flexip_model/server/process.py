@@ -61,6 +61,7 @@ class ComfyServer:
     Args:
         comfyui: ComfyUI's folder, 0.3.75 or later.
         base: a folder for everything it writes; None makes a temporary one that is deleted at the end.
+        pack: where the link leads; None makes none, and the pack is the one that lies in `base/custom_nodes` already.
         port: None takes a free one.
         cpu: no GPU.
         models: folders of models to search besides `base/models`, by ComfyUI's name of the kind.
@@ -79,6 +80,7 @@ class ComfyServer:
         comfyui: Path,
         base: Path | None = None,
         *,
+        pack: Path | None = PACK,
         port: int | None = None,
         cpu: bool = True,
         models: Mapping[str, Path] | None = None,
@@ -91,6 +93,7 @@ class ComfyServer:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = self.base / "comfyui.log"
+        self._pack = pack
         self._cpu, self._models, self._arguments = cpu, models or {}, arguments
         self._environment = environment or {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -120,8 +123,9 @@ class ComfyServer:
     def _start(self) -> None:
         for name in ("custom_nodes", "input", "output", "user", "models"):
             (self.base / name).mkdir(parents=True, exist_ok=True)
-        _unlink(self.base / "custom_nodes" / PACK_NAME)
-        _link(PACK, self.base / "custom_nodes" / PACK_NAME)
+        if self._pack is not None:
+            _unlink(self.base / "custom_nodes" / PACK_NAME)
+            _link(self._pack, self.base / "custom_nodes" / PACK_NAME)
         command = [sys.executable, str(Path(__file__).with_name("launch.py")), str(self.comfyui / "main.py")]
         command += ["--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(self.base)]
         command += ["--database-url", "sqlite:///" + (self.base / "user" / "comfyui.db").as_posix()]
@@ -193,7 +197,8 @@ class ComfyServer:
         if self._log_file is not None:
             self._log_file.close()
             self._log_file = None
-        _unlink(self.base / "custom_nodes" / PACK_NAME)
+        if self._pack is not None:
+            _unlink(self.base / "custom_nodes" / PACK_NAME)
         if self._temporary:
             shutil.rmtree(self.base, ignore_errors=True)
 
