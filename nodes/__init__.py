@@ -15,18 +15,17 @@ from .load import FlexIPLoadAdapter, FlexIPLoadEncoders
 
 register_folders()
 
-NODES = (
-    FlexIPLoadEncoders,
-    FlexIPLoadAdapter,
-    FlexIPLoadDemo,
-    FlexIPExampleImage,
-    FlexIPEncodeReference,
-    FlexIPApply,
-    FlexIPGammaSweep,
-    FlexIPSweepGrid,
-)
-
-NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
+# Written out: tools that list a pack's nodes without running it read these names from the source.
+NODE_CLASS_MAPPINGS = {
+    "FlexIPLoadEncoders": FlexIPLoadEncoders,
+    "FlexIPLoadAdapter": FlexIPLoadAdapter,
+    "FlexIPLoadDemo": FlexIPLoadDemo,
+    "FlexIPExampleImage": FlexIPExampleImage,
+    "FlexIPEncodeReference": FlexIPEncodeReference,
+    "FlexIPApply": FlexIPApply,
+    "FlexIPGammaSweep": FlexIPGammaSweep,
+    "FlexIPSweepGrid": FlexIPSweepGrid,
+}
 NODE_DISPLAY_NAME_MAPPINGS = {
     "FlexIPLoadEncoders": "Load FlexIP Encoders",
     "FlexIPLoadAdapter": "Load FlexIP Adapter",
@@ -44,4 +43,4 @@ class FlexIPExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The nodes, in the order of a graph."""
-        return list(NODES)
+        return list(NODE_CLASS_MAPPINGS.values())
