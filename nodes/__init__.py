@@ -3,6 +3,9 @@
 The only place that imports ComfyUI. The mathematics is `flexip_model`'s.
 """
 
+import contextlib
+import sys
+
 from comfy_api.latest import ComfyExtension, io
 
 from .apply import FlexIPApply, FlexIPGammaSweep
@@ -13,6 +16,23 @@ from .folders import register_folders
 from .grid import FlexIPSweepGrid
 from .load import FlexIPLoadAdapter, FlexIPLoadEncoders
 
+
+def let_log_write_gamma() -> None:
+    """Make ComfyUI's log write γ as an escape where its code page, as of a Windows pipe, has none.
+
+    ComfyUI opens it as strict: one γ in a message or a traceback would end its queue. Logs in UTF-8 stay as they are.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            "γ".encode(stream.encoding)
+        except UnicodeEncodeError:
+            with contextlib.suppress(AttributeError, ValueError):  # another pack's own kind of stream
+                stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        except (AttributeError, TypeError, LookupError):
+            pass
+
+
+let_log_write_gamma()
 register_folders()
 
 # Written out: tools that list a pack's nodes without running it read these names from the source.

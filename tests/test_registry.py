@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import copy
 import io
 import re
 import subprocess
 import sys
+import threading
 import urllib.request
 import zipfile
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from pathspec import PathSpec
 from PIL import Image, ImageStat
 
 from flexip_model.server import ComfyClient, ComfyServer
+from flexip_model.server.client import RunResult
 
 from .comfy_server import ALL_WORKFLOWS, ROOT, api_workflow, comfyui_path, node_of
 
@@ -181,9 +184,23 @@ def test_it_makes_a_sweep(installed: ComfyServer) -> None:
     assert len(pictures) > 5, "five γ and the grid"
     for picture in pictures:
         assert min(ImageStat.Stat(picture.convert("RGB")).stddev) > 5, "a flat picture"
+
+
+def test_mistakes_with_gamma_do_not_end_the_queue_of_a_windows_console(installed: ComfyServer) -> None:
+    prompt = api_workflow("flexip_gamma_sweep")
+    prompt[node_of(prompt, "KSampler")]["inputs"]["steps"] = 2
+    wrong = copy.deepcopy(prompt)
+    wrong[node_of(wrong, "FlexIPGammaSweep")]["inputs"]["gammas"] = "0:2:0.5"
+    client = ComfyClient(installed.url)
+    for asked, status in ((wrong, "error"), (prompt, "success")):
+        found: list[RunResult] = []
+        waiting = threading.Thread(target=lambda: found.append(client.run(asked)), daemon=True)  # noqa: B023
+        waiting.start()
+        waiting.join(120)
+        assert [result.status for result in found] == [status], "the queue has stopped"
     log = installed.log.read_text(encoding="cp1252")
+    assert r"\u03b3" in log
     assert "UnicodeEncodeError" not in log
-    assert "Logging error" not in log
 
 
 @pytest.mark.parametrize("arguments", [("inspect", "models/demo/flexip_demo.safetensors"), ("train", "--help")])
