@@ -147,6 +147,24 @@ def test_combination(server: ComfyServer, name: str) -> None:
     acts_at_strength_one_alone(server, *CASES[name])
 
 
+def test_the_hosts_curve_editor_is_gamma_over_the_steps(server: ComfyServer) -> None:
+    """Connected in place of the text; a host without a curve editor offers the text alone."""
+    takes = server.get("/object_info/FlexIPApply")["FlexIPApply"]["input"]["optional"]["curve"][0]
+    if "CurveEditor" not in server.get("/object_info"):
+        assert takes == "STRING"
+        return
+
+    def drawn(prompt: Prompt) -> None:
+        curve = {"points": [[0.0, 0.9], [0.5, 0.4], [1.0, 0.0]], "interpolation": "linear"}
+        prompt["curve"] = {"class_type": "CurveEditor", "inputs": {"curve": curve}}
+        prompt[node_of(prompt, "FlexIPApply")]["inputs"]["curve"] = ["curve", 0]
+
+    assert takes == "STRING,CURVE"
+    typed = latent(server, graph(1.0, steps=4, curve="0:0.9, 0.5:0.4, 1:0"))
+    assert float((latent(server, graph(1.0, drawn, steps=4)) - typed).abs().max()) < 1e-3
+    assert float((latent(server, graph(1.0, steps=4)) - typed).abs().max()) > 1e-2
+
+
 @pytest.mark.promise(14)
 def test_each_picture_of_a_batch_is_the_one_that_comes_alone(server: ComfyServer) -> None:
     batch = latent(server, graph(1.0, size(128, 128, 5)))
