@@ -35,6 +35,14 @@ _load_package("flexip_model", ROOT / "flexip_model")
 
 from .comfy_server import client, server  # noqa: E402, F401  # fixtures; they need flexip_model
 from .encoder_files import clip_models, dino_model  # noqa: E402, F401
+from .reliability import (  # noqa: E402, F401
+    figures,
+    planted,
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_generate_tests,
+)
 
 
 @pytest.fixture(scope="session")

@@ -105,6 +105,7 @@ def not_a_number(tensors):
         (not_a_number, "queries holds NaN"),
     ],
 )
+@pytest.mark.promise(7)
 def test_wrong_tensors_are_named(saved, change, message):
     rewrite(saved, change)
     with pytest.raises(FlexIPError, match=message):
@@ -126,6 +127,7 @@ def test_wrong_tensors_are_named(saved, change, message):
         ({"encoders": '{"clip": {"name": 3}}'}, "names and hashes of the encoders are not text"),
     ],
 )
+@pytest.mark.promise(7)
 def test_wrong_metadata_is_named(saved, metadata, message):
     rewrite(saved, **metadata)
     with pytest.raises(FlexIPError, match=message):
@@ -142,6 +144,7 @@ def test_wrong_metadata_is_named(saved, metadata, message):
         ("lora_unet_down.weight", "LoRA"),
     ],
 )
+@pytest.mark.promise(7)
 def test_other_kinds_of_file_are_told_by_name(tmp_path, key, message):
     path = tmp_path / "other.safetensors"
     save_file({key: torch.zeros(2)}, path)
@@ -149,6 +152,7 @@ def test_other_kinds_of_file_are_told_by_name(tmp_path, key, message):
         read_info(path)
 
 
+@pytest.mark.promise(3, 5, 6)
 def test_files_that_are_not_safetensors(tmp_path, saved):
     torch.save({"a": torch.zeros(1)}, tmp_path / "renamed.safetensors")
     (tmp_path / "old.bin").write_bytes(b"anything")
@@ -169,6 +173,7 @@ def test_files_that_are_not_safetensors(tmp_path, saved):
         read_info(tmp_path / "missing.safetensors")
 
 
+@pytest.mark.promise(5, seed=0)
 def test_a_thousand_damaged_headers_give_errors_and_never_crash(saved):
     broken = saved.with_name("broken.safetensors")
     outcomes = {"refused": 0, "read": 0}

@@ -184,6 +184,7 @@ def test_a_source_in_another_layout_is_told_what_was_expected(tmp_path: Path, ca
     assert not list((tmp_path / "data").rglob("*.parquet"))
 
 
+@pytest.mark.promise(46)
 def test_members_and_annotations_that_lead_outside_are_not_followed(tmp_path: Path, capsys) -> None:
     secret = save(picture(1), tmp_path / "secret.jpg")
     source = tmp_path / "sa1b"

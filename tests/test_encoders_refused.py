@@ -120,6 +120,7 @@ def other_files() -> dict[str, dict[str, tuple[int, ...]]]:
 
 
 @pytest.mark.parametrize(("load", "wrong"), [(load_clip, wrong_clip_files), (load_dino, wrong_dino_files)])
+@pytest.mark.promise(8)
 def test_other_models_are_refused_by_name(load, wrong, tmp_path: Path) -> None:
     with torch.device("meta"):
         files = wrong()
@@ -155,6 +156,7 @@ def broken_files(folder: Path, good: Path) -> dict[str, Path]:
     return {name: path for name, (path, _) in files.items()} | {"over the limit": bomb}
 
 
+@pytest.mark.promise(3, 5, 6)
 def test_broken_files_are_refused_by_name(clip_models, tmp_path: Path) -> None:
     good = save(tmp_path / "good.safetensors", clip_models[0].state_dict(), CLIP_SPEC)
     for name, path in broken_files(tmp_path, good).items():
@@ -165,6 +167,7 @@ def test_broken_files_are_refused_by_name(clip_models, tmp_path: Path) -> None:
             assert str(path) in str(error.value)
 
 
+@pytest.mark.promise(7)
 def test_right_model_with_wrong_content_is_refused(clip_models, dino_model, tmp_path: Path) -> None:
     clip, dino = dict(clip_models[0].state_dict()), dict(dino_model.state_dict())
     first, norm = "vision_model.encoder.layers.1.mlp.fc1.weight", "layernorm.weight"
@@ -198,6 +201,7 @@ def test_right_model_with_wrong_content_is_refused(clip_models, dino_model, tmp_
         load_dino(save(path, dino, DINO_SPEC | {"config": DINO | {"num_hidden_layers": 10**6}}))
 
 
+@pytest.mark.promise(5, seed=0)
 def test_mutated_files_load_or_are_refused(clip_models, tmp_path: Path) -> None:
     good = save(tmp_path / "good.safetensors", clip_models[0].state_dict(), CLIP_SPEC).read_bytes()
     path = tmp_path / "mutated.safetensors"

@@ -75,6 +75,7 @@ class _Canary:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.promise(3)
 def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
     torch.save({"a": _Canary(tmp_path / "ran")}, tmp_path / "bad.pth", _use_new_zipfile_serialization=False)
     (tmp_path / "worse.pth").write_bytes(pickle.dumps(_Canary(tmp_path / "ran")))

@@ -58,6 +58,7 @@ def test_every_input_and_output_is_explained_and_every_node_has_its_page(pack, n
             assert given.id in page, f"the page of {name} does not name {given.id}"
 
 
+@pytest.mark.promise(2)
 def test_importing_the_pack_loads_no_encoder_library_and_touches_neither_disk_nor_network(comfy):
     script = f"""
 import importlib.util, os, sys

@@ -62,6 +62,7 @@ def with_other(rig, other, model, conds, **settings):
 
 
 @pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.promise(28, seed=0)
 def test_beside(rig, other):
     conds = rig.encode(*rig.prompts())
     base = with_other(rig, other, rig.model, conds)
@@ -74,6 +75,7 @@ def test_beside(rig, other):
     assert bool(torch.isfinite(odd).all())
 
 
+@pytest.mark.promise(28, seed=0)
 def test_a_lora_before_and_after(rig):
     conds, generator = rig.encode(*rig.prompts()), torch.Generator().manual_seed(0)
     key = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_q.weight"
@@ -92,6 +94,7 @@ def test_a_lora_before_and_after(rig):
     assert torch.equal(sample(rig, rig.apply(0.5), conds), plain)
 
 
+@pytest.mark.promise(35, seed=0)
 def test_a_compiled_model_gives_what_the_plain_one_gives_at_every_gamma(rig):
     """With the node TorchCompileModel's own helper; the backend `eager` traces as all do, and needs no C++ compiler."""
     compiled = importlib.import_module("comfy_api.torch_helpers").set_torch_compile_wrapper
@@ -108,6 +111,7 @@ def test_a_compiled_model_gives_what_the_plain_one_gives_at_every_gamma(rig):
     assert (wanted - sample(rig, rig.model, conds, batch=3)).abs().max() > 1e-2
 
 
+@pytest.mark.promise(28, seed=0)
 def test_an_inpainting_mask_keeps_what_it_protects(rig):
     samplers = importlib.import_module("comfy.samplers")
     conds = rig.encode(*rig.prompts())

@@ -10,6 +10,7 @@ from .comfy_rig import CLOSE, difference
 from .foreign_patches import HeavyAdapter, Stacking, stack
 
 
+@pytest.mark.promise(22, seed=0)
 def test_another_packs_patch_before_and_after_gives_one_result(rig):
     conds = rig.encode(*rig.prompts())
     alone, theirs = rig.predict(rig.apply(0.5), *conds), stack(rig.model, 0.3)
@@ -21,6 +22,7 @@ def test_another_packs_patch_before_and_after_gives_one_result(rig):
 
 
 @pytest.mark.parametrize("order", ["theirs first", "ours first"])
+@pytest.mark.promise(22, seed=0)
 def test_what_another_pack_adds_to_a_found_patch_stays_in_its_own_model(rig, order):
     """Each run of its node clones our model and adds once more; ours, its clones and the base stay as they were."""
     conds = rig.encode(*rig.prompts())
@@ -38,6 +40,7 @@ def test_what_another_pack_adds_to_a_found_patch_stays_in_its_own_model(rig, ord
     assert difference(results[0], rig.predict(direct, *conds)) <= CLOSE
 
 
+@pytest.mark.promise(22, seed=0)
 def test_changing_the_other_packs_model_afterwards_does_not_change_ours(rig):
     conds, theirs = rig.encode(*rig.prompts()), stack(rig.model, 0.3)
     ours = rig.apply(0.5, model=theirs)
@@ -48,6 +51,7 @@ def test_changing_the_other_packs_model_afterwards_does_not_change_ours(rig):
     assert difference(rig.predict(ours, *conds), before) == 0
 
 
+@pytest.mark.promise(22, seed=0)
 def test_a_patch_set_over_ours_is_chained_too(rig):
     """Packs that put their own patch into the slots, whatever is there: both act."""
     conds = rig.encode(*rig.prompts())
@@ -78,6 +82,7 @@ def resident(make):
     return (process.memory_info().rss - before) / 1e6, made
 
 
+@pytest.mark.promise(22, seed=0)
 def test_another_packs_weights_are_never_copied(rig):
     every = [*((block, number) for block in ("input",) for number in (1, 2, 4, 5, 7, 8)), ("middle", 0)]
     theirs = stack(rig.model, 0.3, HeavyAdapter(80), [*every, *(("output", number) for number in range(3, 12))])
@@ -89,6 +94,7 @@ def test_another_packs_weights_are_never_copied(rig):
     assert clones_of_ours <= clones_of_theirs + 1
 
 
+@pytest.mark.promise(22, seed=0)
 def test_what_cannot_be_copied_is_shared(rig):
     class Stubborn(Stacking):
         def __copy__(self):
@@ -102,6 +108,7 @@ def test_what_cannot_be_copied_is_shared(rig):
     assert difference(rig.predict(rig.apply(0.5, model=model), *conds), rig.predict(rig.apply(0.5), *conds)) > 1e-4
 
 
+@pytest.mark.promise(22, seed=0)
 def test_a_slot_with_the_longer_key_is_chained_too(rig):
     conds, calls = rig.encode(*rig.prompts()), []
     attention = importlib.import_module("comfy.ldm.modules.attention")
@@ -117,6 +124,7 @@ def test_a_slot_with_the_longer_key_is_chained_too(rig):
     assert difference(out, rig.predict(rig.apply(0.5), *conds)) <= CLOSE
 
 
+@pytest.mark.promise(22, seed=0)
 def test_two_applications_add_up(rig):
     conds = rig.encode(*rig.prompts())
     twice = rig.apply(1.0, model=rig.apply(0.0, strength=0.5), strength=0.5)

@@ -41,6 +41,7 @@ def test_the_negative_prompt_carries_the_null_subject(rig):
     assert torch.equal(conds[rig.adapter.s_key].cond, adapter.personalization(negative[0][0], null.cls))
 
 
+@pytest.mark.promise(14, seed=0)
 def test_several_references_are_used_together(rig):
     """The same picture three times is that picture; different ones are neither alone."""
     one, other = rig.features(1, seed=1), rig.features(1, seed=8)
@@ -57,6 +58,7 @@ def test_several_references_are_used_together(rig):
     assert (noise(both) - noise(swapped)).abs().max() <= 1e-5
 
 
+@pytest.mark.promise(43)
 def test_a_batch_of_references_equals_each_by_itself(pack, demo):
     encode = importlib.import_module(f"{pack.__name__}.nodes.encode").encode_features
     images, masks = torch.rand(3, 40, 56, 3), torch.zeros(3, 40, 56)
@@ -70,6 +72,7 @@ def test_a_batch_of_references_equals_each_by_itself(pack, demo):
             assert (together.patches[i] - alone.patches[0]).abs().max() <= 1e-5
 
 
+@pytest.mark.promise(34)
 def test_a_new_prompt_encodes_the_picture_no_second_time(pack, nodes, demo, monkeypatch):
     encoder, passes = importlib.import_module(f"{pack.__name__}.flexip_model.encoders").ClipEncoder, []
     forward = encoder.forward
@@ -90,6 +93,7 @@ def test_a_new_prompt_encodes_the_picture_no_second_time(pack, nodes, demo, monk
     assert len(encoders.recent) <= 8
 
 
+@pytest.mark.promise(8)
 def test_encoders_that_do_not_fit_are_refused(nodes, demo, rig):
     _, clip, _, encoders, _, example = demo
     wide = tiny_adapter(clip_width=64)

@@ -65,6 +65,7 @@ def test_files_are_listed_anew_and_loaded(nodes, comfy_base, tiny_folder):
             file.unlink()
 
 
+@pytest.mark.promise(4)
 def test_paths_stay_inside_their_folders(nodes, comfy_base, tmp_path):
     (comfy_base / "secret.safetensors").write_bytes(b"x")
     for name in ("../../secret.safetensors", str(comfy_base / "secret.safetensors"), "..\\..\\secret.safetensors"):

@@ -21,6 +21,7 @@ def spoiled(rig, branch):
     return rig.with_tensors(tensors)
 
 
+@pytest.mark.promise(9, seed=0)
 def test_strength_zero_is_exactly_the_unpatched_model(rig):
     conds = rig.encode(*rig.prompts())
     base = rig.predict(rig.model, *conds)
@@ -33,12 +34,14 @@ def test_strength_zero_is_exactly_the_unpatched_model(rig):
 
 
 @pytest.mark.parametrize(("gamma", "unused"), [(1.0, "personalization"), (0.0, "preservation")])
+@pytest.mark.promise(9, seed=0)
 def test_at_the_ends_of_gamma_the_other_branch_is_not_used(rig, gamma, unused):
     broken = spoiled(rig, unused)
     out = broken.predict(broken.apply(gamma), *broken.encode(*rig.prompts()))
     assert difference(out, rig.predict(rig.apply(gamma), *rig.encode(*rig.prompts()))) == 0
 
 
+@pytest.mark.promise(14, seed=0)
 def test_one_gamma_per_picture_equals_one_run_each(rig):
     conds, gammas = rig.encode(*rig.prompts()), [0.0, 0.3, 1.0]
     together = rig.predict(rig.apply(gammas), *conds, batch=3)
@@ -48,6 +51,7 @@ def test_one_gamma_per_picture_equals_one_run_each(rig):
         rig.predict(rig.apply(gammas), *conds, batch=2)
 
 
+@pytest.mark.promise(10, seed=0)
 def test_the_model_and_its_other_clones_stay_as_they_were(rig):
     conds = rig.encode(*rig.prompts())
     options, weights = copy.deepcopy(rig.model.model_options), [p.clone() for p in rig.model.model.parameters()]
@@ -62,6 +66,7 @@ def test_the_model_and_its_other_clones_stay_as_they_were(rig):
     assert difference(rig.predict(other, *conds), before) == 0
 
 
+@pytest.mark.promise(11)
 def test_ten_clones_share_every_tensor(rig):
     def tensors():
         gc.collect()
@@ -84,6 +89,7 @@ def separately(monkeypatch):
 
 
 @pytest.mark.parametrize(("tokens", "negative_tokens"), [(77, 77), (77, 154), (154, 77), (77, 385), (385, 77)])
+@pytest.mark.promise(12, 15, seed=0)
 def test_joined_and_separate_conds_agree(rig, monkeypatch, tokens, negative_tokens):
     conds, model = rig.encode(*rig.prompts(tokens, negative_tokens)), rig.apply(0.4)
     joined = rig.predict(model, *conds, batch=2)
@@ -93,6 +99,7 @@ def test_joined_and_separate_conds_agree(rig, monkeypatch, tokens, negative_toke
     assert difference(joined, rig.predict(model, *conds, batch=2)) <= CLOSE
 
 
+@pytest.mark.promise(12, seed=0)
 def test_several_entries_in_one_conditioning_keep_their_own_tokens(rig, monkeypatch):
     """[1, 0, 0] and other layouts: combined prompts with areas, each with its own S."""
     first, negative = rig.prompts()
@@ -112,6 +119,7 @@ def test_several_entries_in_one_conditioning_keep_their_own_tokens(rig, monkeypa
     assert difference([joined[-1].x[:1]], [alone[-1].x[:1]]) <= 1e-4
 
 
+@pytest.mark.promise(13, seed=0)
 def test_three_conds_in_a_dual_guider(rig, monkeypatch):
     extras = importlib.import_module("comfy_extras.nodes_custom_sampler")
     samplers = importlib.import_module("comfy.samplers")
@@ -134,6 +142,7 @@ def test_three_conds_in_a_dual_guider(rig, monkeypatch):
     assert difference([joined], [run()]) <= 5e-6 * float(joined.abs().max())
 
 
+@pytest.mark.promise(13, seed=0)
 def test_a_prompt_without_tokens_is_left_alone_and_a_run_without_any_is_an_error(rig):
     positive, negative = rig.prompts()
     with_tokens, _ = rig.encode(positive, negative)
@@ -167,6 +176,7 @@ def test_keys_and_values_are_projected_once_per_run(rig, monkeypatch):
     assert len(seen) == 16 * 2 * 2
 
 
+@pytest.mark.promise(33, seed=0)
 def test_an_interrupted_run_leaves_nothing_behind(rig):
     management = importlib.import_module("comfy.model_management")
     conds, model = rig.encode(*rig.prompts()), rig.apply(0.5)
@@ -185,6 +195,7 @@ def test_an_interrupted_run_leaves_nothing_behind(rig):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.promise(19, seed=0)
 def test_other_dtypes_of_the_model(rig, monkeypatch, dtype):
     management = importlib.import_module("comfy.model_management")
     monkeypatch.setattr(management, "unet_dtype", lambda **_: dtype)
@@ -201,6 +212,7 @@ def test_other_dtypes_of_the_model(rig, monkeypatch, dtype):
             assert torch.nn.functional.cosine_similarity(*flat, dim=0) >= 0.999
 
 
+@pytest.mark.promise(21, 38)
 def test_weights_belong_to_comfyuis_memory_management(rig):
     patched = rig.apply(0.5)
     assert set(patched.model_patches_models()) == {rig.adapter.patcher}

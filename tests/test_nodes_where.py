@@ -8,6 +8,7 @@ import torch
 from .comfy_rig import CLOSE, difference
 
 
+@pytest.mark.promise(16, seed=0)
 def test_a_mask_of_ones_changes_nothing_and_of_zeros_switches_off(rig):
     conds = rig.encode(*rig.prompts())
     plain, base = rig.predict(rig.apply(0.6), *conds), rig.predict(rig.model, *conds)
@@ -20,6 +21,7 @@ def test_a_mask_of_ones_changes_nothing_and_of_zeros_switches_off(rig):
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 13), (13, 9), (8, 40), (40, 8), (15, 17), (23, 31), (33, 11)])
+@pytest.mark.promise(16, seed=0)
 def test_masks_at_every_size_lie_on_the_right_places(rig, monkeypatch, size):
     """The upper left quarter: at every site the weights are one there, zero in the lower right, on the true grid."""
     seen, gate = [], rig.part("nodes.run").Step.gate
@@ -42,6 +44,7 @@ def test_masks_at_every_size_lie_on_the_right_places(rig, monkeypatch, size):
             assert placed[-1, -1] == 0 and placed[0, -1] == 0 and placed[-1, 0] == 0
 
 
+@pytest.mark.promise(16, seed=0)
 def test_a_mask_per_picture(rig):
     conds = rig.encode(*rig.prompts())
     masks = torch.stack([torch.zeros(8, 8), torch.ones(8, 8)])
@@ -51,6 +54,7 @@ def test_a_mask_per_picture(rig):
     assert difference([part[1:] for part in out], [part[1:] for part in full]) <= CLOSE
 
 
+@pytest.mark.promise(36, seed=0)
 def test_ranges_of_the_sampling_are_exact(rig):
     sampling = rig.model.get_model_object("model_sampling")
     sigmas = [float(sampling.percent_to_sigma(i / 20)) for i in range(1, 20)] + [0.0]
@@ -66,6 +70,7 @@ def test_ranges_of_the_sampling_are_exact(rig):
     assert active(0.5, 0.6) == [0.5 <= i / 20 < 0.6 for i in range(1, 20)]
 
 
+@pytest.mark.promise(36, seed=0)
 def test_a_range_that_excludes_a_step_leaves_the_model_alone(rig):
     conds = rig.encode(*rig.prompts())
     late = rig.apply(0.5, start=0.9)
@@ -136,6 +141,7 @@ def test_a_curve_of_this_host_is_read_as_the_editor_draws_it(rig, interpolation)
 
 
 @pytest.mark.parametrize("overlap", [0, 1])
+@pytest.mark.promise(30, seed=0)
 def test_context_windows_take_their_own_gammas(rig, overlap):
     """Eight frames in windows of four: each keeps its γ and its mask, whatever else the host puts into a window."""
     windows = importlib.import_module("comfy.context_windows")

@@ -38,6 +38,7 @@ def refusal(images, **arguments) -> str:
 
 
 @pytest.mark.parametrize(("height", "width"), [(100, 50), (50, 100), (200, 50), (64, 64), (10, 13)])
+@pytest.mark.promise(44, seed=0)
 def test_center_crop_is_the_middle_square_resized(height: int, width: int) -> None:
     image = noise(height, width)
     side = min(height, width)
@@ -75,6 +76,7 @@ def test_close_to_the_processor_that_clip_was_published_with() -> None:
 
 
 @pytest.mark.parametrize("crop", ["center", "pad"])
+@pytest.mark.promise(43, seed=0)
 def test_mixed_sizes_equal_single_encodings(crop: str) -> None:
     images = [noise(80, 40), noise(33, 77, seed=1), noise(60, 60, channels=1, seed=2)]
     together = prepare(images, SIZE, crop=crop)
@@ -85,6 +87,7 @@ def test_mixed_sizes_equal_single_encodings(crop: str) -> None:
             assert torch.equal(together.subject[number], alone.subject[0])
 
 
+@pytest.mark.promise(39, seed=0)
 def test_gray_and_rgba() -> None:
     gray = noise(30, 30, channels=1)
     assert torch.equal(prepare(gray, SIZE).pixels, prepare(gray.repeat(1, 1, 1, 3), SIZE).pixels)
@@ -97,6 +100,7 @@ def test_gray_and_rgba() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.promise(40, seed=0)
 def test_float_dtypes_become_float32(dtype: torch.dtype) -> None:
     image = noise(20, 20).to(dtype)
     found = prepare(image, SIZE).pixels
@@ -122,6 +126,7 @@ def pil_modes() -> dict[str, Image.Image]:
 
 
 @pytest.mark.parametrize("mode", pil_modes())
+@pytest.mark.promise(39, seed=0)
 def test_every_pil_mode(mode: str) -> None:
     image = pil_modes()[mode]
     found = prepare(image, 24).pixels
@@ -135,12 +140,14 @@ def test_every_pil_mode(mode: str) -> None:
     assert found.std() > 0.01
 
 
+@pytest.mark.promise(39, seed=0)
 def test_16_bits_keep_more_than_8() -> None:
     image = Image.fromarray(np.full((9, 9), 32768 + 60, dtype=np.uint16))
     assert prepare(image, 9).pixels.mean() == pytest.approx((32768 + 60) / 65535, abs=1e-6)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.promise(44, seed=0)
 def test_exif_orientation_is_applied(orientation: int) -> None:
     from PIL import ImageOps
 
@@ -162,6 +169,7 @@ def test_damaged_picture_file(tmp_path: Path) -> None:
     assert "damaged" in refusal(Image.open(path))
 
 
+@pytest.mark.promise(40, 41, 42)
 def test_wrong_input_is_refused_by_name() -> None:
     image = noise(20, 20)
     broken, endless = image.clone(), image.clone()
@@ -187,6 +195,7 @@ def test_wrong_input_is_refused_by_name() -> None:
     assert {name: text for name, text in found.items() if name not in text} == {}
 
 
+@pytest.mark.promise(40, 41)
 def test_overshoot_of_resizing_nodes_is_clamped_and_black_is_a_picture() -> None:
     image = noise(20, 20) * 1.3 - 0.15
     assert torch.equal(prepare(image, SIZE).pixels, prepare(image.clamp(0, 1), SIZE).pixels)
@@ -195,6 +204,7 @@ def test_overshoot_of_resizing_nodes_is_clamped_and_black_is_a_picture() -> None
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 8192), (8192, 1), (3, 5000)])
 @pytest.mark.parametrize("crop", ["center", "pad"])
+@pytest.mark.promise(42)
 def test_extreme_shapes_have_a_defined_result(height: int, width: int, crop: str) -> None:
     image = torch.full((1, height, width, 3), 0.25)
     found = prepare(image, SIZE, crop=crop)
@@ -209,6 +219,7 @@ def test_extreme_shapes_have_a_defined_result(height: int, width: int, crop: str
         assert keep.sum() == SIZE // PATCH
 
 
+@pytest.mark.promise(42)
 def test_16k_picture_needs_little_memory() -> None:
     script = (
         "import resource, torch\n"
@@ -225,6 +236,7 @@ def test_16k_picture_needs_little_memory() -> None:
     assert int(done.stdout) * unit <= 1024**3
 
 
+@pytest.mark.promise(44, seed=0)
 def test_pad_shows_the_whole_picture_and_drops_the_padding() -> None:
     image = torch.full((1, 28, 56, 3), 0.2)
     found = prepare(image, SIZE, crop="pad")
@@ -277,6 +289,7 @@ def test_alpha_as_mask() -> None:
     assert "no alpha channel" in refusal(noise(8, 8), mask="alpha")
 
 
+@pytest.mark.promise(44, seed=0)
 def test_subject_crop_frames_the_subject() -> None:
     image = torch.full((1, 100, 200, 3), 0.5)
     mask = torch.zeros(1, 100, 200)
@@ -292,6 +305,7 @@ def test_subject_crop_frames_the_subject() -> None:
     assert "needs a subject mask" in refusal(image, crop="subject")
 
 
+@pytest.mark.promise(44, seed=0)
 def test_box_crop() -> None:
     image = noise(100, 200)
     assert torch.equal(prepare(image, SIZE, crop=(20, 10, 60, 50)).pixels, bicubic(image[:, 10:50, 20:60]))
@@ -299,6 +313,7 @@ def test_box_crop() -> None:
     assert "does not lie in the picture" in refusal(image, crop=(20, 10, 260, 50))
 
 
+@pytest.mark.promise(40, 41)
 def test_wrong_masks_are_refused_by_name() -> None:
     image = noise(40, 60)
     cases = {

@@ -114,6 +114,7 @@ def test_sweep_differs_in_gamma_alone(client: ComfyClient) -> None:
     assert grid[0].width >= 5 * 128, "four pictures and the reference"
 
 
+@pytest.mark.promise(34)
 def test_gamma_strength_and_seed_run_no_encoder_again(client: ComfyClient) -> None:
     prompt = api_workflow("flexip_gamma_sweep")
     sampler, sweep = node_of(prompt, "KSampler"), node_of(prompt, "FlexIPGammaSweep")
@@ -129,6 +130,7 @@ def test_gamma_strength_and_seed_run_no_encoder_again(client: ComfyClient) -> No
         assert sampler in result.executed
 
 
+@pytest.mark.promise(33)
 def test_interrupt_stops_the_sampler_and_leaves_nothing_behind(client: ComfyClient) -> None:
     prompt = api_workflow("flexip_basic")
     sampler = node_of(prompt, "KSampler")

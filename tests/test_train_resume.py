@@ -32,6 +32,7 @@ STOPS = int(os.environ.get("FLEXIP_STOPS", "1"))
 
 # Resume
 
+@pytest.mark.promise(24)
 def test_100_steps_are_50_and_50_over_many_epochs_and_with_workers(data: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(data, whole, stages=[{"steps": 100}], workers=0)
@@ -99,6 +100,7 @@ def test_a_run_goes_on_beside_the_same_encoders_and_on_the_same_data_only(tmp_pa
 
 # Trouble
 
+@pytest.mark.promise(27)
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(data: Path, tmp_path: Path, monkeypatch) -> None:
     trainer = Trainer(config(data, tmp_path, stages=[{"steps": 3}]))
     plain = trainer.model.forward
@@ -115,6 +117,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(data: Path, tmp
     assert all(torch.isfinite(value).all() for value in tensors(tmp_path, 3).values())
 
 
+@pytest.mark.promise(27)
 def test_a_run_without_finite_gradients_stops_and_keeps_the_last_good_weights(data, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("flexip_model.train.loop.BAD_STEPS", 3)
     trainer = Trainer(config(data, tmp_path, stages=[{"steps": 9}], save_every=1))
@@ -126,6 +129,7 @@ def test_a_run_without_finite_gradients_stops_and_keeps_the_last_good_weights(da
     assert all(torch.equal(value, before[key]) for key, value in trainer.adapter.state_dict().items())
 
 
+@pytest.mark.promise(45)
 def test_unreadable_samples_are_replaced_and_counted_and_too_many_end_the_run(tmp_path: Path) -> None:
     data = pack(tmp_path / "data", broken=1)
     trainer = train(data, tmp_path / "run", stages=[{"steps": 4}], bad_share=1.0)
@@ -144,6 +148,7 @@ def test_a_side_without_groups_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", ["truncate", "flip a bit", "lose a file", "lose the manifest", "unfinished"])
+@pytest.mark.promise(25)
 def test_a_damaged_newest_checkpoint_is_passed_over_and_named(tmp_path: Path, harm: str) -> None:
     parts = {"weights": {"w": torch.arange(1000.0)}, "ema": {"w": torch.ones(10)}}
     for step in (1, 2):
@@ -170,6 +175,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(tmp_path: Path, ha
     assert state.load(tmp_path, 2).step == 2
 
 
+@pytest.mark.promise(50)
 def test_a_checkpoint_of_another_version_is_named_and_kept(tmp_path: Path) -> None:
     folder = state.save(tmp_path, 3, {"weights": {"w": torch.ones(3)}}, {}, keep=2)
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -179,6 +185,7 @@ def test_a_checkpoint_of_another_version_is_named_and_kept(tmp_path: Path) -> No
     assert next(tmp_path.glob("damaged-step-0000003-*")).is_dir()
 
 
+@pytest.mark.promise(3)
 def test_only_the_newest_checkpoints_stay_and_none_is_pickled(tmp_path: Path) -> None:
     for step in range(1, 6):
         state.save(tmp_path, step, {"weights": {"w": torch.ones(3)}}, {}, keep=2)
@@ -205,6 +212,7 @@ for _ in sys.stdin:  # a line asks for the next process; torch is imported once 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot fork")
+@pytest.mark.promise(23)
 def test_kill_9_during_saves_never_loses_the_last_good_one(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     last = 0
@@ -247,6 +255,7 @@ except FlexIPError as error:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on file sizes to fill a disk with")
+@pytest.mark.promise(26)
 def test_a_full_disk_is_loud_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "step-0000001 and is intact" in done.stdout
@@ -255,6 +264,7 @@ def test_a_full_disk_is_loud_and_the_last_checkpoint_stays(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("point", range(STOPS))
+@pytest.mark.promise(48)
 def test_sigterm_saves_and_the_same_command_goes_on(data: Path, tmp_path: Path, point: int) -> None:
     path = tmp_path / "my.yaml"
     values = to_dict(config(data, tmp_path / "run", stages=[{"steps": 6}], save_every=1000))
@@ -279,6 +289,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(data: Path, tmp_path: Path, 
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.promise(47)
 def test_too_little_memory_is_said_in_one_sentence(data: Path, tmp_path: Path, monkeypatch) -> None:
     trainer = Trainer(config(data, tmp_path, stages=[{"steps": 3}], save_every=1))
     plain = trainer.model.forward
