@@ -162,5 +162,6 @@ def test_context_windows_take_their_own_gammas(rig, overlap):
     (whole, once), (parts, several) = frames(model), frames(split)
     assert several >= 2 * once
     assert difference(parts, whole) <= 1e-4  # after seven steps
-    assert difference(parts[:1], whole[:1]) <= CLOSE
+    # Guidance makes values of ten and more of them; their last bits differ with the number of threads.
+    assert difference(parts[:1], whole[:1]) <= CLOSE * float(whole[0].abs().max())
     assert difference([whole[0][:-1]], [whole[0][1:]]) > 1e-3  # frames from one noise differ by their γ alone
