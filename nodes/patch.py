@@ -2,9 +2,10 @@
 
     model = apply_adapter(model, Applied(loaded, gamma_tensor(0.5)))
 
-Tokens ride on the conditioning (`encode.py`). ComfyUI batches and orders them and hands them to the diffusion model as
-keyword arguments; a wrapper takes them there, and puts the attention patches into the slots for this one forward: no
-guessing by index, and nothing of ours lies in a model's slots where another pack could find and change it.
+Tokens ride on the conditioning (`encode.py`). ComfyUI batches and orders them and hands them to the model as keyword
+arguments; a wrapper takes them there, and puts the attention patches into the slots for this one forward: no guessing
+by index, and nothing of ours lies in a model's slots where another pack could find and change it. The wrapper is around
+the model, not around its network: a compiled network then finds the patches ready and traces only what they compute.
 """
 
 from __future__ import annotations
@@ -93,9 +94,9 @@ class Applied:
             options[RUN] = Run(guider.model_patcher.get_model_object("model_sampling"))
         return executor(*args, **kwargs)
 
-    def around_model(self, executor: Any, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None,
+    def around_model(self, executor: Any, x: Tensor, t: Any, c_concat: Any = None, c_crossattn: Any = None,
                      control: Any = None, transformer_options: dict | None = None, **kwargs: Any) -> Any:
-        """DIFFUSION_MODEL: take P and S of this batch from the arguments and put the patches over what is there."""
+        """APPLY_MODEL: take P and S of this batch from the arguments and put the patches over what is there."""
         options = transformer_options or {}
         p = kwargs.get(self.loaded.p_key)
         run = options.get(RUN)
@@ -104,7 +105,7 @@ class Applied:
             if inside or run.active(self.start, self.end, float(options["sigmas"][0])):
                 step = Step(self, run, p, kwargs.get(self.loaded.s_key), kwargs[self.loaded.id_key], options)
                 options = self._with_patches(step, options)
-        return executor(x, timesteps, context, y, control, options, **kwargs)
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     def _with_patches(self, step: Step, options: dict[str, Any]) -> dict[str, Any]:
         """Options for one forward; those that were given, and what they hold, stay as they are."""
@@ -158,9 +159,9 @@ def apply_adapter(model: comfy.model_patcher.ModelPatcher, applied: Applied) -> 
     keep_patches_apart(model, patched)
     patched.add_callback_with_key(CallbacksMP.ON_CLONE, NAME, keep_patches_apart)
     patched.set_model_patch(applied, NAME)
-    name = f"{NAME}_{id(applied)}"
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, name, applied.around_run)
-    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, name, applied.around_model)
+    # One name for all of them, ComfyUI keeps a list: with a new name each time, a compiled network compiles anew.
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, NAME, applied.around_run)
+    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, NAME, applied.around_model)
     return patched
 
 

@@ -32,10 +32,18 @@ class Run:
 
     def __init__(self, sampling: Any) -> None:
         self.sampling = sampling
-        self.projected: dict[tuple, KeyValue] = {}
-        self.weights: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._projected: dict[tuple, dict[tuple, KeyValue]] = {}
+        self._weights: dict[int, dict[tuple, tuple[Tensor, Tensor]]] = {}
         self._sigmas: list[float] | None = None
         self._ranges: dict[tuple[float, float], tuple[float, float]] = {}
+
+    def projected(self, *tokens: Any) -> dict[tuple, KeyValue]:
+        """Keys and values of these tokens, by site and branch."""
+        return self._projected.setdefault(tokens, {})
+
+    def weights(self, applied: Applied) -> dict[tuple, tuple[Tensor, Tensor]]:
+        """The gate's weights of an applied adapter, by layer."""
+        return self._weights.setdefault(id(applied), {})
 
     def active(self, start: float, end: float, sigma: float) -> bool:
         """Whether a step lies in [start, end) of the sampling; 1 as the end takes in the last step.
@@ -64,19 +72,26 @@ class Run:
 
 
 class Step:
-    """One forward of the model for one applied adapter: tokens of the batch, and its gate."""
+    """One forward of the model for one applied adapter: tokens of the batch, and its gate.
+
+    Made outside of the network, which may be compiled: names, numbers out of tensors and the places where things are
+    kept are looked up here, so that none of it breaks the graph or is compiled anew.
+    """
 
     def __init__(
         self, applied: Applied, run: Run, p: Tensor, s: Tensor | None, ids: list[Any], options: dict[str, Any]
     ) -> None:
-        self.applied, self.run, self.p, self.s, self.ids = applied, run, p, s, tuple(ids)
+        self.applied, self.p, self.s = applied, p, s
         self.rows = p.shape[0]
         self.pictures = self.rows // len(ids)
         self.frames = window_frames(options)
         self.gamma = applied.gamma
         if applied.curve is not None:
             self.gamma = gamma_tensor(gamma_at(applied.curve, run.position(float(options["sigmas"][0]))))
-        self.weights: dict[tuple, tuple[Tensor, Tensor]] = run.weights if applied.curve is None else {}
+        self.weights: dict[tuple, tuple[Tensor, Tensor]] = run.weights(applied) if applied.curve is None else {}
+        base = (applied.loaded.tag, self.pictures, self.frames)
+        self.whole = run.projected(*base, *ids)
+        self.pieces = [run.projected(*base, one) for one in ids]
         # A branch whose weight is zero everywhere costs nothing.
         self.has_p = bool((self.gamma > 0).any())
         self.has_s = s is not None and (applied.gamma_map is not None or bool((self.gamma < 1).any()))
@@ -89,24 +104,24 @@ class Step:
         )
 
     def _project(self, site: Site, branch: str, tokens: Tensor, like: Tensor) -> KeyValue:
-        base = (self.applied.loaded.tag, site.name, branch, like.dtype, like.device, tokens.shape[1], self.frames)
-        whole, kept = (*base, self.ids, self.pictures), self.run.projected
-        if whole not in kept:
-            pieces = [(*base, (one,), self.pictures) for one in self.ids]
-            if all(piece in kept for piece in pieces):
-                k, v = (torch.cat([kept[piece][i] for piece in pieces]) for i in (0, 1))
+        key = (site.name, branch, like.dtype, like.device, tokens.shape[1])
+        if key not in self.whole:
+            if all(key in piece for piece in self.pieces):
+                k, v = (torch.cat([piece[key][i] for piece in self.pieces]) for i in (0, 1))
             else:
                 k, v = getattr(self.applied.loaded.adapter.site(site), branch)(tokens.to(like))
-                kept.update(zip(pieces, zip(k.split(self.pictures), v.split(self.pictures), strict=True), strict=True))
-            kept[whole] = (k, v)
-        return kept[whole]
+                parts = zip(k.split(self.pictures), v.split(self.pictures), strict=True)
+                for piece, part in zip(self.pieces, parts, strict=True):
+                    piece[key] = part
+            self.whole[key] = (k, v)
+        return self.whole[key]
 
     def gate(self, site: Site, like: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The weights of P and S at a site, broadcasting to (R, L, C), in `like`'s dtype and device."""
         applied = self.applied
         grid = tuple(options["activations_shape"][-2:]) if applied.has_masks else None
         scale = applied.strength * applied.layers[site.name]
-        key = (id(applied), scale, grid, self.rows, self.pictures, self.frames, like.dtype, like.device)
+        key = (scale, grid, self.rows, self.pictures, self.frames, like.dtype, like.device)
         if key not in self.weights:
             gamma, effect = self._per_row(self.gamma, "γ"), torch.tensor(scale)
             if grid is not None:

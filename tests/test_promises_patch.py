@@ -179,9 +179,9 @@ def test_every_guider_gives_each_prompt_its_own_tokens(rig, monkeypatch, togethe
         seen.append((contexts[-1], site, pair))
         return pair
 
-    def remember(self, executor, x, timesteps=None, context=None, *args, **kwargs):
-        contexts.append(context)
-        return around(self, executor, x, timesteps, context, *args, **kwargs)
+    def remember(self, executor, x, t, c_concat=None, c_crossattn=None, *args, **kwargs):
+        contexts.append(c_crossattn)
+        return around(self, executor, x, t, c_concat, c_crossattn, *args, **kwargs)
 
     monkeypatch.setattr(step, "key_values", watch)
     monkeypatch.setattr(patch.Applied, "around_model", remember)
