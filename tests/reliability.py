@@ -261,7 +261,8 @@ def host() -> str:
         cpu = names[0] if names else cpu
     return (
         f"{datetime.date.today()}: {comfyui}, torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores ({cpu}), no GPU used"
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores ({cpu}), "
+        f"torch's threads: {torch.get_num_threads()}, no GPU used"
     )
 
 

@@ -121,7 +121,7 @@ def other_files() -> dict[str, dict[str, tuple[int, ...]]]:
 
 @pytest.mark.parametrize(("load", "wrong"), [(load_clip, wrong_clip_files), (load_dino, wrong_dino_files)])
 @pytest.mark.promise(8)
-def test_other_models_are_refused_by_name(load, wrong, tmp_path: Path) -> None:
+def test_other_models_are_refused_by_name(load, wrong, tmp_path: Path, figures) -> None:
     with torch.device("meta"):
         files = wrong()
     found = {}
@@ -132,6 +132,7 @@ def test_other_models_are_refused_by_name(load, wrong, tmp_path: Path) -> None:
         found[name] = str(error.value)
         assert str(path) in found[name]
     assert {name: text for name, text in found.items() if name not in text} == {}
+    figures.cases(8, len(found), len(files), "other models refused by name")
 
 
 def broken_files(folder: Path, good: Path) -> dict[str, Path]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from .planted_faults import FAULTS
+from .reliability import Figures
 
 HERE = Path(__file__).resolve().parent
 # A refusal that does not come is a failure of its own kind in pytest.
@@ -37,10 +38,14 @@ def test_there_is_a_fault_for_each_of_the_first_22_promises() -> None:
     assert sorted(FAULTS) == list(range(1, 23))
 
 
-@pytest.mark.parametrize("row", FAULTS, ids=lambda row: f"{row}: {FAULTS[row].what}")
-def test_the_fault_is_noticed(outcomes: list[dict[str, Any]], row: int) -> None:
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, marks=pytest.mark.promise(row), id=f"{row}: {fault.what}") for row, fault in FAULTS.items()],
+)
+def test_the_fault_is_noticed(outcomes: list[dict[str, Any]], row: int, figures: Figures) -> None:
     mine = [outcome for outcome in outcomes if outcome["row"] == row]
     assert mine and all(row in outcome["promises"] for outcome in mine), "a test of this promise has to notice it"
     assert any(outcome["when"] == "call" and outcome["error"] in NOTICED for outcome in mine), mine
     clean = [outcome for outcome in outcomes if outcome["row"] is None and outcome["test"] == FAULTS[row].test]
     assert clean and all(outcome["error"] == "" for outcome in clean), clean
+    figures.cases(row, 1, 1, f"planted fault noticed ({FAULTS[row].what})")

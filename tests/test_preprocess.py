@@ -77,11 +77,12 @@ def test_close_to_the_processor_that_clip_was_published_with() -> None:
 
 @pytest.mark.parametrize("crop", ["center", "pad"])
 @pytest.mark.promise(43, seed=0)
-def test_mixed_sizes_equal_single_encodings(crop: str) -> None:
+def test_mixed_sizes_equal_single_encodings(crop: str, figures) -> None:
     images = [noise(80, 40), noise(33, 77, seed=1), noise(60, 60, channels=1, seed=2)]
     together = prepare(images, SIZE, crop=crop)
     for number, image in enumerate(images):
         alone = prepare(image, SIZE, crop=crop)
+        figures.worst(43, float((together.pixels[number] - alone.pixels[0]).abs().max()), "difference of the pixels")
         assert torch.equal(together.pixels[number], alone.pixels[0])
         if crop == "pad" and number < 2:
             assert torch.equal(together.subject[number], alone.subject[0])
@@ -127,7 +128,7 @@ def pil_modes() -> dict[str, Image.Image]:
 
 @pytest.mark.parametrize("mode", pil_modes())
 @pytest.mark.promise(39, seed=0)
-def test_every_pil_mode(mode: str) -> None:
+def test_every_pil_mode(mode: str, figures) -> None:
     image = pil_modes()[mode]
     found = prepare(image, 24).pixels
     if mode in ("I;16", "I", "F"):
@@ -136,7 +137,10 @@ def test_every_pil_mode(mode: str) -> None:
         white = Image.new("RGBA", image.size, "white")
         wanted = np.asarray(Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")) / 255
     # Pillow's own compositing rounds to 8 bits, ours does not.
-    assert np.abs(found[0].permute(1, 2, 0).numpy() - wanted).max() <= 1.01 / 255
+    apart = np.abs(found[0].permute(1, 2, 0).numpy() - wanted).max()
+    figures.cases(39, 1, 1, "modes of pictures")
+    figures.worst(39, apart * 255, "largest difference", " of 255")
+    assert apart <= 1.01 / 255
     assert found.std() > 0.01
 
 
@@ -170,7 +174,7 @@ def test_damaged_picture_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise(40, 41, 42)
-def test_wrong_input_is_refused_by_name() -> None:
+def test_wrong_input_is_refused_by_name(figures) -> None:
     image = noise(20, 20)
     broken, endless = image.clone(), image.clone()
     broken[0, 3, 4, 1], endless[0, 3, 4, 1] = torch.nan, torch.inf
@@ -193,6 +197,7 @@ def test_wrong_input_is_refused_by_name() -> None:
     }
     found = {name: refusal(case) for name, case in cases.items()}
     assert {name: text for name, text in found.items() if name not in text} == {}
+    figures.cases(40, len(found), len(cases), "wrong pictures refused")
 
 
 @pytest.mark.promise(40, 41)
@@ -220,7 +225,7 @@ def test_extreme_shapes_have_a_defined_result(height: int, width: int, crop: str
 
 
 @pytest.mark.promise(42)
-def test_16k_picture_needs_little_memory() -> None:
+def test_16k_picture_needs_little_memory(figures) -> None:
     script = (
         "import resource, torch\n"
         "from flexip_model.preprocess import prepare\n"
@@ -233,6 +238,7 @@ def test_16k_picture_needs_little_memory() -> None:
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
     unit = 1 if sys.platform == "darwin" else 1024
+    figures.worst(42, int(done.stdout) * unit / 1e6, "peak memory of 16384 × 16384 pixels", " MB")
     assert int(done.stdout) * unit <= 1024**3
 
 
@@ -314,7 +320,7 @@ def test_box_crop() -> None:
 
 
 @pytest.mark.promise(40, 41)
-def test_wrong_masks_are_refused_by_name() -> None:
+def test_wrong_masks_are_refused_by_name(figures) -> None:
     image = noise(40, 60)
     cases = {
         "marks nothing": torch.zeros(40, 60),
@@ -329,6 +335,7 @@ def test_wrong_masks_are_refused_by_name() -> None:
     }
     found = {name: refusal(image, mask=mask) for name, mask in cases.items()}
     assert {name: text for name, text in found.items() if name not in text} == {}
+    figures.cases(40, len(found), len(cases), "wrong masks refused")
     aside = torch.zeros(40, 60)
     aside[:, :5] = 1
     assert "outside the center crop" in refusal(image, mask=aside)
