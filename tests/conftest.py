@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -112,6 +113,18 @@ def rig(pack: ModuleType, tiny_folder: Path):
     from .comfy_rig import Rig
 
     return Rig(pack, tiny_folder)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One thread for the tiny models: waiting for a second one can take twenty times as long as their numbers."""
+    import torch
+
+    before = torch.get_num_threads()
+    if {"rig", "demo"} & set(request.fixturenames):
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
