@@ -78,7 +78,8 @@ def open_pictures(images: Images) -> list[Picture]:
 def open_masks(masks: Tensor | Sequence[Tensor], pictures: Sequence[Picture]) -> list[Tensor]:
     """One (H, W) mask per picture, in the mask's own dtype; 1 is the subject, 0 the background.
 
-    A mask of another size is stretched where its proportions fit the picture's; one mask serves a whole batch.
+    A mask of another size is stretched where its proportions fit the picture's, and where it is 1 everywhere; one mask
+    serves a whole batch.
 
     Raises:
         FlexIPError: another number of masks than pictures, a wrong layout, dtype, range or proportion.
@@ -105,6 +106,14 @@ def _fit_mask(mask: Tensor, picture: Picture) -> Tensor:
     height, width = mask.shape
     if (height, width) == (picture.height, picture.width):
         return mask
+    low, high = float(mask.amin()), float(mask.amax())
+    if low == high == 1:
+        return mask.new_ones((picture.height, picture.width))
+    if low == high == 0:
+        raise FlexIPError(
+            f"the subject mask is {width}×{height} and empty, the picture {picture.width}×{picture.height}: that is "
+            "what Load Image gives for a picture without transparent parts; draw a mask, or disconnect it"
+        )
     # Proportions agree when the mask, scaled to the picture's width, misses its height by a pixel of the coarser one.
     if abs(height * picture.width - width * picture.height) > max(picture.width, width, picture.height, height):
         raise FlexIPError(

@@ -325,7 +325,8 @@ def test_wrong_masks_are_refused_by_name(figures) -> None:
     cases = {
         "marks nothing": torch.zeros(40, 60),
         "highest value is 0.3": torch.full((40, 60), 0.3),
-        "draw the mask on the same picture": torch.ones(64, 64),
+        "draw the mask on the same picture": torch.eye(64),
+        "what Load Image gives for a picture without transparent parts": torch.zeros(64, 64),
         "3 subject masks for 1": torch.ones(3, 40, 60),
         "expected (batch, height, width)": torch.ones(1, 1, 40, 60),
         "divide 8-bit": torch.full((40, 60), 255, dtype=torch.uint8),
@@ -340,6 +341,15 @@ def test_wrong_masks_are_refused_by_name(figures) -> None:
     aside[:, :5] = 1
     assert "outside the center crop" in refusal(image, mask=aside)
     assert "crop is 'middle'" in refusal(image, crop="middle")
+
+
+def test_a_mask_of_ones_of_any_size_is_no_mask() -> None:
+    """The inverted placeholder that ComfyUI's Load Image gives for an opaque picture: 64×64, whatever the picture."""
+    for height, width in ((128, 192), (64, 64), (40, 300)):
+        image = noise(height, width)
+        masked, plain = prepare(image, SIZE, mask=torch.ones(1, 64, 64)), prepare(image, SIZE)
+        assert torch.equal(masked.pixels, plain.pixels)
+        assert masked.subject is not None and bool((masked.subject == 1).all())
 
 
 def test_mask_of_another_size_but_the_same_proportions() -> None:
