@@ -15,7 +15,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..flexip_model.adapter import FlexIPAdapter, ReferenceFeatures
-from ..flexip_model.checkpoint import AdapterInfo, build_adapter
+from ..flexip_model.checkpoint import AdapterInfo, build_adapter, tensors_hash
 from ..flexip_model.encoders import Encoders
 from .host import manage
 
@@ -34,7 +34,7 @@ class LoadedAdapter:
         patcher: ComfyUI's handle, which moves and counts the weights.
         info: what the file says of itself.
         name: the file's name, for messages.
-        tag: names the weights; tokens made with them carry it, so another adapter's tokens are never mistaken.
+        tag: names all of the weights; tokens made with them carry it, so another adapter's tokens are never mistaken.
     """
 
     adapter: FlexIPAdapter
@@ -70,9 +70,7 @@ def manage_adapter(info: AdapterInfo, tensors: Mapping[str, Tensor], name: str) 
     patcher = manage(
         adapter, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     )
-    sample = min(key for key in tensors if key.endswith("preservation.to_k.weight"))
-    digest = hashlib.sha256(info.config.to_json().encode())
-    digest.update(tensors[sample].contiguous().view(torch.uint8).numpy().tobytes())
+    digest = hashlib.sha256(f"{info.config.to_json()} {tensors_hash(tensors)}".encode())
     return LoadedAdapter(adapter, patcher, info, name, digest.hexdigest()[:12])
 
 
