@@ -134,4 +134,4 @@ def or_curve(text: io.Input) -> io.Input:
     curve = getattr(io, "Curve", None)
     if curve is None:
         return text
-    return io.MultiType.Input(text, types=[curve], **fields(io.MultiType.Input, advanced=True))
+    return io.MultiType.Input(text, types=[curve])
