@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..flexip_model.errors import FlexIPError
 from ..flexip_model.gate import gamma_tensor
-from ..flexip_model.sweep import parse_gammas
+from ..flexip_model.sweep import MOST, read_gammas
 from .host import fields, or_curve
 from .patch import Applied, apply_adapter
 from .schedule import parse_layers, read_curve
@@ -88,6 +88,21 @@ def _mask(mask: Tensor | None, what: str) -> Tensor | None:
     return mask.clamp(0, 1)
 
 
+def share_noise_under_masks(model: Any, count: int) -> None:
+    """Give each run of `count` pictures the noise of its first one where an inpainting mask protects the latent.
+
+    Some of ComfyUI's samplers (ddim, uni_pc) draw that noise anew for every picture of a batch.
+    """
+    scale = model.get_model_object("scale_latent_inpaint")
+
+    def shared(noise: Tensor, **given: Any) -> Tensor:
+        if len(noise) % count == 0:
+            noise = noise[::count].repeat_interleave(count, 0)
+        return scale(noise=noise, **given)
+
+    model.add_object_patch("scale_latent_inpaint", shared)
+
+
 class FlexIPApply(io.ComfyNode):
     """The adapter on a model, with one γ."""
 
@@ -101,16 +116,20 @@ class FlexIPApply(io.ComfyNode):
             "follows the prompt. Changing it runs no encoder again.",
             inputs=[
                 *_model_and_adapter(),
-                io.Float.Input(
-                    "gamma",
-                    default=DEFAULT_GAMMA,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    display_mode=io.NumberDisplay.slider,
-                    tooltip="γ: 1 keeps the subject of the reference (the preservation branch alone), 0 follows the "
-                    "prompt (the personalization branch alone); between them the two are mixed, and the dial of a "
-                    "calibrated adapter spreads what changes over all of its turn.",
+                io.MultiType.Input(
+                    io.Float.Input(
+                        "gamma",
+                        default=DEFAULT_GAMMA,
+                        min=0.0,
+                        max=1.0,
+                        step=0.01,
+                        display_mode=io.NumberDisplay.slider,
+                        tooltip="γ: 1 keeps the subject of the reference (the preservation branch alone), 0 follows "
+                        "the prompt (the personalization branch alone); between them the two are mixed, and the dial "
+                        "of a calibrated adapter spreads what changes over all of its turn. A connected list of "
+                        "numbers is a γ for each picture or frame of the batch.",
+                    ),
+                    types=[io.Int],
                 ),
                 *_strength(optional=False),
                 io.Mask.Input(
@@ -157,7 +176,7 @@ class FlexIPApply(io.ComfyNode):
         cls,
         model: Any,
         adapter: LoadedAdapter,
-        gamma: float,
+        gamma: Any,
         strength: float,
         start: float,
         end: float,
@@ -169,7 +188,7 @@ class FlexIPApply(io.ComfyNode):
         check_range(start, end)
         applied = Applied(
             adapter,
-            gamma_tensor(gamma),
+            gamma_tensor(read_gammas(gamma)),
             strength,
             start,
             end,
@@ -195,10 +214,14 @@ class FlexIPGammaSweep(io.ComfyNode):
             inputs=[
                 *_model_and_adapter(),
                 io.Latent.Input("latent", tooltip="One latent (batch size 1); it is repeated for each γ."),
-                io.String.Input(
-                    "gammas",
-                    default="0:1:0.25",
-                    tooltip="The γ values: first:last:step such as 0:1:0.25, or a list such as 0, 0.3, 1.",
+                io.MultiType.Input(
+                    io.String.Input(
+                        "gammas",
+                        default="0:1:0.25",
+                        tooltip="The γ values: first:last:step such as 0:1:0.25, or a list such as 0, 0.3, 1. A "
+                        "number or a list of numbers can be connected.",
+                    ),
+                    types=[io.Float, io.Int],
                 ),
                 *_strength(optional=True),
             ],
@@ -216,13 +239,15 @@ class FlexIPGammaSweep(io.ComfyNode):
         model: Any,
         adapter: LoadedAdapter,
         latent: dict[str, Any],
-        gammas: str,
+        gammas: Any,
         strength: float = 1.0,
         start: float = 0.0,
         end: float = 1.0,
     ) -> io.NodeOutput:
         check_range(start, end)
-        values = parse_gammas(gammas)
+        values = read_gammas(gammas)
+        if len(values) > MOST:
+            raise FlexIPError(f"the list of γ has {len(values)} values; expected at most {MOST}, each is a picture")
         count, batch = len(values), latent["samples"].shape[0]
         if batch != 1:
             raise FlexIPError(f"the latent is a batch of {batch}; the sweep repeats one, so set batch_size to 1")
@@ -232,5 +257,6 @@ class FlexIPGammaSweep(io.ComfyNode):
         if torch.is_tensor(mask) and mask.shape[0] > 1:
             repeated["noise_mask"] = mask[:1]
         repeated["batch_index"] = [latent.get("batch_index", [0])[0]] * count
-        applied = Applied(adapter, gamma_tensor(values), strength, start, end)
-        return io.NodeOutput(apply_adapter(model, applied), repeated, values)
+        swept = apply_adapter(model, Applied(adapter, gamma_tensor(values), strength, start, end))
+        share_noise_under_masks(swept, count)
+        return io.NodeOutput(swept, repeated, values)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import uuid
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -28,17 +27,19 @@ RECENT = 8
 Conditioning = list[list[Any]]
 
 
-class TokensId(comfy.conds.CONDConstant):
-    """Names one entry's tokens through ComfyUI's batching: joined conds give the list of their names, in order.
+class PictureNumbers(comfy.conds.CONDRegular):
+    """For each row of the model's batch the number of its picture and how many there are, (R, 1, 2).
 
-    ComfyUI's own `uuids` do not do: for an area prompt it makes a negative that has the positive's uuid.
+    ComfyUI asks each entry for as many rows as there are pictures, and joins them as it joins the pictures; other packs
+    repeat and cut them like any other tensor that comes with a row.
     """
 
-    def can_concat(self, other: Any) -> bool:
-        return True
+    def __init__(self, cond: Tensor | None = None) -> None:
+        super().__init__(torch.zeros(1, 1, 2, dtype=torch.long) if cond is None else cond)
 
-    def concat(self, others: list[Any]) -> list[Any]:
-        return [self.cond, *(other.cond for other in others)]
+    def process_cond(self, batch_size: int, **kwargs: Any) -> PictureNumbers:
+        places = torch.arange(batch_size)
+        return self._copy_with(torch.stack([places, torch.full_like(places, batch_size)], dim=1)[:, None])
 
 
 def encode_features(
@@ -119,7 +120,7 @@ def attach(loaded: LoadedAdapter, conditioning: Conditioning, p: Tensor, cls: Te
     changes nothing: a softmax over repeated keys gives the same mean.
 
     Raises:
-        FlexIPError: the text's width is not the adapter's.
+        FlexIPError: the text's width is not the adapter's; an entry carries tokens of this adapter already.
     """
     device, to = loaded.load(), comfy.model_management.intermediate_device()
     width = loaded.adapter.config.text_width
@@ -127,8 +128,15 @@ def attach(loaded: LoadedAdapter, conditioning: Conditioning, p: Tensor, cls: Te
     for entry in conditioning:
         text, extras = entry[0], dict(entry[1])
         conds = dict(extras.get("model_conds", {}))
+        if loaded.p_key in conds:
+            raise FlexIPError(
+                "this prompt already carries a subject: FlexIP Encode Reference stands after another one with the same "
+                "adapter, and the second would replace the first; for several pictures of one subject connect a batch, "
+                "for two subjects encode a prompt for each, give each its place by Conditioning (Set Mask), and join "
+                "them by Conditioning (Combine)"
+            )
         conds[loaded.p_key] = comfy.conds.CONDCrossAttn(p)
-        conds[loaded.id_key] = TokensId(uuid.uuid4())
+        conds[loaded.index_key] = PictureNumbers()
         if loaded.adapter.config.has_personalization and text is not None:
             if text.shape[-1] != width:
                 raise FlexIPError(

@@ -6,6 +6,7 @@
 | layers before their weights are loaded | hold memory of the right shape | hold nothing: `weight` and `bias` are None |
 | a clone's patches | deep copies | the original's own objects |
 | a context window | its frames | its frames, and one before them that is thrown away |
+| the dtype in which a network computes | the weights' or `manual_cast_dtype` | `get_dtype_inference()` |
 | fields of nodes and inputs | | `search_aliases`, `advanced`, … |
 | γ curves | | `CURVE`, from the curve editor |
 """
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -115,12 +118,35 @@ def _own_containers(value: Any) -> Any:
 
 
 def window_frames(options: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """The frame that each picture of the batch is, where the core's context windows cut the batch; else None."""
+    """The frame that each picture of the batch is, where context windows cut the batch; else None.
+
+    The core's windows and those of AnimateDiff-Evolved, which tells them in `ad_params`.
+    """
+    theirs = options.get("ad_params", {}).get("sub_idxs")
+    if theirs is not None:
+        return tuple(theirs)
     window = options.get("context_window")
     if window is None or getattr(window, "dim", 0) != 0:
         return None
     # The window itself cuts, so a frame that the host puts before its own is counted.
     return tuple(window.get_tensor(torch.arange(max(window.index_list) + 1)).tolist())
+
+
+def compute_dtype(model: Any, x: Tensor) -> torch.dtype:
+    """The dtype in which a model's network computes; the batch's where there is no model to ask."""
+    if hasattr(model, "get_dtype_inference"):
+        return model.get_dtype_inference()
+    if hasattr(model, "get_dtype"):
+        return model.manual_cast_dtype or model.get_dtype()
+    return x.dtype
+
+
+def warn(text: str) -> None:
+    """A sentence in the log and, where a server runs a graph, on the node that is at work."""
+    logging.warning("FlexIP: %s", text)
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if server is not None and server.last_node_id is not None:
+        server.send_progress_text(f"⚠ {text}", server.last_node_id)
 
 
 def fields(kind: Callable[..., Any], **newer: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import comfy.ldm.modules.attention as comfy_attention
@@ -19,17 +20,21 @@ import comfy.model_patcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
-from ..flexip_model.attention import gated_attention
+from ..flexip_model.attention import KeyValue, gated_attention
 from ..flexip_model.config import FlexIPConfig
 from ..flexip_model.errors import FlexIPError
 from ..flexip_model.sites import SITE_BY_COMFY, Site
-from .host import keep_patches_apart
-from .run import Run, Step
+from .compiled import own_code
+from .host import compute_dtype, keep_patches_apart, warn
+from .run import Acted, RowTokens, Run, Step
 from .schedule import Curve, parse_layers
 from .wires import LoadedAdapter
 
 NAME = "flexip"
 RUN = "flexip_run"
+REST = "flexip_rest"
+FUNCTION = "model_function_wrapper"
+CONTEXT = "c_crossattn"
 Slot = tuple[str, int] | tuple[str, int, int]
 
 
@@ -81,10 +86,16 @@ class Applied:
         return self
 
     def around_run(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        """OUTER_SAMPLE: a `Run` for this run; an error where no prompt carries this adapter's tokens."""
+        """OUTER_SAMPLE: a `Run` for this run; an error where no prompt carries this adapter's tokens.
+
+        Afterwards a word in the log and on the sampler's node where FlexIP was to act and did not.
+        """
         guider = executor.class_obj
-        conds = [cond for group in guider.conds.values() for cond in group]
-        if not any(self.loaded.p_key in cond.get("model_conds", {}) for cond in conds):
+        carry = {
+            name: any(self.loaded.p_key in cond.get("model_conds", {}) for cond in group)
+            for name, group in guider.conds.items()
+        }
+        if not any(carry.values()):
             raise FlexIPError(
                 f"the model has FlexIP applied with {self.loaded.name}, but no prompt carries its tokens; connect "
                 "positive and negative of FlexIP Encode Reference, with the same adapter, to the sampler"
@@ -92,39 +103,153 @@ class Applied:
         options = guider.model_options.setdefault("transformer_options", {})
         if RUN not in options:
             options[RUN] = Run(guider.model_patcher.get_model_object("model_sampling"))
-        return executor(*args, **kwargs)
+        run, given = options[RUN], guider.model_options
+        if FUNCTION in given:
+            # A pack whose function runs the network by itself (DeepCache) skips the wrapper around the model.
+            guider.model_options = {**given, FUNCTION: partial(self.around_function, given[FUNCTION])}
+        try:
+            result = executor(*args, **kwargs)
+        finally:
+            guider.model_options = given
+        sigmas = kwargs.get("sigmas", args[3] if len(args) > 3 else ())
+        if any(run.active(self.start, self.end, float(sigma)) for sigma in sigmas[:-1]):
+            missing = idle(self, run.of(self))
+            if not missing and not carry.get("positive", True):
+                missing = (
+                    "the prompt at the sampler's positive carries no tokens, so FlexIP acted on the others alone; "
+                    "connect positive of FlexIP Encode Reference"
+                )
+            if missing:
+                warn(f"{self.loaded.name}: {missing}")
+        return result
+
+    def around_function(self, inner: Callable, model_function: Callable, given: dict[str, Any]) -> Any:
+        """The patches for a `model_function_wrapper` that may run the network without the model around it.
+
+        Where it does run the model, `around_model` makes patches anew, for whatever batch it is given, and these rest.
+        """
+        c = given["c"]
+        rest = (c.get("transformer_options") or {}).get(REST) or Rest()
+        forward = self._forward(getattr(model_function, "__self__", None), given["input"], c.get(CONTEXT), c, rest)
+        if forward is None:
+            return inner(model_function, given)
+        patches, options = forward
+        options[REST] = rest
+        out = inner(model_function, {**given, "c": {**c, "transformer_options": options}})
+        if not rest.now:
+            options[RUN].of(self).note(patches, options["patches_replace"]["attn2"])
+        return out
 
     def around_model(self, executor: Any, x: Tensor, t: Any, c_concat: Any = None, c_crossattn: Any = None,
                      control: Any = None, transformer_options: dict | None = None, **kwargs: Any) -> Any:
         """APPLY_MODEL: take P and S of this batch from the arguments and put the patches over what is there."""
         options = transformer_options or {}
-        p = kwargs.get(self.loaded.p_key)
-        run = options.get(RUN)
-        if p is not None and run is not None:
-            inside = (self.start, self.end) == (0.0, 1.0)
-            if inside or run.active(self.start, self.end, float(options["sigmas"][0])):
-                step = Step(self, run, p, kwargs.get(self.loaded.s_key), kwargs[self.loaded.id_key], options)
-                options = self._with_patches(step, options)
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        if REST in options:
+            options[REST].now = True
+        forward = self._forward(executor.class_obj, x, c_crossattn, {**kwargs, "transformer_options": options})
+        if forward is None:
+            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        patches, options = forward
+        form = tuple(patch.form for patch in patches)
+        wrappers = options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
+        with own_code(executor.class_obj.diffusion_model, form, wrappers):
+            out = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        options[RUN].of(self).note(patches, options["patches_replace"]["attn2"])
+        return out
 
-    def _with_patches(self, step: Step, options: dict[str, Any]) -> dict[str, Any]:
-        """Options for one forward; those that were given, and what they hold, stay as they are."""
-        patches = options.get("patches_replace", {})
-        slots = dict(patches.get("attn2", {}))
+    def _forward(
+        self, model: Any, x: Tensor, context: Tensor | None, given: dict[str, Any], rest: Rest | None = None
+    ) -> tuple[list[SitePatch], dict[str, Any]] | None:
+        """The patches of one forward and the options that hold them; None where FlexIP does not act in it.
+
+        The options that were given, and what they hold, stay as they are.
+        """
+        options = given.get("transformer_options") or {}
+        p, run = given.get(self.loaded.p_key), options.get(RUN)
+        if run is None:
+            return None
+        run.of(self).forwards += 1
+        if p is None or not run.active(self.start, self.end, float(options["sigmas"][0])):
+            return None
+        tokens = RowTokens.of(p, given.get(self.loaded.s_key), given[self.loaded.index_key], len(x))
+        like = x.new_empty(0, dtype=compute_dtype(model, x))
+        step = Step(self, run, tokens, options, like, context)
+        replaced = options.get("patches_replace", {})
+        slots, patches = dict(replaced.get("attn2", {})), []
         for key, site in self.sites.items():
             # ComfyUI looks for (block, number, index) first: where another pack uses that form, that slot counts.
             slot: Slot = (*key, 0) if (*key, 0) in slots else key
-            slots[slot] = SitePatch(step, site, slots.get(slot))
-        return {**options, "patches_replace": {**patches, "attn2": slots}}
+            grid = site_grid(site, x) if self.has_masks else None
+            weights = {grid: step.gate(site, grid)}
+            slots[slot] = SitePatch(step, site, slots.get(slot), *step.key_values(site), weights, rest)
+            patches.append(slots[slot])
+        return patches, {**options, "patches_replace": {**replaced, "attn2": slots}}
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+def site_grid(site: Site, x: Tensor) -> tuple[int, int]:
+    """Height and width in tokens of a layer, by the latent's: each of SD1.5's levels halves them, rounded up."""
+    height, width = x.shape[-2:]
+    for _ in range(site.level):
+        height, width = -(-height // 2), -(-width // 2)
+    return height, width
+
+
+def idle(applied: Applied, acted: Acted) -> str:
+    """One sentence on why an adapter did not act everywhere in a run in which it was to act; empty where it did."""
+    missing = [site.name for site in applied.sites.values() if site.name not in acted.sites]
+    if not missing:
+        return ""
+    if acted.forwards == 0:
+        what = "another node runs the model in a way of its own and skips what others put around it"
+    elif acted.with_tokens == 0:
+        what = "no prompt that carries its tokens was active in its part of the sampling"
+    elif acted.instead:
+        what = f"another node's {' and '.join(sorted(set(acted.instead.values())))} took its place in the model"
+    else:
+        what = "another node runs the model's attention in a way of its own"
+    return (
+        f"FlexIP did not act at {len(missing)} of {len(applied.sites)} layers in this run, the first is {missing[0]}: "
+        f"{what}; the picture is not what the graph says, remove that node or Apply FlexIP"
+    )
+
+
+class Rest:
+    """Whether the patches of one function wrapper have to leave the work to those of the model."""
+
+    now = False
+
+
+@dataclass(eq=False, repr=False)
 class SitePatch:
-    """Sits in the slot of one cross-attention layer for one forward; what was there before gives the base output."""
+    """Sits in the slot of one cross-attention layer for one forward; what was there before gives the base output.
+
+    Attributes:
+        p, s: keys and values of the two branches, (R, N, C); None where not needed.
+        weights: the gate's, by the layer's grid of tokens where a mask lies on it, else by None.
+        rest: tells patches that were put around a function that the model's own are there.
+        acted: the branches that were added, None before.
+    """
 
     step: Step
     site: Site
     previous: Callable | None
+    p: KeyValue | None
+    s: KeyValue | None
+    weights: dict[tuple[int, int] | None, tuple[Tensor, Tensor]]
+    rest: Rest | None = None
+    acted: tuple[bool, bool] | None = None
+
+    @property
+    def branches(self) -> tuple[bool, bool]:
+        """Whether P and S are needed in this forward."""
+        return self.p is not None, self.s is not None
+
+    @property
+    def form(self) -> tuple:
+        """What it computes, but for the tensors that it reads."""
+        chained = self.previous.form if isinstance(self.previous, SitePatch) else type(self.previous)
+        applied = self.step.applied
+        return self.site.name, self.branches, applied.has_masks and (applied.strength, self.step.rows), chained
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         """q (R, L, C), k and v (R, T, C), projected → (R, L, C) before `to_out`."""
@@ -136,14 +261,38 @@ class SitePatch:
             )
 
         heads = extra_options["n_heads"]
-        out = attend(q, k, v, heads) if self.previous is None else self.previous(q, k, v, extra_options)
-        if self.step.rows != q.shape[0]:
+        if self.previous is not None:
+            out = self.previous(q, k, v, extra_options)
+        elif len(k) == len(q):
+            out = attend(q, k, v, heads)
+        else:
             raise FlexIPError(
-                f"at {self.site.name} the model's batch has {q.shape[0]} rows and FlexIP's tokens {self.step.rows}; "
-                "another node splits the batch inside the model, remove one of them"
+                f"at {self.site.name} the model's attention has {len(q)} rows of queries and {len(k)} of keys; another "
+                "node gives the layers prompts of its own (NAG does) and takes their attention over, which cannot be "
+                "while FlexIP is there: remove one of them"
             )
-        p, s = self.step.key_values(self.site, q)
-        return gated_attention(q, out, p, s, *self.step.gate(self.site, q, extra_options), heads, attend)
+        if self.rest is not None and self.rest.now:
+            return out
+        self.acted = (self.p is not None, self.s is not None)
+        grid = self._grid(q, extra_options) if self.step.applied.has_masks else None
+        p, s, weights = self.p, self.s, self.weights.get(grid)
+        if weights is None:
+            # Deep Shrink and its like change the sizes of layers.
+            weights = self.step.gate(self.site, grid)
+        if len(q) != self.step.rows:
+            rows = self.step.sources(q, self.site, extra_options)
+            p, s = (pair and (pair[0][rows], pair[1][rows]) for pair in (p, s))
+            weights = weights[0].expand(self.step.rows, -1, -1)[rows], weights[1].expand(self.step.rows, -1, -1)[rows]
+        return gated_attention(q, out, p, s, *weights, heads, attend)
+
+    def _grid(self, q: Tensor, extra_options: dict[str, Any]) -> tuple[int, int]:
+        height, width = extra_options["activations_shape"][-2:]
+        if height * width != q.shape[1]:
+            raise FlexIPError(
+                f"the mask cannot be fitted: the layer has {q.shape[1]} tokens for a grid of {width}×{height}; another "
+                "node merges tokens, use FlexIP without a mask there"
+            )
+        return height, width
 
 
 def apply_adapter(model: comfy.model_patcher.ModelPatcher, applied: Applied) -> comfy.model_patcher.ModelPatcher:

@@ -3,11 +3,17 @@
 Both live in the options that ComfyUI passes along for one run and drops after it, interrupted or not, so patches
 themselves never change.
 
-Letters: R rows of the model's batch (conds × pictures), B pictures, N tokens, L query tokens, C width.
+Nothing here goes by the order of rows. Each row of the model's batch brings its own P, its own S and the number of its
+picture, as tensors, so whoever repeats, cuts or reorders a batch does the same to them; what is kept from step to step
+is found again by what it was made from.
+
+Letters: R rows of the model's batch (conds × pictures, in any order), N tokens, L query tokens, C width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,9 +28,42 @@ from .host import window_frames
 from .schedule import gamma_at
 
 if TYPE_CHECKING:
-    from .patch import Applied
+    from .patch import Applied, SitePatch
 
 TABLE = 256
+KEPT = 16
+"""How many batches of tokens keep their keys and values in a run, the latest used first (our choice)."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowTokens:
+    """What the rows of one forward bring along.
+
+    Attributes:
+        p: (R, N, W).
+        s: (R, N, W), or None where the adapter or the prompt has none.
+        pictures: for each row the number of its picture in the batch that the sampler works on, and how many that has.
+    """
+
+    p: Tensor
+    s: Tensor | None
+    pictures: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, p: Tensor, s: Tensor | None, index: Tensor, rows: int) -> RowTokens:
+        """From the model's keyword arguments, for a batch of that many rows.
+
+        Raises:
+            FlexIPError: the batch has other rows than what comes with it.
+        """
+        found = {len(tensor) for tensor in (p, s, index) if tensor is not None}
+        if found != {rows}:
+            raise FlexIPError(
+                f"the model is given {rows} rows and FlexIP's tokens for {' and '.join(map(str, sorted(found)))}; "
+                "another node repeats or cuts the pictures without the conditioning that belongs to them (a tiled or "
+                "windowed sampler), remove it or update it"
+            )
+        return cls(p, s, [(int(place), int(count)) for place, count in index.flatten(1).tolist()])
 
 
 class Run:
@@ -32,18 +71,28 @@ class Run:
 
     def __init__(self, sampling: Any) -> None:
         self.sampling = sampling
-        self._projected: dict[tuple, dict[tuple, KeyValue]] = {}
+        self._kept: list[tuple[tuple, Tensor, dict[str, KeyValue]]] = []
         self._weights: dict[int, dict[tuple, tuple[Tensor, Tensor]]] = {}
         self._sigmas: list[float] | None = None
         self._ranges: dict[tuple[float, float], tuple[float, float]] = {}
+        self.acted: dict[int, Acted] = {}
 
-    def projected(self, *tokens: Any) -> dict[tuple, KeyValue]:
-        """Keys and values of these tokens, by site and branch."""
-        return self._projected.setdefault(tokens, {})
+    def projected(self, name: tuple, tokens: Tensor) -> dict[str, KeyValue]:
+        """Where the keys and values of exactly these tokens are kept, by site."""
+        for place, (other, kept, _) in enumerate(self._kept):
+            if other == name and kept.shape == tokens.shape and torch.equal(kept, tokens):
+                self._kept.insert(0, self._kept.pop(place))
+                return self._kept[0][2]
+        self._kept = [(name, tokens.clone(), {}), *self._kept[: KEPT - 1]]
+        return self._kept[0][2]
 
     def weights(self, applied: Applied) -> dict[tuple, tuple[Tensor, Tensor]]:
         """The gate's weights of an applied adapter, by layer."""
         return self._weights.setdefault(id(applied), {})
+
+    def of(self, applied: Applied) -> Acted:
+        """What came of an applied adapter in this run."""
+        return self.acted.setdefault(id(applied), Acted())
 
     def active(self, start: float, end: float, sigma: float) -> bool:
         """Whether a step lies in [start, end) of the sampling; 1 as the end takes in the last step.
@@ -71,85 +120,116 @@ class Run:
         return (low + share) / TABLE
 
 
+class Acted:
+    """Where an adapter acted in one run, and what was seen where it did not."""
+
+    def __init__(self) -> None:
+        self.forwards = 0
+        self.with_tokens = 0
+        self.sites: set[str] = set()
+        self.instead: dict[str, str] = {}
+
+    def note(self, patches: Iterable[SitePatch], slots: dict[Any, Any]) -> None:
+        """After one forward: which patches ran, and who sits in the slots of those that did not."""
+        self.with_tokens += 1
+        for patch in patches:
+            if patch.acted == patch.branches:
+                self.sites.add(patch.site.name)
+                continue
+            for slot in (patch.site.comfy, (*patch.site.comfy, 0)):
+                other = slots.get(slot)
+                if other is not None and other is not patch:
+                    kind = other if isinstance(other, type) or hasattr(other, "__qualname__") else type(other)
+                    self.instead[patch.site.name] = f"{kind.__module__}.{kind.__qualname__}"
+
+
 class Step:
     """One forward of the model for one applied adapter: tokens of the batch, and its gate.
 
-    Made outside of the network, which may be compiled: names, numbers out of tensors and the places where things are
-    kept are looked up here, so that none of it breaks the graph or is compiled anew.
+    Made outside of the network, which may be compiled: everything that is looked up, compared or kept is done here, and
+    the network's patches only read tensors. A compiled network may not look whether what they read has changed its
+    form (ComfyUI's own nodes switch that off), so it must not be able to.
     """
 
     def __init__(
-        self, applied: Applied, run: Run, p: Tensor, s: Tensor | None, ids: list[Any], options: dict[str, Any]
+        self, applied: Applied, run: Run, tokens: RowTokens, options: dict[str, Any], like: Tensor,
+        context: Tensor | None,
     ) -> None:
-        self.applied, self.p, self.s = applied, p, s
-        self.rows = p.shape[0]
-        self.pictures = self.rows // len(ids)
+        self.applied, self.tokens, self.like, self.context = applied, tokens, like, context
+        self.rows = len(tokens.p)
         self.frames = window_frames(options)
+        self.asked = options.get("patches", {}).get("attn2_patch", ())
         self.gamma = applied.gamma
         if applied.curve is not None:
             self.gamma = gamma_tensor(gamma_at(applied.curve, run.position(float(options["sigmas"][0]))))
-        self.weights: dict[tuple, tuple[Tensor, Tensor]] = run.weights(applied) if applied.curve is None else {}
-        base = (applied.loaded.tag, self.pictures, self.frames)
-        self.whole = run.projected(*base, *ids)
-        self.pieces = [run.projected(*base, one) for one in ids]
+        self._weights: dict[tuple, tuple[Tensor, Tensor]] = run.weights(applied) if applied.curve is None else {}
+        self._run = run
         # A branch whose weight is zero everywhere costs nothing.
-        self.has_p = bool((self.gamma > 0).any())
-        self.has_s = s is not None and (applied.gamma_map is not None or bool((self.gamma < 1).any()))
+        has_p = bool((self.gamma > 0).any())
+        has_s = tokens.s is not None and (applied.gamma_map is not None or bool((self.gamma < 1).any()))
+        self._keys = {
+            branch: (values, run.projected((applied.loaded.tag, branch, like.dtype, like.device), values))
+            for branch, values in (
+                ("preservation", tokens.p if has_p else None),
+                ("personalization", tokens.s if has_s else None),
+            )
+            if values is not None
+        }
 
-    def key_values(self, site: Site, like: Tensor) -> tuple[KeyValue | None, KeyValue | None]:
-        """Keys and values of P and of S at a site, (R, N, C) in `like`'s dtype and device; None where not needed."""
-        return (
-            self._project(site, "preservation", self.p, like) if self.has_p and self.p is not None else None,
-            self._project(site, "personalization", self.s, like) if self.has_s and self.s is not None else None,
-        )
+    def key_values(self, site: Site) -> tuple[KeyValue | None, KeyValue | None]:
+        """Keys and values of P and of S at a site, (R, N, C), dtype and device the network's; None where not needed."""
+        return self._project(site, "preservation"), self._project(site, "personalization")
 
-    def _project(self, site: Site, branch: str, tokens: Tensor, like: Tensor) -> KeyValue:
-        key = (site.name, branch, like.dtype, like.device, tokens.shape[1])
-        if key not in self.whole:
-            if all(key in piece for piece in self.pieces):
-                k, v = (torch.cat([piece[key][i] for piece in self.pieces]) for i in (0, 1))
-            else:
-                k, v = getattr(self.applied.loaded.adapter.site(site), branch)(tokens.to(like))
-                parts = zip(k.split(self.pictures), v.split(self.pictures), strict=True)
-                for piece, part in zip(self.pieces, parts, strict=True):
-                    piece[key] = part
-            self.whole[key] = (k, v)
-        return self.whole[key]
+    def _project(self, site: Site, branch: str) -> KeyValue | None:
+        if branch not in self._keys:
+            return None
+        tokens, kept = self._keys[branch]
+        if site.name not in kept:
+            kept[site.name] = getattr(self.applied.loaded.adapter.site(site), branch)(tokens.to(self.like))
+        return kept[site.name]
 
-    def gate(self, site: Site, like: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The weights of P and S at a site, broadcasting to (R, L, C), in `like`'s dtype and device."""
+    def gate(self, site: Site, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+        """The weights of P and S at a site, (R or 1, L or 1, 1) in the network's dtype and device.
+
+        Args:
+            grid: the layer's height and width in tokens; None where no mask needs it.
+        """
         applied = self.applied
-        grid = tuple(options["activations_shape"][-2:]) if applied.has_masks else None
         scale = applied.strength * applied.layers[site.name]
-        key = (scale, grid, self.rows, self.pictures, self.frames, like.dtype, like.device)
-        if key not in self.weights:
+        key = (scale, grid, tuple(self.tokens.pictures), self.frames, self.like.dtype, self.like.device)
+        if key not in self._weights:
             gamma, effect = self._per_row(self.gamma, "γ"), torch.tensor(scale)
             if grid is not None:
-                if grid[0] * grid[1] != like.shape[1]:
-                    raise FlexIPError(
-                        f"the mask cannot be fitted: the layer has {like.shape[1]} tokens for a grid of "
-                        f"{grid[1]}×{grid[0]}; another node merges tokens, use FlexIP without a mask there"
-                    )
                 if applied.gamma_map is not None:
                     gamma = gamma * self._on_grid(applied.gamma_map, grid, "the γ map")
                 if applied.attention_mask is not None:
                     effect = effect * self._on_grid(applied.attention_mask, grid, "the attention mask")
             pair = gate_weights(turn(gamma, applied.loaded.adapter.config.dial), effect)
-            self.weights[key] = (pair[0].to(like), pair[1].to(like))
-        return self.weights[key]
+            self._weights[key] = (pair[0].to(self.like), pair[1].to(self.like))
+        return self._weights[key]
 
     def _per_row(self, values: Tensor, what: str) -> Tensor:
-        """One value for all, or one per picture, → rows of the batch: pictures inside, conds outside."""
-        if values.shape[0] == 1:
+        """One value for all, or one per picture, → rows of the batch, each by the number of its picture."""
+        count = values.shape[0]
+        if count == 1:
             return values
-        if self.frames is not None and max(self.frames) < values.shape[0]:
-            values = values[list(self.frames)]
-        if self.pictures % values.shape[0]:
+        if self.frames is not None:
+            wanted = [self.frames[place] for place, _ in self.tokens.pictures]
+            if max(wanted) >= count:
+                raise FlexIPError(
+                    f"{what} has {count} values and the sampler works on frame {max(wanted) + 1}; give one value, or "
+                    "as many as there are frames"
+                )
+            return values[wanted]
+        batch = self.tokens.pictures[0][1]
+        if batch % count:
             raise FlexIPError(
-                f"{what} has {values.shape[0]} values and the batch {self.pictures} pictures; "
-                "connect the latent of the same node, or give as many"
+                f"{what} has {count} values and the sampler works on {batch} pictures at a time; connect the latent of "
+                "FlexIP γ Sweep straight to a sampler that takes a batch as a whole, or, with a node that goes picture "
+                "by picture or cuts the batch, use Apply FlexIP with one value"
             )
-        return values.repeat(self.rows // values.shape[0], *[1] * (values.ndim - 1))
+        # A batch that is a multiple is the sweep again and again, as ComfyUI repeats latents.
+        return values[[place % count for place, _ in self.tokens.pictures]]
 
     def _on_grid(self, mask: Tensor, grid: tuple[int, int], what: str) -> Tensor:
         """(B or 1, H, W) → (R or 1, L, 1): the mean over each token's area; where the mask is coarser, interpolated."""
@@ -157,3 +237,28 @@ class Step:
         fitted = F.adaptive_avg_pool2d(mask[:, None], size)
         fitted = F.interpolate(fitted, grid, mode="bilinear", align_corners=False)
         return self._per_row(fitted.flatten(2).transpose(1, 2), what)
+
+    def sources(self, q: Tensor, site: Site, options: dict[str, Any]) -> list[int]:
+        """Which row of the batch each row of a layer's queries came from, where another node made more of them.
+
+        Regional prompts repeat rows in an `attn2_patch`, each in an order of its own. That patch is asked with queries
+        that hold nothing but the numbers of their rows.
+
+        Raises:
+            FlexIPError: the answer is not a number of a row; no such patch is there.
+        """
+        numbers = torch.arange(1, self.rows + 1, device=q.device, dtype=q.dtype)
+        asked = numbers[:, None, None].expand(self.rows, *q.shape[1:]).clone()
+        context = asked if self.context is None else self.context.to(q).clone()
+        value = context
+        for patch in self.asked:
+            asked, context, value = patch(asked, context, value, options)
+        found = asked[:, 0, 0].round().long() - 1
+        plain = bool((asked == (found + 1).to(asked)[:, None, None]).all())
+        if len(asked) != len(q) or not plain or bool((found < 0).any()) or bool((found >= self.rows).any()):
+            raise FlexIPError(
+                f"at {site.name} the model's attention has {len(q)} rows and FlexIP's tokens {self.rows}, and no node "
+                "says which rows were repeated; a node for regional prompts or one that splits the batch inside the "
+                "model does that, remove it or use Conditioning (Set Mask) and Combine for regions"
+            )
+        return found.tolist()

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..flexip_model.errors import FlexIPError
 from ..flexip_model.sites import SD15_SITES
+from ..flexip_model.sweep import without_brackets
 
 Curve = tuple[tuple[float, float], ...]
 SAMPLES = 257
@@ -34,7 +35,7 @@ def parse_curve(text: str) -> Curve | None:
     Raises:
         FlexIPError: not numbers, outside [0, 1], both forms mixed, positions that do not rise.
     """
-    parts = [part for part in text.replace("\n", ",").split(",") if part.strip()]
+    parts = [part for part in without_brackets(text).replace("\n", ",").split(",") if part.strip()]
     if not parts:
         return None
     pairs = [part.split(":") for part in parts]

@@ -54,9 +54,9 @@ class LoadedAdapter:
         return f"flexip_s_{self.tag}"
 
     @property
-    def id_key(self) -> str:
-        """The key of the tokens' name (`TokensId`) in a conditioning entry's `model_conds`."""
-        return f"flexip_id_{self.tag}"
+    def index_key(self) -> str:
+        """The key of the pictures' numbers (`PictureNumbers`) in a conditioning entry's `model_conds`."""
+        return f"flexip_index_{self.tag}"
 
     def load(self) -> torch.device:
         """Have ComfyUI put the weights on the device where they compute, and return it."""

@@ -127,6 +127,15 @@ def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def no_false_alarm(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """FlexIP says that it did not act in the tests that are marked `idle`, and in no other."""
+    yield
+    if request.node.get_closest_marker("idle") is None:
+        told = [record.message for record in caplog.get_records("call") if "FlexIP did not act" in record.message]
+        assert not told
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder of drawn subjects to train on."""

@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -182,14 +183,17 @@ def tokens_in_another_order(ground: Ground) -> None:
     step = ground.part("nodes.run").Step
     begin = step.__init__
 
-    def flipped(self: Any, applied: Any, run: Any, p: Any, s: Any, ids: list, options: Any) -> None:
-        begin(self, applied, run, p.flip(0), s, ids, options)
+    def flipped(self: Any, applied: Any, run: Any, tokens: Any, *given: Any) -> None:
+        begin(self, applied, run, dataclasses.replace(tokens, p=tokens.p.flip(0)), *given)
 
     ground.set(step, "__init__", flipped)
 
 
-def one_name_for_all_tokens(ground: Ground) -> None:
-    ground.set(ground.part("nodes.encode"), "uuid", SimpleNamespace(uuid4=lambda: "one"))
+def kept_by_size(ground: Ground) -> None:
+    def projected(self: Any, name: tuple, tokens: torch.Tensor) -> dict:
+        return self.__dict__.setdefault("by_size", {}).setdefault((name, tokens.shape), {})
+
+    ground.set(ground.part("nodes.run").Run, "projected", projected)
 
 
 def gammas_by_cond(ground: Ground) -> None:
@@ -228,16 +232,13 @@ def turned_grid(ground: Ground) -> None:
 
 def guessed_grid(ground: Ground, halve: Callable[[int], int]) -> None:
     """The grid of a layer from the latent's size and the layer's level, as a patch must that is not told."""
-    step = ground.part("nodes.run").Step
-    gate = step.gate
-
-    def guess(self: Any, site: Any, like: Any, options: dict) -> Any:
+    def guess(self: Any, q: Any, options: dict) -> tuple[int, int]:
         height, width = options["original_shape"][-2:]
-        for _ in range(site.level):
+        for _ in range(self.site.level):
             height, width = halve(height), halve(width)
-        return gate(self, site, like, {**options, "activations_shape": [1, 1, height, width]})
+        return height, width
 
-    ground.set(step, "gate", guess)
+    ground.set(ground.part("nodes.patch").SitePatch, "_grid", guess)
 
 
 def rounded_down(ground: Ground) -> None:
@@ -251,8 +252,12 @@ def from_the_latent(ground: Ground) -> None:
 def keys_in_float32(ground: Ground) -> None:
     step = ground.part("nodes.run").Step
     project = step._project
-    ground.set(step, "_project", lambda self, site, branch, tokens, like: project(
-        self, site, branch, tokens, like.float()))
+
+    def in_float32(self: Any, *given: Any) -> Any:
+        self.like = self.like.float()
+        return project(self, *given)
+
+    ground.set(step, "_project", in_float32)
 
 
 def divided_by_their_sum(ground: Ground) -> None:
@@ -274,8 +279,8 @@ def dropped_patch(ground: Ground) -> None:
     patch = ground.part("nodes.patch")
 
     class Alone(patch.SitePatch):
-        def __init__(self, step: Any, site: Any, previous: Any) -> None:
-            super().__init__(step, site, None)
+        def __init__(self, step: Any, site: Any, previous: Any, *given: Any) -> None:
+            super().__init__(step, site, None, *given)
 
     ground.set(patch, "SitePatch", Alone)
 
@@ -300,7 +305,7 @@ FAULTS = {
     11: Fault("clones copy tensors", deep_copies, "test_ten_clones_share_every_tensor"),
     12: Fault("tokens in another order than the conds", tokens_in_another_order,
               "test_ten_layouts_give_what_one_cond_at_a_time_gives"),
-    13: Fault("all tokens have one name", one_name_for_all_tokens,
+    13: Fault("kept keys are found by their size", kept_by_size,
               "test_every_guider_gives_each_prompt_its_own_tokens", "False"),
     14: Fault("γ per cond in place of per picture", gammas_by_cond,
               "test_batches_of_latents_and_references_equal_singles"),

@@ -124,9 +124,37 @@ def test_the_sweep_refuses_a_batch_and_a_wrong_list(nodes, demo):
 
 
 @pytest.mark.parametrize(
+    ("given", "values"),
+    [
+        ("[0, 0.5, 1]", [0, 0.5, 1]), ("[0,0.5,1]", [0, 0.5, 1]), (" [0.25] ", [0.25]), ("0 .5 1", [0, 0.5, 1]),
+        (1, [1]), (0.3, [0.3]), ([0, 0.5, 1], [0, 0.5, 1]), ((1, 0), [1, 0]),
+    ],
+)
+def test_gammas_mean_what_they_say_typed_or_connected(nodes, demo, given, values):
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    _, latents, gammas = nodes["FlexIPGammaSweep"].execute(demo[0], demo[4], latent, given).args
+    assert gammas == values and len(latents["samples"]) == len(values)
+
+
+@pytest.mark.parametrize(
+    "given", [[], [[0, 1]], True, None, [0.5, "1"], [0, 2], math.nan, -1, [0.1] * 65, "[0, 1", "[]"]
+)
+def test_other_values_for_gammas_are_refused_with_what_they_were(nodes, demo, given):
+    with pytest.raises(ValueError, match=r"γ is .*; expected|the list of γ has 65 values; expected at most 64"):
+        nodes["FlexIPGammaSweep"].execute(demo[0], demo[4], {"samples": torch.zeros(1, 4, 8, 8)}, given)
+
+
+def test_a_curve_may_stand_in_brackets(nodes, demo):
+    schedule = importlib.import_module(nodes["FlexIPApply"].__module__.replace("apply", "schedule"))
+    assert schedule.parse_curve("[1, 0.8, 0.2]") == schedule.parse_curve("1, 0.8, 0.2")
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"gamma": 1.2}, "expected numbers from 0"),
+        ({"gamma": [0.5, 1.2]}, "expected numbers from 0"),
+        ({"gamma": "full"}, 'γ is "full"'),
         ({"start": 0.8, "end": 0.2}, "start is 0.8 and end 0.2"),
         ({"gamma_map": torch.full((1, 8, 8), math.nan)}, "the γ map has shape"),
         ({"attention_mask": torch.full((1, 8, 8), 255.0)}, "the attention mask has shape"),

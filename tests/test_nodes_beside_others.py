@@ -111,6 +111,28 @@ def test_a_compiled_model_gives_what_the_plain_one_gives_at_every_gamma(rig):
     assert (wanted - sample(rig, rig.model, conds, batch=3)).abs().max() > 1e-2
 
 
+@pytest.mark.promise(35, seed=0)
+def test_what_was_compiled_for_one_graph_never_serves_another(rig):
+    """ComfyUI's node has the compiler not look at patches again, so code of another form would do, wrongly."""
+    compiled = importlib.import_module("comfy_api.torch_helpers").set_torch_compile_wrapper
+
+    def skip(guards):
+        return ["transformer_options" not in guard.name for guard in guards]
+
+    conds, mask = rig.encode(*rig.prompts()), torch.linspace(0, 1, 16)[None, :, None].expand(1, 16, 16)
+    forms = [
+        rig.model, rig.apply(0.3), rig.apply(1.0), rig.apply(0.6, attention_mask=mask), rig.apply(0.0),
+        rig.apply(0.6, attention_mask=mask, strength=0.4), rig.apply([0.1, 0.9]), rig.apply(0.3, model=rig.apply(0.9)),
+        rig.apply(0.6, attention_mask=mask.flip(1)), rig.apply([0.9, 0.1]),
+    ]
+    importlib.import_module("torch._dynamo").reset()
+    for plain in [*forms, *forms[:2]]:
+        traced = plain.clone()
+        compiled(model=traced, backend="eager", options={"guard_filter_fn": skip})
+        wanted = sample(rig, plain, conds, batch=2)
+        assert (sample(rig, traced, conds, batch=2) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
 @pytest.mark.promise(28, seed=0)
 def test_an_inpainting_mask_keeps_what_it_protects(rig):
     samplers = importlib.import_module("comfy.samplers")

@@ -49,7 +49,7 @@ def test_one_gamma_per_picture_equals_one_run_each(rig):
     together = rig.predict(rig.apply(gammas), *conds, batch=3)
     for i, gamma in enumerate(gammas):
         assert difference([t[i : i + 1] for t in together], rig.predict(rig.apply(gamma), *conds)) <= CLOSE
-    with pytest.raises(ValueError, match="γ has 3 values and the batch 2 pictures"):
+    with pytest.raises(ValueError, match="γ has 3 values and the sampler works on 2 pictures at a time"):
         rig.predict(rig.apply(gammas), *conds, batch=2)
 
 

@@ -26,9 +26,9 @@ def test_masks_at_every_size_lie_on_the_right_places(rig, monkeypatch, size):
     """The upper left quarter: at every site the weights are one there, zero in the lower right, on the true grid."""
     seen, gate = [], rig.part("nodes.run").Step.gate
 
-    def watch(step, site, like, options):
-        pair = gate(step, site, like, options)
-        seen.append((tuple(options["activations_shape"][-2:]), pair[0]))
+    def watch(step, site, grid):
+        pair = gate(step, site, grid)
+        seen.append((grid, pair[0]))
         return pair
 
     monkeypatch.setattr(rig.part("nodes.run").Step, "gate", watch)

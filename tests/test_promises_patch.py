@@ -174,8 +174,8 @@ def test_every_guider_gives_each_prompt_its_own_tokens(rig, monkeypatch, togethe
               for entry in (positive, negative, middle)]
     key_values, around = step.key_values, patch.Applied.around_model
 
-    def watch(self, site, like):
-        pair = key_values(self, site, like)
+    def watch(self, site):
+        pair = key_values(self, site)
         seen.append((contexts[-1], site, pair))
         return pair
 
@@ -242,7 +242,7 @@ def test_prompts_of_every_length_agree_joined_and_split(rig, monkeypatch, tokens
 def test_a_quarter_lies_on_its_quarter_at_every_latent_size(rig, figures):
     """Every height and width of the latent from 8 to 160, at the grid of every level."""
     step = object.__new__(rig.part("nodes.run").Step)
-    step.frames, step.pictures, step.rows = None, 1, 1
+    step.frames, step.rows = None, 1
     mask = torch.zeros(1, 64, 64)
     mask[:, :32, 32:] = 1
     sizes = range(8, 161)
@@ -272,8 +272,8 @@ def test_a_quarter_lies_on_its_quarter_at_every_latent_size(rig, figures):
 def test_the_grid_is_the_layers_own_at_the_ends_of_the_range(rig, monkeypatch, size, figures):
     seen, gate = [], rig.part("nodes.run").Step.gate
 
-    def watch(step, site, like, options):
-        pair = gate(step, site, like, options)
+    def watch(step, site, grid):
+        pair = gate(step, site, grid)
         height, width = size
         for _ in range(site.level):
             height, width = -(-height // 2), -(-width // 2)

@@ -198,6 +198,55 @@ def test_a_sweep_in_context_windows_is_the_sweep(server: ComfyServer) -> None:
     assert float((whole[0] - whole[-1]).abs().max()) > 0.1
 
 
+@pytest.mark.promise(28)
+def test_a_connected_integer_or_list_is_gamma(server: ComfyServer) -> None:
+    """An integer is a γ; a list that runs a node several times (the editor's lists) runs it once for each γ."""
+
+    def integer(prompt: Prompt) -> None:
+        prompt["number"] = {"class_type": "PrimitiveInt", "inputs": {"value": 1}}
+        prompt[node_of(prompt, "FlexIPApply")]["inputs"]["gamma"] = ["number", 0]
+
+    assert torch.equal(latent(server, graph(1.0, integer)), latent(server, graph(1.0, gamma=1.0)))
+    prompt = api_workflow("flexip_gamma_sweep")
+    prompt["number"] = {"class_type": "PrimitiveFloat", "inputs": {"value": 0.25}}
+    prompt[node_of(prompt, "FlexIPGammaSweep")]["inputs"]["gammas"] = ["number", 0]
+    prompt[node_of(prompt, "KSampler")]["inputs"]["steps"] = 1
+    assert ComfyClient(server.url).run(prompt).status == "success"
+
+
+@pytest.mark.promise(28)
+@pytest.mark.parametrize(("sampler", "scheduler"), [("ddim", "ddim_uniform"), ("euler", "normal")])
+def test_a_sweep_of_an_inpainting_has_one_noise(server: ComfyServer, sampler: str, scheduler: str) -> None:
+    prompt = api_workflow("flexip_gamma_sweep")
+    sweep, draw = node_of(prompt, "FlexIPGammaSweep"), node_of(prompt, "KSampler")
+    prompt["left"] = {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 64, "height": 128}}
+    prompt["none"] = {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 128, "height": 128}}
+    prompt["mask"] = {"class_type": "MaskComposite", "inputs": {
+        "destination": ["none", 0], "source": ["left", 0], "x": 0, "y": 0, "operation": "add"}}
+    prompt["masked"] = {"class_type": "SetLatentNoiseMask", "inputs": {
+        "samples": prompt[sweep]["inputs"]["latent"], "mask": ["mask", 0]}}
+    prompt[sweep]["inputs"] |= {"latent": ["masked", 0], "gammas": "1, 1, 0"}
+    prompt[draw]["inputs"] |= {"sampler_name": sampler, "scheduler": scheduler, "steps": 3}
+    prompt[SAVED] = {
+        "class_type": "SaveLatent", "inputs": {"samples": [draw, 0], "filename_prefix": "latents/inpainting"}
+    }
+    one, same, other = latent(server, prompt)
+    assert float((one - same).abs().max()) < 1e-4 and float((one - other).abs().max()) > 1e-2
+
+
+@pytest.mark.promise(35)
+def test_a_compiled_model_is_the_plain_one(figures: Figures) -> None:
+    """With code that is compiled for good, a minute for each form; the long count goes through more of them."""
+    compiled = add("TorchCompileModel", "KSampler", "model", model="source", backend="inductor")
+    runs: list[tuple[float | None, float]] = [(1.0, 0.4), (WITHOUT, 0.4), (1.0, 1.0), (0.0, 0.4), (1.0, 0.8)]
+    with ComfyServer(comfyui_path()) as server:
+        for strength, gamma in runs[: figures.count(2, 5)]:
+            plain, fast = (latent(server, graph(strength, *more, gamma=gamma)) for more in ((), (compiled,)))
+            apart = float((plain - fast).abs().max())
+            figures.worst(35, apart, "largest difference of a compiled model")
+            assert apart < 2e-3, (strength, gamma)
+
+
 @pytest.mark.promise(31)
 def test_a_tiled_decode_is_nearly_the_plain_one(client: ComfyClient) -> None:
     plain, tiled = api_workflow("flexip_basic"), api_workflow("flexip_basic")
