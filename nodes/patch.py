@@ -307,7 +307,9 @@ def apply_adapter(model: comfy.model_patcher.ModelPatcher, applied: Applied) -> 
         return patched
     keep_patches_apart(model, patched)
     patched.add_callback_with_key(CallbacksMP.ON_CLONE, NAME, keep_patches_apart)
-    patched.set_model_patch(applied, NAME)
+    # Among the replacing patches, not the plain ones: a version of Ultimate SD Upscale fails on any plain one.
+    replacing = patched.model_options["transformer_options"].get("patches_replace", {})
+    patched.set_model_patch_replace(applied, NAME, "model", len(replacing.get(NAME, {})))
     # One name for all of them, ComfyUI keeps a list: with a new name each time, a compiled network compiles anew.
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, NAME, applied.around_run)
     patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, NAME, applied.around_model)
