@@ -148,6 +148,7 @@ def attach(loaded: LoadedAdapter, conditioning: Conditioning, p: Tensor, cls: Te
                 source = text.to(device=device, dtype=torch.float32)
                 s = loaded.adapter.personalization(source, cls.to(source).expand(source.shape[0], -1))
             conds[loaded.s_key] = comfy.conds.CONDCrossAttn(s.to(to))
+            extras[loaded.text_key] = text
         extras["model_conds"] = conds
         out.append([text, extras])
     return out

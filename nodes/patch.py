@@ -17,6 +17,7 @@ from typing import Any
 
 import comfy.ldm.modules.attention as comfy_attention
 import comfy.model_patcher
+import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
@@ -100,6 +101,7 @@ class Applied:
                 f"the model has FlexIP applied with {self.loaded.name}, but no prompt carries its tokens; connect "
                 "positive and negative of FlexIP Encode Reference, with the same adapter, to the sampler"
             )
+        changed = any(self._changed(cond) for group in guider.conds.values() for cond in group)
         options = guider.model_options.setdefault("transformer_options", {})
         if RUN not in options:
             options[RUN] = Run(guider.model_patcher.get_model_object("model_sampling"))
@@ -113,15 +115,27 @@ class Applied:
             guider.model_options = given
         sigmas = kwargs.get("sigmas", args[3] if len(args) > 3 else ())
         if any(run.active(self.start, self.end, float(sigma)) for sigma in sigmas[:-1]):
-            missing = idle(self, run.of(self))
-            if not missing and not carry.get("positive", True):
-                missing = (
+            wrong = idle(self, run.of(self))
+            if not wrong and not carry.get("positive", True):
+                wrong = (
                     "the prompt at the sampler's positive carries no tokens, so FlexIP acted on the others alone; "
                     "connect positive of FlexIP Encode Reference"
                 )
-            if missing:
-                warn(f"{self.loaded.name}: {missing}")
+            if not wrong and changed:
+                wrong = (
+                    "a prompt's text was changed after FlexIP Encode Reference (Concat, Average, Zero Out …), so S is "
+                    "that of the text before; place FlexIP Encode Reference last"
+                )
+            if wrong:
+                warn(f"{self.loaded.name}: {wrong}")
         return result
+
+    def _changed(self, cond: dict[str, Any]) -> bool:
+        """Whether an entry's text is another one than S was made from."""
+        source, text = cond.get(self.loaded.text_key), cond.get("cross_attn")
+        if source is None or text is None or source is text:
+            return False
+        return source.shape != text.shape or not torch.equal(source.to(text), text)
 
     def around_function(self, inner: Callable, model_function: Callable, given: dict[str, Any]) -> Any:
         """The patches for a `model_function_wrapper` that may run the network without the model around it.

@@ -58,6 +58,11 @@ class LoadedAdapter:
         """The key of the pictures' numbers (`PictureNumbers`) in a conditioning entry's `model_conds`."""
         return f"flexip_index_{self.tag}"
 
+    @property
+    def text_key(self) -> str:
+        """The key, in a conditioning entry, of the text that S was made from."""
+        return f"flexip_text_{self.tag}"
+
     def load(self) -> torch.device:
         """Have ComfyUI put the weights on the device where they compute, and return it."""
         comfy.model_management.load_models_gpu([self.patcher])

@@ -171,6 +171,19 @@ def test_a_prompt_outside_of_its_part_of_the_sampling_and_a_plain_positive_are_t
     assert ["positive carries no tokens" in record.message for record in caplog.records] == [True]
 
 
+@pytest.mark.idle
+@pytest.mark.promise(28, seed=0)
+@pytest.mark.parametrize("kind", ["ConditioningConcat", "ConditioningAverage", "ConditioningZeroOut"])
+def test_a_text_that_was_changed_after_its_s_was_made_is_told(rig, caplog, kind):
+    nodes = importlib.import_module("nodes")
+    conds, other = rig.encode(*rig.prompts()), [[rig.text(77, 30), {}]]
+    change = getattr(nodes, kind)()
+    given = {"ConditioningConcat": (other,), "ConditioningAverage": (other, 0.5)}.get(kind, ())
+    (positive,) = getattr(change, change.FUNCTION)(conds[0], *given)
+    sample(rig, rig.apply(0.5), (positive, conds[1]))
+    assert ["place FlexIP Encode Reference last" in record.message for record in caplog.records] == [True]
+
+
 def test_outside_of_its_range_nothing_is_told(rig, caplog):
     conds = rig.encode(*rig.prompts())
     assert len(rig.calls(rig.apply(0.5, start=0.9), *conds, sigmas=(14.0, 12.0, 11.0))) == 2
