@@ -50,7 +50,7 @@ def steps(size: int, rounds: int) -> list[Row]:
     original = dict(unet.attn_processors)
     host = inject(unet, adapter)
     gated = dict(unet.attn_processors)
-    host.condition = Condition(torch.randn(2, 17, 768), torch.randn(2, 77, 768), gamma_tensor(0.5))
+    condition = Condition(torch.randn(2, 17, 768), torch.randn(2, 77, 768), gamma_tensor(0.5))
     foreign: dict[str, Any] = {}
     for key, processor in original.items():
         foreign[key] = processor
@@ -63,6 +63,7 @@ def steps(size: int, rounds: int) -> list[Row]:
     def with_processors(processors: dict[str, Any], call: Callable[[], object]) -> Callable[[], object]:
         def patched() -> object:
             unet.set_attn_processor(dict(processors))
+            host.condition = condition if processors is gated else None
             return call()
 
         return patched

@@ -8,17 +8,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..adapter import FlexIPAdapter, SiteBranches
-from ..attention import KeyValue, gated_attention
+from ..attention import Attend, gated_attention
 from ..errors import FlexIPError
-from ..gate import gate_weights, turn
+from ..gate import gate_weights
 from ..sites import SD15_SITES
+from .condition import Condition, KeysValues
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
@@ -26,49 +27,21 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 
-@dataclass(eq=False)
-class Condition:
-    """What the gated attention reads; one object serves all the steps of a run.
-
-    Keys and values are projected at a site's first call and kept, so a new object is needed when tokens change
-    (in training: each step).
+class GatedAttnProcessor:
+    """Cross-attention as in diffusers' `AttnProcessor2_0`, with the gated branches before `to_out`.
 
     Attributes:
-        preservation: P, (B or 1, N_P, W); None leaves the branch out.
-        personalization: S, (B or 1, N_S, W); None leaves the branch out.
-        gamma: (B or 1, 1, 1), a user's (see `gate.gamma_tensor`); the adapter's dial makes it the gate's.
-        strength: factor on both branches; 0 gives the unpatched UNet exactly.
+        before: what sat at the site; it computes the attention while there is no condition.
+        chain: this one, and before it those of other hosts that were injected earlier; what they add is summed up.
+        held: the keys and values of the host's condition here.
     """
 
-    preservation: Tensor | None
-    personalization: Tensor | None
-    gamma: Tensor
-    strength: float = 1.0
-    _projected: dict[str, tuple[KeyValue | None, KeyValue | None]] = field(default_factory=dict, repr=False)
-    _turned: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
-
-    def turned(self, dial: tuple[float, ...]) -> Tensor:
-        """The gate's γ, (B or 1, 1, 1): made once for all sites and steps of a run."""
-        if self._turned is None or self._turned[0] is not self.gamma:
-            self._turned = (self.gamma, turn(self.gamma, dial))
-        return self._turned[1]
-
-    def project(self, name: str, branches: SiteBranches) -> tuple[KeyValue | None, KeyValue | None]:
-        """Keys and values of P and S at the site `name`."""
-        if name not in self._projected:
-            p, s = self.preservation, self.personalization
-            self._projected[name] = (
-                None if p is None else branches.preservation(p),
-                None if s is None or branches.personalization is None else branches.personalization(s),
-            )
-        return self._projected[name]
-
-
-class GatedAttnProcessor:
-    """Cross-attention as in diffusers' `AttnProcessor2_0`, with the gated branches before `to_out`."""
-
-    def __init__(self, host: FlexIPHost, name: str, branches: SiteBranches) -> None:
-        self.host, self.name, self.branches = host, name, branches
+    def __init__(self, host: FlexIPHost, branches: SiteBranches, before: Any) -> None:
+        self.host, self.branches, self.before = host, branches, before
+        gated = isinstance(before, GatedAttnProcessor)
+        self.chain: tuple[GatedAttnProcessor, ...] = (*before.chain, self) if gated else (self,)
+        self.base = before.base if gated else before
+        self.held: KeysValues | None = None
 
     def __call__(
         self,
@@ -76,9 +49,11 @@ class GatedAttnProcessor:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
     ) -> Tensor:
         """hidden_states (B, L, C), encoder_hidden_states (B, T, text_width) → (B, L, C)."""
+        adding = [own for own in self.chain if own.host.adds]
+        if not adding:
+            return self.base(attn, hidden_states, encoder_hidden_states, attention_mask)
         batch = hidden_states.shape[0]
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         mask = None
@@ -95,39 +70,131 @@ class GatedAttnProcessor:
 
         q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
         out = split_and_attend(q, k, v, attn.heads, mask)
-        condition = self.host.condition
-        if condition is not None and condition.strength != 0:
-            p, s = condition.project(self.name, self.branches)
-            weights = gate_weights(condition.turned(self.host.adapter.config.dial), condition.strength)
-            out = gated_attention(q, out, p, s, *weights, attn.heads, split_and_attend)
+        for own in adding:
+            out = own.add(q, out, attn.heads, split_and_attend)
         out = attn.to_out[1](attn.to_out[0](out))
         return out / attn.rescale_output_factor
 
+    def add(self, q: Tensor, out: Tensor, heads: int, attend: Attend) -> Tensor:
+        """Add this host's branches to an attention's output (B, L, C), of queries (B, L, C)."""
+        condition = self.host.condition
+        assert condition is not None
+        if self.held is None:  # the UNet's forward was called without its hooks
+            self.held = condition.project(self.branches, q)
+        # A no-op, unless the UNet runs under autocast or its weights come to another device in the middle of a call.
+        p, s = (pair and (pair[0].to(q), pair[1].to(q)) for pair in self.held)
+        weights = gate_weights(condition.turned(self.host.adapter.config.dial), condition.strength)
+        return gated_attention(q, out, p, s, *weights, heads, attend)
+
 
 class FlexIPHost:
-    """A UNet with the adapter injected; `condition` is what it generates from, None means unpatched."""
+    """A UNet with the adapter injected; `condition` is what it generates from, None means unpatched.
+
+    With a condition, each call of the UNet looks first whether the processors still sit where `inject` put them, and
+    whether the condition fits the batch.
+
+    The adapter may be of another floating dtype than the UNet, or on another device; keys and values are computed where
+    the adapter is.
+    """
 
     def __init__(self, unet: UNet2DConditionModel, adapter: FlexIPAdapter) -> None:
         self.unet, self.adapter = unet, adapter
-        self.condition: Condition | None = None
-        self._original = dict(unet.attn_processors)
-        processors = dict(self._original)
+        self._condition: Condition | None = None
+        self.ejected = False
+        self._own: list[tuple[Attention, GatedAttnProcessor]] = []
         for site in SD15_SITES:
-            key = f"{site.diffusers}.processor"
-            processors[key] = GatedAttnProcessor(self, site.name, adapter.site(site))
-        unet.set_attn_processor(processors)
+            attn: Any = unet.get_submodule(site.diffusers)
+            own = GatedAttnProcessor(self, adapter.site(site), _not_ejected(attn.processor))
+            attn.set_processor(own)
+            self._own.append((attn, own))
+        self._hook = unet.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+
+    @property
+    def condition(self) -> Condition | None:
+        """What the UNet generates from.
+
+        Raises:
+            FlexIPError: (when the UNet is called) other processors sit at sites of this host, or the condition is not
+                one for this batch and adapter; (when it is set) this host was ejected.
+        """
+        return self._condition
+
+    @condition.setter
+    def condition(self, condition: Condition | None) -> None:
+        if condition is not None and self.ejected:
+            raise FlexIPError("this host was ejected, so a condition would have no effect; inject the adapter again")
+        self._condition = condition
+        for _, own in self._own:
+            own.held = None
+
+    @property
+    def adds(self) -> bool:
+        """Whether the branches have anything to add now."""
+        return self._condition is not None and self._condition.strength != 0
 
     def eject(self) -> None:
-        """Put the UNet's own processors back: the same objects as before `inject`."""
-        self.unet.set_attn_processor(dict(self._original))
-        self.condition = None
+        """Take this host out: wherever its processor still sits, the very object that sat there before comes back.
+
+        What others put in the place of its processors meanwhile stays, as do processors at other layers.
+        """
+        self.condition, self.ejected = None, True
+        self._hook.remove()
+        for attn, own in self._own:
+            if attn.processor is own:
+                attn.set_processor(_not_ejected(own.before))
+
+    def _before_forward(self, unet: UNet2DConditionModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        condition = self._condition
+        if condition is None:
+            return
+        lost = [type(attn.processor).__name__ for attn, own in self._own if not _reaches(attn.processor, own)]
+        if lost:
+            raise FlexIPError(
+                f"FlexIP's processors are gone from {len(lost)} of its {len(self._own)} cross-attention layers, where "
+                f"{_count(lost)} sits now, as set_attention_slice, fuse_qkv_projections, load_ip_adapter and other "
+                "calls that set processors do; make such a call before inject, or call eject and inject again"
+            )
+        sample = args[0] if args else kwargs["sample"]
+        condition.check(sample.shape[0], self.adapter.config)
+        if not self.adds:
+            return
+        # All before the UNet runs: gradient checkpointing runs its blocks twice and must find the same tensors each
+        # time, and one compiled block serves all sites where none of them has anything to remember.
+        condition.turned(self.adapter.config.dial)
+        for _, own in self._own:
+            own.held = condition.project(own.branches, sample)
+
+
+def _not_ejected(processor: Any) -> Any:
+    """The processor, or what sat there before where it is one of a host that was ejected since."""
+    while isinstance(processor, GatedAttnProcessor) and processor.host.ejected:
+        processor = processor.before
+    return processor
+
+
+def _reaches(processor: Any, own: GatedAttnProcessor) -> bool:
+    """Whether a call of `processor` also runs `own`: it is the same, or one of a host injected later."""
+    return processor is own or (
+        isinstance(processor, GatedAttnProcessor) and any(one is own for one in processor.chain)
+    )
+
+
+def _count(names: list[str]) -> str:
+    """'A', or 'A (14) and B (2)'."""
+    found = Counter(names)
+    return next(iter(found)) if len(found) == 1 else " and ".join(f"{name} ({n})" for name, n in found.items())
 
 
 def inject(unet: UNet2DConditionModel, adapter: FlexIPAdapter) -> FlexIPHost:
     """Put the adapter's branches into an SD1.5-shaped UNet; nothing of the UNet's weights changes.
 
+    Several adapters may be injected into one UNet: what those with a condition add is summed up, and they may be
+    ejected in any order. Where the UNet's attention is sliced, fused or xformers', the layers with branches compute it
+    with torch's `scaled_dot_product_attention` while there is a condition.
+
     Raises:
-        FlexIPError: the UNet lacks SD1.5's cross-attention sites, or their widths differ from the adapter's.
+        FlexIPError: the UNet lacks SD1.5's cross-attention sites, or their widths differ from the adapter's, or
+            processors sit there that do more than plain attention (an IP-Adapter's for example).
     """
     present = unet.attn_processors
     cross = {key for key in present if key.endswith("attn2.processor")}
@@ -146,4 +213,22 @@ def inject(unet: UNet2DConditionModel, adapter: FlexIPAdapter) -> FlexIPHost:
                 f"at {site.name} the UNet is {found} wide and the adapter {expected}; "
                 "use the adapter with the base model that it was trained for"
             )
+    foreign = [type(present[key]).__name__ for key in sorted(cross) if not _is_plain(present[key])]
+    if foreign:
+        raise FlexIPError(
+            f"{_count(foreign)} sits at {len(foreign)} of the UNet's cross-attention layers, and what it does would be "
+            "lost; expected plain attention: take it out before inject, by its own call (unload_ip_adapter) or by "
+            "set_attn_processor"
+        )
     return FlexIPHost(unet, adapter)
+
+
+def _is_plain(processor: Any) -> bool:
+    """Whether a processor computes attention and nothing else, so that ours may take its place; or is one of ours."""
+    from diffusers.models import attention_processor as known
+
+    return type(processor) in (
+        GatedAttnProcessor, known.AttnProcessor, known.AttnProcessor2_0, known.SlicedAttnProcessor,
+        known.FusedAttnProcessor2_0, known.XFormersAttnProcessor, known.AttnProcessorNPU,
+        known.XLAFlashAttnProcessor2_0,
+    )

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from ..adapter import FlexIPAdapter, ReferenceFeatures
 from ..gate import spread_gamma
-from ..hosts.diffusers import Condition, inject
+from ..hosts.diffusers import Condition, FlexIPHost, inject
 from ..preprocess import normalize
-from ..sites import SD15_SITES
 from .frozen import Frozen
 from .samples import CACHED
 
@@ -36,6 +35,10 @@ class TrainStep(nn.Module):
     @property
     def frozen(self) -> Frozen:
         return self._held[0]
+
+    @property
+    def host(self) -> FlexIPHost:
+        return self._held[1]
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """A collated batch (see `samples.collate`), on the device, to the weighted squared errors, (B,) float32.
@@ -64,10 +67,7 @@ class TrainStep(nn.Module):
         gamma = spread_gamma(self.adapter.gate(batch["variant"]), batch["variant"], batch["gamma_drawn"],
                              self.gamma_spread)
         condition = Condition(self.adapter.preservation(features), self.adapter.personalization(text, cls), gamma)
-        # Before the UNet: gradient checkpointing runs its blocks twice, and must find the same tensors each time. For
-        # the same reason the condition stays until the next step.
-        for site in SD15_SITES:
-            condition.project(site.name, self.adapter.site(site))
+        # It stays until the next step: gradient checkpointing runs the UNet's blocks again.
         host.condition = condition
         guess = frozen.unet(noisy.to(dtype), steps, text.to(dtype)).sample
         error = (guess.float() - target).pow(2).mean((1, 2, 3))

@@ -129,6 +129,8 @@ class Trainer(Loop[FlexIPAdapter]):
     def stepped(self) -> None:
         """A preview where one is due."""
         if self.config.preview_every and self.step % self.config.preview_every == 0:
+            # What this step's host adds would be added to the preview's.
+            self.accelerator.unwrap_model(self.model).host.condition = None
             self.watch.preview()
 
     def close(self) -> None:

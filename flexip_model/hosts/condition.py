@@ -1,0 +1,112 @@
+"""What a UNet generates from: the tokens of a reference and a prompt, γ, and their keys and values at each site."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..adapter import SiteBranches
+from ..attention import Branch, KeyValue
+from ..config import FlexIPConfig
+from ..errors import FlexIPError
+from ..gate import turn
+
+KeysValues = tuple[KeyValue | None, KeyValue | None]
+"""Of P and of S; None where a branch is left out."""
+
+
+@dataclass(eq=False)
+class Condition:
+    """What the gated attention reads; one object serves all the steps of a run.
+
+    Keys and values are projected before the first step and kept, so a new object is needed when the adapter's weights
+    change (in training: each step, and with gradient checkpointing it stays set until the gradients are there). It is
+    needed too when the UNet's batch changes (where guidance is switched off midway).
+
+    Attributes:
+        preservation: P, (B or 1, N_P, W); None leaves the branch out.
+        personalization: S, (B or 1, N_S, W); None leaves the branch out.
+        gamma: (B or 1, 1, 1), a user's (see `gate.gamma_tensor`); the adapter's dial makes it the gate's.
+        strength: factor on both branches; 0 gives the unpatched UNet exactly.
+
+    B is the UNet's batch. Tokens and γ may be of any floating dtype and on any device.
+    """
+
+    preservation: Tensor | None
+    personalization: Tensor | None
+    gamma: Tensor
+    strength: float = 1.0
+    _projected: dict[SiteBranches, _Projected] = field(default_factory=dict, repr=False)
+    _turned: tuple[Tensor, tuple[float, ...], Tensor] | None = field(default=None, repr=False)
+
+    def turned(self, dial: tuple[float, ...]) -> Tensor:
+        """The gate's γ, (B or 1, 1, 1): made once for all sites and steps of a run."""
+        if self._turned is None or self._turned[0] is not self.gamma or self._turned[1] != dial:
+            self._turned = (self.gamma, dial, turn(self.gamma, dial))
+        return self._turned[2]
+
+    def project(self, branches: SiteBranches, like: Tensor) -> KeysValues:
+        """Keys and values of P and S at a site, made where the adapter's weights are and in their dtype.
+
+        They are given out on the device of `like` and in its dtype.
+        """
+        p, s = self.preservation, self.personalization
+        held = self._projected.get(branches)
+        if held is None or held.p is not p or held.s is not s or held.like != (like.dtype, like.device):
+            of_p = None if p is None else _keys_values(branches.preservation, p, like)
+            of_s = None if s is None or branches.personalization is None else _keys_values(
+                branches.personalization, s, like)
+            held = self._projected[branches] = _Projected(p, s, (like.dtype, like.device), (of_p, of_s))
+        return held.made
+
+    def check(self, batch: int, config: FlexIPConfig) -> None:
+        """Look whether this fits a UNet that runs `batch` samples and an adapter of `config`.
+
+        Raises:
+            FlexIPError: tokens or γ of another form or batch, S for an adapter that has no personalization branch.
+        """
+        gamma, sizes = self.gamma, {}
+        if not isinstance(gamma, Tensor) or gamma.ndim != 3 or gamma.shape[1:] != (1, 1):
+            found = f"of shape {tuple(gamma.shape)}" if isinstance(gamma, Tensor) else repr(gamma)
+            raise FlexIPError(f"the condition's γ is {found}; expected (batch or 1, 1, 1), as gamma_tensor makes it")
+        if self.personalization is not None and not config.has_personalization:
+            raise FlexIPError(
+                f"the condition has personalization tokens, which an adapter of kind {config.kind} does not read; "
+                "expected None in their place"
+            )
+        for name, tokens in (("preservation", self.preservation), ("personalization", self.personalization)):
+            if tokens is not None:
+                if tokens.ndim != 3 or tokens.shape[2] != config.token_width:
+                    raise FlexIPError(
+                        f"the condition's {name} tokens are of shape {tuple(tokens.shape)}; expected (batch or 1, "
+                        f"tokens, {config.token_width}), as this adapter's {name} makes them"
+                    )
+                sizes[f"{name} tokens"] = tokens.shape[0]
+        sizes["γ"] = gamma.shape[0]
+        if any(size not in (1, batch) for size in sizes.values()):
+            raise FlexIPError(
+                f"the condition has a batch of {', '.join(f'{size} ({name})' for name, size in sizes.items())} and "
+                f"the UNet runs a batch of {batch}; expected 1 or the UNet's: set a new Condition for this batch, also "
+                "where guidance is switched off midway"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class _Projected:
+    """Keys and values at a site, and what they were made of and for."""
+
+    p: Tensor | None
+    s: Tensor | None
+    like: tuple[torch.dtype, torch.device]
+    made: KeysValues
+
+
+def _keys_values(branch: Branch, tokens: Tensor, like: Tensor) -> KeyValue:
+    weight = branch.to_k.weight
+    tokens = tokens.to(weight.device)
+    if not torch.is_autocast_enabled(weight.device.type):  # it casts by itself, and a cast here rounds gradients anew
+        tokens = tokens.to(weight.dtype)
+    k, v = branch(tokens)
+    return k.to(like), v.to(like)
