@@ -35,6 +35,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != RO
 _load_package("flexip_model", ROOT / "flexip_model")
 
 from .comfy_server import client, server  # noqa: E402, F401  # fixtures; they need flexip_model
+from .editor import browser, editor  # noqa: E402, F401
 from .encoder_files import clip_models, dino_model  # noqa: E402, F401
 from .reliability import (  # noqa: E402, F401
     figures,
