@@ -28,6 +28,7 @@ class RunResult:
         cached: ids of the nodes whose earlier result was used.
         progress: (node id, value, maximum) as they arrived.
         error: the server's message where status is "error".
+        refused: the server's reasons against some of the outputs, where it ran the others.
     """
 
     status: str = "success"
@@ -36,6 +37,7 @@ class RunResult:
     cached: list[str] = field(default_factory=list)
     progress: list[tuple[str, float, float]] = field(default_factory=list)
     error: str = ""
+    refused: str = ""
 
 
 class ComfyClient:
@@ -75,6 +77,7 @@ class ComfyClient:
                     if reply.status != 200:
                         raise FlexIPError(_refusal(prompt, answer))
                 run = answer["prompt_id"]
+                result.refused = _reasons(prompt, answer)
                 async for frame in socket:
                     if frame.type is not aiohttp.WSMsgType.TEXT:
                         continue  # previews
@@ -137,11 +140,15 @@ def _follow(result: RunResult, message: Message) -> bool:
     return False
 
 
-def _refusal(prompt: Prompt, answer: dict[str, Any]) -> str:
-    reasons = [
+def _reasons(prompt: Prompt, answer: dict[str, Any]) -> str:
+    """What the server says against single nodes; empty where it says nothing."""
+    return "; ".join(
         f"{prompt.get(node, {}).get('class_type', node)}: {error['message']} ({error['details']})"
         for node, problem in (answer.get("node_errors") or {}).items()
         for error in problem["errors"]
-    ]
+    )
+
+
+def _refusal(prompt: Prompt, answer: dict[str, Any]) -> str:
     summary = answer.get("error", {})
-    return "ComfyUI refused the workflow: " + ("; ".join(reasons) or str(summary.get("message", answer)))
+    return "ComfyUI refused the workflow: " + (_reasons(prompt, answer) or str(summary.get("message", answer)))
