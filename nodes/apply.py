@@ -22,13 +22,13 @@ DEFAULT_GAMMA = 0.75
 most often (model card)."""
 
 
-def _model_and_adapter() -> list[io.Input]:
-    return [
-        io.Model.Input("model", tooltip="A Stable Diffusion 1.5 model. It is not changed: the node gives a clone."),
-        FlexIPAdapterType.Input(
-            "adapter", tooltip="The adapter that FlexIP Encode Reference used; another one is refused."
-        ),
-    ]
+def _model() -> io.Input:
+    return io.Model.Input("model", tooltip="A Stable Diffusion 1.5 model. It is not changed: the node gives a clone.")
+
+
+def _adapter() -> io.Input:
+    tip = "The adapter that FlexIP Encode Reference used; another one is refused."
+    return FlexIPAdapterType.Input("adapter", tooltip=tip)
 
 
 def _strength(optional: bool) -> list[io.Input]:
@@ -115,7 +115,8 @@ class FlexIPApply(io.ComfyNode):
             description="Puts the adapter beside the model's cross-attention. γ is the dial: 1 keeps the subject, 0 "
             "follows the prompt. Changing it runs no encoder again.",
             inputs=[
-                *_model_and_adapter(),
+                _model(),
+                _adapter(),
                 io.MultiType.Input(
                     io.Float.Input(
                         "gamma",
@@ -211,9 +212,10 @@ class FlexIPGammaSweep(io.ComfyNode):
             category=CATEGORY,
             description="Makes one picture per γ in one batch, all from the same noise, so that γ is all that "
             "differs. Connect the model and the latent to the sampler, the γ list to FlexIP Sweep Grid.",
-            inputs=[
-                *_model_and_adapter(),
+            inputs=[  # model and latent first, in the outputs' places: a bypass then joins each to its own
+                _model(),
                 io.Latent.Input("latent", tooltip="One latent (batch size 1); it is repeated for each γ."),
+                _adapter(),
                 io.MultiType.Input(
                     io.String.Input(
                         "gammas",

@@ -171,15 +171,15 @@ class FlexIPEncodeReference(io.ComfyNode):
             description="Looks at a reference picture and puts what FlexIP needs onto both prompts: what the subject "
             "looks like (P), and the prompt as seen with the subject in mind (S). Shows what the encoders see. Place "
             "it last before the sampler, after nodes that combine or change prompts.",
-            inputs=[
+            inputs=[  # the prompts first, in the outputs' places: a bypass then joins each to its own
+                io.Conditioning.Input("positive", tooltip="The prompt. Areas, masks and ranges are kept."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt. It carries the tokens of no subject."),
                 FlexIPEncoders.Input("encoders", tooltip="From Load FlexIP Encoders, or the demo model."),
                 FlexIPAdapterType.Input("adapter", tooltip="The adapter; connect the same to Apply FlexIP."),
                 io.Image.Input(
                     "image",
                     tooltip="The subject. A batch is several pictures of one subject; all of them are used together.",
                 ),
-                io.Conditioning.Input("positive", tooltip="The prompt. Areas, masks and ranges are kept."),
-                io.Conditioning.Input("negative", tooltip="The negative prompt. It carries the tokens of no subject."),
                 io.Combo.Input(
                     "crop",
                     options=list(CROPS),

@@ -22,7 +22,7 @@ FROZEN = {
     "FlexIPLoadDemo": (["example"], ["MODEL", "CLIP", "VAE", "FLEXIP_ENCODERS", "FLEXIP_ADAPTER", "IMAGE"]),
     "FlexIPExampleImage": (["example"], ["IMAGE"]),
     "FlexIPEncodeReference": (
-        ["encoders", "adapter", "image", "positive", "negative", "crop", "mask"],
+        ["positive", "negative", "encoders", "adapter", "image", "crop", "mask"],
         ["CONDITIONING", "CONDITIONING", "FLEXIP_EMBEDS"],
     ),
     "FlexIPApply": (
@@ -30,7 +30,7 @@ FROZEN = {
         ["MODEL"],
     ),
     "FlexIPGammaSweep": (
-        ["model", "adapter", "latent", "gammas", "strength", "start", "end"],
+        ["model", "latent", "adapter", "gammas", "strength", "start", "end"],
         ["MODEL", "LATENT", "FLEXIP_GAMMAS"],
     ),
     "FlexIPSweepGrid": (["images", "gammas", "reference", "title"], ["IMAGE"]),

@@ -136,7 +136,7 @@ def test_two_applications_add_up(rig):
 
 @pytest.mark.promise(22)
 def test_a_model_has_no_plain_patch_of_ours(rig):
-    """Packs go through the plain patches and expect kinds that they know (Ultimate SD Upscale 1.7 stops at any other)."""
+    """Packs go through plain patches and expect kinds that they know (Ultimate SD Upscale 1.7 stops at any other)."""
     twice = rig.apply(0.5, model=rig.apply(0.3))
     assert "patches" not in twice.model_options["transformer_options"]
     assert len(twice.model_patches_models()) == 2
