@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -57,7 +58,8 @@ def graph(strength: float | None = 1.0, *changes: Change, steps: int = 2, **sett
 def latent(server: ComfyServer, prompt: Prompt) -> torch.Tensor:
     """Run it; the latent that it saved, (B, C, H, W). What newer nodes ask for besides has its default."""
     for node in prompt.values():
-        asked = server.get(f"/object_info/{node['class_type']}")[node["class_type"]]["input"].get("required", {})
+        kind = node["class_type"]
+        asked = server.get(f"/object_info/{urllib.parse.quote(kind)}")[kind]["input"].get("required", {})
         for key, (_, *options) in asked.items():
             if key not in node["inputs"] and options and "default" in options[0]:
                 node["inputs"][key] = options[0]["default"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ Prompt = dict[str, dict[str, Any]]
 """A workflow in API form: node id → {"class_type", "inputs", "_meta"}."""
 
 Message = dict[str, Any]
+TEXT = 3
+"""The kind of the server's binary messages that are a text on a node."""
 
 
 @dataclass
@@ -28,6 +31,7 @@ class RunResult:
         cached: ids of the nodes whose earlier result was used.
         progress: (node id, value, maximum) as they arrived.
         error: the server's message where status is "error".
+        texts: (node id, text) of what the server wrote on nodes while they ran.
         refused: the server's reasons against some of the outputs, where it ran the others.
     """
 
@@ -37,6 +41,7 @@ class RunResult:
     cached: list[str] = field(default_factory=list)
     progress: list[tuple[str, float, float]] = field(default_factory=list)
     error: str = ""
+    texts: list[tuple[str, str]] = field(default_factory=list)
     refused: str = ""
 
 
@@ -79,8 +84,10 @@ class ComfyClient:
                 run = answer["prompt_id"]
                 result.refused = _reasons(prompt, answer)
                 async for frame in socket:
+                    if frame.type is aiohttp.WSMsgType.BINARY:
+                        result.texts += _texts(frame.data)
                     if frame.type is not aiohttp.WSMsgType.TEXT:
-                        continue  # previews
+                        continue
                     message = json.loads(frame.data)
                     if message.get("data", {}).get("prompt_id") != run:
                         continue
@@ -115,6 +122,14 @@ class ComfyClient:
                     reply.raise_for_status()
                     files.append(await reply.read())
         return files
+
+
+def _texts(data: bytes) -> list[tuple[str, str]]:
+    """A binary message that is a text on a node: kind, length of the node's id, id, text; previews are other kinds."""
+    kind, length = struct.unpack(">II", data[:8])
+    if kind != TEXT:
+        return []
+    return [(data[8 : 8 + length].decode(), data[8 + length :].decode())]
 
 
 def _follow(result: RunResult, message: Message) -> bool:
