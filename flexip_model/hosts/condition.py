@@ -105,8 +105,10 @@ class _Projected:
 
 def _keys_values(branch: Branch, tokens: Tensor, like: Tensor) -> KeyValue:
     weight = branch.to_k.weight
+    kind = weight.device.type
     tokens = tokens.to(weight.device)
-    if not torch.is_autocast_enabled(weight.device.type):  # it casts by itself, and a cast here rounds gradients anew
+    # Autocast, which the meta device has not, casts by itself, and a cast here would round gradients anew.
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         tokens = tokens.to(weight.dtype)
     k, v = branch(tokens)
     return k.to(like), v.to(like)
