@@ -141,9 +141,9 @@ def compute_dtype(model: Any, x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def warn(text: str) -> None:
-    """A sentence in the log and, where a server runs a graph, on the node that is at work."""
-    logging.warning("FlexIP: %s", text)
+def warn(text: str, name: str) -> None:
+    """A sentence in the log, with the adapter's name, and on the node at work where a server runs a graph."""
+    logging.warning("FlexIP: %s: %s", name, text)
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is not None and server.last_node_id is not None:
         server.send_progress_text(f"⚠ {text}", server.last_node_id)

@@ -118,16 +118,16 @@ class Applied:
             wrong = idle(self, run.of(self))
             if not wrong and not carry.get("positive", True):
                 wrong = (
-                    "the prompt at the sampler's positive carries no tokens, so FlexIP acted on the others alone; "
-                    "connect positive of FlexIP Encode Reference"
+                    "FlexIP did not act on the positive prompt, which carries no tokens; connect positive of FlexIP "
+                    "Encode Reference to the sampler"
                 )
             if not wrong and changed:
                 wrong = (
-                    "a prompt's text was changed after FlexIP Encode Reference (Concat, Average, Zero Out …), so S is "
-                    "that of the text before; place FlexIP Encode Reference last"
+                    "FlexIP acted on another text: a prompt was changed after FlexIP Encode Reference (by Concat, "
+                    "Average, Zero Out …), so its S is that of the text before; place FlexIP Encode Reference last"
                 )
             if wrong:
-                warn(f"{self.loaded.name}: {wrong}")
+                warn(wrong, self.loaded.name)
         return result
 
     def _changed(self, cond: dict[str, Any]) -> bool:

@@ -118,3 +118,28 @@ def run_and_look(page: Page, sink: str) -> None:
     page.wait_for_function(width, arg="FlexIPEncodeReference", timeout=1 * MINUTES)
     saved = page.evaluate(width, "SaveImage")
     assert saved > 640 if sink == "FlexIPGammaSweep" else saved == 128
+
+
+def test_where_flexip_did_not_act_as_the_graph_says_the_samplers_node_tells(editor: Page) -> None:
+    """The prompt goes to the sampler past Encode Reference; the sentence stays on the node after the run."""
+    ARTIFACTS.mkdir(parents=True, exist_ok=True)
+    workflow = json.loads((ROOT / "workflows" / "flexip_basic.json").read_text(encoding="utf-8"))
+    editor.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+    editor.wait_for_function("() => app.graph.nodes.some(node => node.type === 'FlexIPApply')")
+    editor.evaluate(
+        """seed => {
+            const find = type => app.graph.nodes.find(node => node.type === type);
+            const encode = find('FlexIPEncodeReference'), sampler = find('KSampler');
+            const text = app.graph.getNodeById(app.graph.links.get(encode.inputs[0].link).origin_id);
+            text.connect(0, sampler, sampler.inputs.findIndex(input => input.name === 'positive'));
+            sampler.widgets.find(widget => widget.name === 'seed').value = seed;
+            app.queuePrompt(0);
+        }""",
+        100 + len(editor.renderer),  # type: ignore[attr-defined]  # a kept result tells nothing
+    )
+    shown = """() => app.graph.nodes.find(node => node.type === 'KSampler').widgets.some(
+        widget => String(widget.value).includes('did not act on the positive prompt'))"""
+    editor.wait_for_function(shown, timeout=3 * MINUTES)
+    editor.wait_for_timeout(3000)
+    assert editor.evaluate(shown)
+    editor.screenshot(path=ARTIFACTS / f"warning-{editor.renderer}.png")  # type: ignore[attr-defined]
