@@ -1,6 +1,6 @@
 """Graphs of the core's own nodes that are right and must stay so, through `/prompt` of a real server.
 
-CI runs a selection of samplers and of nodes that change a model; `--reliability-full` runs every one that the server has.
+CI runs a selection of samplers and of nodes that change a model; `--reliability-full` runs all that the server has.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flexip_model.server.client import Prompt
 
 from .comfy_server import api_workflow, node_of
 from .reliability import Figures
-from .test_server_combinations import SAVED, WITHOUT, Change, graph, latent
+from .test_server_combinations import WITHOUT, Change, graph, latent
 
 SAMPLERS = ("ddim", "euler_ancestral", "heun", "dpmpp_2m_sde", "uni_pc", "lcm", "dpm_adaptive", "res_multistep")
 PATCHES = (
