@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from flexip_model.server import ComfyClient, ComfyServer
 from flexip_model.server.client import Prompt
@@ -170,6 +171,59 @@ def test_a_subject_that_changes_at_half_is_two_samplers_that_hand_over(server: C
             "return_with_leftover_noise": "enable" if start == 0 else "disable"}}
     apart = latent(server, positive(ranged, ["both", 0])) - latent(server, handed)
     assert float(apart.abs().max()) < 1e-4
+
+
+@pytest.fixture(scope="module")
+def lora(server: ComfyServer) -> str:
+    """The name of a LoRA that changes a layer of each kind of the model that ships."""
+    generator, tensors = torch.Generator().manual_seed(0), {}
+    layers = {"down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q": (64, 64),
+              "mid_block_attentions_0_transformer_blocks_0_attn2_to_k": (64, 128),
+              "up_blocks_1_attentions_0_transformer_blocks_0_attn1_to_v": (96, 96)}
+    for name, (outputs, inputs) in layers.items():
+        tensors[f"lora_unet_{name}.lora_up.weight"] = torch.randn(outputs, 4, generator=generator) * 0.3
+        tensors[f"lora_unet_{name}.lora_down.weight"] = torch.randn(4, inputs, generator=generator) * 0.3
+        tensors[f"lora_unet_{name}.alpha"] = torch.tensor(4.0)
+    folder = server.base / "models" / "loras"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "some.safetensors")
+    return "some.safetensors"
+
+
+@pytest.mark.promise(28)
+def test_a_lora_before_and_after_is_one_result(server: ComfyServer, lora: str) -> None:
+    settings = {"model": "source", "lora_name": lora, "strength_model": 1.0}
+    after, before = (patched("LoraLoaderModelOnly", settings, place) for place in ("KSampler", "FlexIPApply"))
+    without, zero, one, two, plain = (
+        latent(server, graph(*given))
+        for given in ((WITHOUT, after), (0.0, after), (1.0, after), (1.0, before), (1.0,))
+    )
+    assert torch.equal(zero, without) and torch.equal(one, two)
+    assert (one - plain).abs().max() > 1e-3 and (one - zero).abs().max() > 1e-2
+
+
+@pytest.mark.promise(28)
+def test_a_lora_as_a_hook_of_the_prompts_before_and_after_is_one_result(server: ComfyServer, lora: str) -> None:
+    def hooked(place: str) -> Change:
+        def change(prompt: Prompt) -> None:
+            target = node_of(prompt, place)
+            inputs = prompt[target]["inputs"]
+            prompt["hook"] = {"class_type": "CreateHookLoraModelOnly", "inputs": {
+                "lora_name": lora, "strength_model": 1.0}}
+            prompt["hooked"] = {"class_type": "PairConditioningSetProperties", "inputs": {
+                "positive_NEW": inputs["positive"], "negative_NEW": inputs["negative"], "strength": 1.0,
+                "set_cond_area": "default", "hooks": ["hook", 0]}}
+            inputs |= {"positive": ["hooked", 0], "negative": ["hooked", 1]}
+
+        return change
+
+    after, before = hooked("KSampler"), hooked("FlexIPEncodeReference")
+    without, zero, one, two, plain = (
+        latent(server, graph(*given))
+        for given in ((WITHOUT, after), (0.0, after), (1.0, after), (1.0, before), (1.0,))
+    )
+    assert torch.equal(zero, without) and torch.equal(one, two)
+    assert (one - plain).abs().max() > 1e-3 and (one - zero).abs().max() > 1e-2
 
 
 @pytest.mark.promise(13)
