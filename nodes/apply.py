@@ -11,8 +11,9 @@ from torch import Tensor
 from ..flexip_model.errors import FlexIPError
 from ..flexip_model.gate import gamma_tensor
 from ..flexip_model.sweep import MOST, read_gammas
+from .applied import Applied
 from .host import fields, or_curve
-from .patch import Applied, apply_adapter
+from .patch import apply_adapter
 from .schedule import parse_layers, read_curve
 from .wires import FlexIPAdapterType, FlexIPGammas, LoadedAdapter
 

@@ -27,10 +27,11 @@ from ..flexip_model.checkpoint import AdapterInfo
 from ..flexip_model.config import FlexIPConfig
 from ..flexip_model.encoders import Encoders, load_clip, load_dino
 from ..flexip_model.gate import gamma_tensor
+from .applied import Applied
 from .diffusers_folder import SD15_UNET
 from .encode import attach, embed, encode_features
 from .host import manage
-from .patch import Applied, apply_adapter
+from .patch import apply_adapter
 from .wires import LoadedAdapter, manage_adapter, manage_encoders
 
 CLONES = 10

@@ -12,9 +12,8 @@ Letters: R rows of the model's batch (conds × pictures, in any order), N tokens
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +23,9 @@ from ..flexip_model.attention import KeyValue
 from ..flexip_model.errors import FlexIPError
 from ..flexip_model.gate import gamma_tensor, gate_weights, turn
 from ..flexip_model.sites import Site
+from .applied import Applied
 from .host import window_frames
 from .schedule import gamma_at
-
-if TYPE_CHECKING:
-    from .patch import Applied, SitePatch
 
 TABLE = 256
 KEPT = 16
@@ -121,26 +118,20 @@ class Run:
 
 
 class Acted:
-    """Where an adapter acted in one run, and what was seen where it did not."""
+    """Where an adapter acted in one run, and what was seen where it did not.
+
+    Attributes:
+        forwards: of the model, in any part of the sampling.
+        with_tokens: those in which it was to act.
+        sites: the names of those at which it did.
+        instead: by the name of a site, the class of what sat in its place.
+    """
 
     def __init__(self) -> None:
         self.forwards = 0
         self.with_tokens = 0
         self.sites: set[str] = set()
         self.instead: dict[str, str] = {}
-
-    def note(self, patches: Iterable[SitePatch], slots: dict[Any, Any]) -> None:
-        """After one forward: which patches ran, and who sits in the slots of those that did not."""
-        self.with_tokens += 1
-        for patch in patches:
-            if patch.acted == patch.branches:
-                self.sites.add(patch.site.name)
-                continue
-            for slot in (patch.site.comfy, (*patch.site.comfy, 0)):
-                other = slots.get(slot)
-                if other is not None and other is not patch:
-                    kind = other if isinstance(other, type) or hasattr(other, "__qualname__") else type(other)
-                    self.instead[patch.site.name] = f"{kind.__module__}.{kind.__qualname__}"
 
 
 class Step:

@@ -89,9 +89,9 @@ class Rig:
         return [[self.text(tokens, 5), {}]], [[self.text(negative_tokens or tokens, 6), {}]]
 
     def apply(self, gamma: Any = 0.5, model: Any = None, **settings: Any) -> Any:
-        patch, gate = self.part("nodes.patch"), self.part("flexip_model.gate")
-        return patch.apply_adapter(
-            model or self.model, patch.Applied(self.adapter, gate.gamma_tensor(gamma), **settings)
+        applied, gate = self.part("nodes.applied").Applied, self.part("flexip_model.gate")
+        return self.part("nodes.patch").apply_adapter(
+            model or self.model, applied(self.adapter, gate.gamma_tensor(gamma), **settings)
         )
 
     def calls(
@@ -106,7 +106,7 @@ class Rig:
         def record(executor: Any, x: Tensor, t: Tensor, context: Tensor, y: Any, c: Any, o: dict, **kwargs: Any) -> Any:
             out = executor(x, t, context, y, c, o, **kwargs)
             slots = o.get("patches_replace", {}).get("attn2", {})
-            active = any(isinstance(patch, self.part("nodes.patch").SitePatch) for patch in slots.values())
+            active = any(isinstance(patch, self.part("nodes.site_patch").SitePatch) for patch in slots.values())
             seen.append(Call(x.clone(), t.clone(), context.clone(), out.clone(), list(o["cond_or_uncond"]), active))
             return out
 

@@ -168,7 +168,7 @@ def dropped_clone(ground: Ground) -> None:
 def deep_copies(ground: Ground) -> None:
     import copy
 
-    applied = ground.part("nodes.patch").Applied
+    applied = ground.part("nodes.applied").Applied
 
     def copied(self: Any, memo: dict) -> Any:
         twin = copy.copy(self)
@@ -238,7 +238,7 @@ def guessed_grid(ground: Ground, halve: Callable[[int], int]) -> None:
             height, width = halve(height), halve(width)
         return height, width
 
-    ground.set(ground.part("nodes.patch").SitePatch, "_grid", guess)
+    ground.set(ground.part("nodes.site_patch").SitePatch, "_grid", guess)
 
 
 def rounded_down(ground: Ground) -> None:
@@ -272,11 +272,11 @@ def divided_by_their_sum(ground: Ground) -> None:
 
 
 def weights_outside_comfyui(ground: Ground) -> None:
-    ground.set(ground.part("nodes.patch").Applied, "models", lambda self: [])
+    ground.set(ground.part("nodes.applied").Applied, "models", lambda self: [])
 
 
 def dropped_patch(ground: Ground) -> None:
-    patch = ground.part("nodes.patch")
+    patch = ground.part("nodes.wrappers")
 
     class Alone(patch.SitePatch):
         def __init__(self, step: Any, site: Any, previous: Any, *given: Any) -> None:

@@ -271,7 +271,7 @@ def test_memory_stays_level_over_runs_with_new_references_and_gammas(rig, figure
 def test_interrupts_at_every_point_leave_the_next_latent_as_it_was(rig, figures):
     management = importlib.import_module("comfy.model_management")
     conds, model, count = rig.encode(*rig.prompts()), rig.apply(0.5), figures.count(12, 50)
-    site = rig.part("nodes.patch").SitePatch
+    site = rig.part("nodes.site_patch").SitePatch
     clean = rig.predict(model, *conds)
     act, seen = site.__call__, []
 

@@ -168,11 +168,11 @@ def test_every_guider_gives_each_prompt_its_own_tokens(rig, monkeypatch, togethe
     texts = [rig.text(77, seed) for seed in (5, 6, 7)]
     positive, negative = rig.encode([[texts[0], {}]], [[texts[1], {}]])
     middle, _ = rig.encode([[texts[2], {}]], [], rig.features(seed=9))
-    step, patch = rig.part("nodes.run").Step, rig.part("nodes.patch")
+    step, wrappers = rig.part("nodes.run").Step, rig.part("nodes.wrappers").Wrappers
     adapter, seen, contexts = rig.adapter.adapter, [], []
     tokens = [[entry[0][1]["model_conds"][key].cond for key in (rig.adapter.p_key, rig.adapter.s_key)]
               for entry in (positive, negative, middle)]
-    key_values, around = step.key_values, patch.Applied.around_model
+    key_values, around = step.key_values, wrappers.around_model
 
     def watch(self, site):
         pair = key_values(self, site)
@@ -184,7 +184,7 @@ def test_every_guider_gives_each_prompt_its_own_tokens(rig, monkeypatch, togethe
         return around(self, executor, x, t, c_concat, c_crossattn, *args, **kwargs)
 
     monkeypatch.setattr(step, "key_values", watch)
-    monkeypatch.setattr(patch.Applied, "around_model", remember)
+    monkeypatch.setattr(wrappers, "around_model", remember)
     wrong = right = 0
     for name, guider in guiders(rig, rig.apply(0.5), (positive, negative, middle)).items():
         seen.clear()
