@@ -70,7 +70,7 @@ def read_header(path: str | Path) -> Header:
             metadata = {str(k): str(v) for k, v in raw.pop("__metadata__", {}).items()}
             entries = {key: Entry(str(value["dtype"]), tuple(map(int, value["shape"]))) for key, value in raw.items()}
             end = max((int(value["data_offsets"][1]) for value in raw.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
             raise FlexIPError(f"{path} has a damaged safetensors header ({error}); get it again") from error
     if size != 8 + length + end:
         raise FlexIPError(

@@ -168,6 +168,26 @@ def test_mutated_files_give_a_sentence_or_load(saved: Path, clip_models, tmp_pat
     figures.worst(5, slowest, "slowest", " s")
 
 
+@pytest.mark.promise(5)
+def test_numbers_without_end_are_damage(saved: Path, clip_models, tmp_path: Path) -> None:
+    """JSON has numbers that no whole number holds; one mutation in 25,000 makes one."""
+    encoder = save(tmp_path / "encoder.safetensors", clip_models[0].state_dict(), CLIP_SPEC)
+    path = tmp_path / "endless.safetensors"
+    for good, load, old in (
+        (saved, checkpoint.load_adapter_file, b'"shape":['),
+        (saved, checkpoint.load_adapter_file, b'"data_offsets":[0,'),
+        (encoder, load_clip, b'image_size\\": '),
+    ):
+        content = good.read_bytes()
+        (length,) = struct.unpack("<Q", content[:8])
+        assert old in content[8 : 8 + length]
+        changed = content[8 : 8 + length].replace(old, old + b"1e999" + (b"" if b"size" in old else b","), 1)
+        path.write_bytes(struct.pack("<Q", len(changed)) + changed + content[8 + length :])
+        with pytest.raises(FlexIPError, match="damaged") as found:
+            load(path)
+        assert str(path) in str(found.value)
+
+
 @pytest.mark.promise(6)
 @pytest.mark.parametrize("kind", ["99 MB", "at the limit, flat", "at the limit, one string"])
 def test_a_header_bomb_is_bounded(tmp_path: Path, kind: str, figures) -> None:

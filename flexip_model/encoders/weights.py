@@ -65,7 +65,7 @@ def own_spec(path: Path, header: Header, family: str) -> Spec | None:
             tuple(float(v) for v in value["mean"]),
             tuple(float(v) for v in value["std"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise FlexIPError(f"{path} has damaged metadata {METADATA_KEY} ({error!r}); get the file again") from error
     if found != family:
         raise FlexIPError(
