@@ -44,7 +44,7 @@ class RowTokens:
 
     p: Tensor
     s: Tensor | None
-    pictures: list[tuple[int, int]]
+    pictures: tuple[tuple[int, int], ...]
 
     @classmethod
     def of(cls, p: Tensor, s: Tensor | None, index: Tensor, rows: int) -> RowTokens:
@@ -60,7 +60,7 @@ class RowTokens:
                 "another node repeats or cuts the pictures without the conditioning that belongs to them (a tiled or "
                 "windowed sampler), remove it or update it"
             )
-        return cls(p, s, [(int(place), int(count)) for place, count in index.flatten(1).tolist()])
+        return cls(p, s, tuple((int(place), int(count)) for place, count in index.flatten(1).tolist()))
 
 
 class Run:
@@ -69,10 +69,10 @@ class Run:
     def __init__(self, sampling: Any) -> None:
         self.sampling = sampling
         self._kept: list[tuple[tuple, Tensor, dict[str, KeyValue]]] = []
-        self._weights: dict[int, dict[tuple, tuple[Tensor, Tensor]]] = {}
+        self._weights: dict[Applied, dict[tuple, tuple[Tensor, Tensor]]] = {}
         self._sigmas: list[float] | None = None
         self._ranges: dict[tuple[float, float], tuple[float, float]] = {}
-        self.acted: dict[int, Acted] = {}
+        self._acted: dict[Applied, Acted] = {}
 
     def projected(self, name: tuple, tokens: Tensor) -> dict[str, KeyValue]:
         """Where the keys and values of exactly these tokens are kept, by site."""
@@ -85,11 +85,11 @@ class Run:
 
     def weights(self, applied: Applied) -> dict[tuple, tuple[Tensor, Tensor]]:
         """The gate's weights of an applied adapter, by layer."""
-        return self._weights.setdefault(id(applied), {})
+        return self._weights.setdefault(applied, {})
 
     def of(self, applied: Applied) -> Acted:
         """What came of an applied adapter in this run."""
-        return self.acted.setdefault(id(applied), Acted())
+        return self._acted.setdefault(applied, Acted())
 
     def active(self, start: float, end: float, sigma: float) -> bool:
         """Whether a step lies in [start, end) of the sampling; 1 as the end takes in the last step.
@@ -154,7 +154,6 @@ class Step:
         if applied.curve is not None:
             self.gamma = gamma_tensor(gamma_at(applied.curve, run.position(float(options["sigmas"][0]))))
         self._weights: dict[tuple, tuple[Tensor, Tensor]] = run.weights(applied) if applied.curve is None else {}
-        self._run = run
         # A branch whose weight is zero everywhere costs nothing.
         has_p = bool((self.gamma > 0).any())
         has_s = tokens.s is not None and (applied.gamma_map is not None or bool((self.gamma < 1).any()))
@@ -187,7 +186,7 @@ class Step:
         """
         applied = self.applied
         scale = applied.strength * applied.layers[site.name]
-        key = (scale, grid, tuple(self.tokens.pictures), self.frames, self.like.dtype, self.like.device)
+        key = (scale, grid, self.tokens.pictures, self.frames, self.like.dtype, self.like.device)
         if key not in self._weights:
             gamma, effect = self._per_row(self.gamma, "γ"), torch.tensor(scale)
             if grid is not None:
@@ -238,9 +237,10 @@ class Step:
         Raises:
             FlexIPError: the answer is not a number of a row; no such patch is there.
         """
-        numbers = torch.arange(1, self.rows + 1, device=q.device, dtype=q.dtype)
+        # In float32: bfloat16 has no whole numbers of its own beyond 256.
+        numbers = torch.arange(1, self.rows + 1, device=q.device, dtype=torch.float32)
         asked = numbers[:, None, None].expand(self.rows, *q.shape[1:]).clone()
-        context = asked if self.context is None else self.context.to(q).clone()
+        context = asked if self.context is None else self.context.clone().to(q)
         value = context
         for patch in self.asked:
             asked, context, value = patch(asked, context, value, options)

@@ -51,7 +51,8 @@ class SitePatch:
         """What it computes, but for the tensors that it reads."""
         chained = self.previous.form if isinstance(self.previous, SitePatch) else type(self.previous)
         applied = self.step.applied
-        return self.site.name, self.branches, applied.has_masks and (applied.strength, self.step.rows), chained
+        masks = applied.has_masks and (applied.strength * applied.layers[self.site.name], self.step.rows)
+        return self.site.name, self.branches, masks, chained
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         """q (R, L, C), k and v (R, T, C), projected → (R, L, C) before `to_out`."""
@@ -75,7 +76,7 @@ class SitePatch:
             )
         if self.rest is not None and self.rest.now:
             return out
-        self.acted = (self.p is not None, self.s is not None)
+        self.acted = self.branches
         grid = self._grid(q, extra_options) if self.step.applied.has_masks else None
         p, s, weights = self.p, self.s, self.weights.get(grid)
         if weights is None:

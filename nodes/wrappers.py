@@ -182,15 +182,17 @@ def idle(applied: Applied, acted: Acted) -> str:
     missing = [site.name for site in applied.sites.values() if site.name not in acted.sites]
     if not missing:
         return ""
+    way_out = "remove that node or Apply FlexIP"
     if acted.forwards == 0:
         what = "another node runs the model in a way of its own and skips what others put around it"
     elif acted.with_tokens == 0:
         what = "no prompt that carries its tokens was active in its part of the sampling"
+        way_out = "change its start and end or those of the prompts"
     elif acted.instead:
         what = f"another node's {' and '.join(sorted(set(acted.instead.values())))} took its place in the model"
     else:
         what = "another node runs the model's attention in a way of its own"
     return (
         f"FlexIP did not act at {len(missing)} of {len(applied.sites)} layers in this run, the first is {missing[0]}: "
-        f"{what}; the picture is not what the graph says, remove that node or Apply FlexIP"
+        f"{what}; the picture is not what the graph says, {way_out}"
     )

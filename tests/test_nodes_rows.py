@@ -88,6 +88,15 @@ def test_prompts_for_regions_inside_the_layer_keep_the_subject(rig, order, batch
     assert apart(other, run([rig.text(77, 30)], strength=0.0)) > 1e-2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_rows_are_told_apart_in_every_dtype(rig, dtype):
+    step = object.__new__(rig.part("nodes.run").Step)
+    step.rows, step.context = 600, None
+    step.asked = [lambda q, k, v, options: (q.repeat_interleave(2, 0), k, v)]
+    site = rig.part("flexip_model.sites").SD15_SITES[0]
+    assert step.sources(torch.zeros(1200, 2, 4, dtype=dtype), site, {}) == [row // 2 for row in range(1200)]
+
+
 @pytest.mark.promise(28, seed=0)
 def test_rows_that_nobody_can_name_are_refused(rig):
     model = other_packs.coupled(rig.apply(0.5), [rig.text(77, 5)], split=False)
