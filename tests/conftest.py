@@ -131,10 +131,14 @@ def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_false_alarm(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """FlexIP says that it did not act as the graph says in the tests that are marked `idle`, and in no other."""
+    servers = [request.getfixturevalue(name) for name in ("server", "fresh") if name in request.fixturenames]
+    before = [running.log.stat().st_size for running in servers]
     yield
     if request.node.get_closest_marker("idle") is None:
         alarms = ("FlexIP did not act", "FlexIP acted on another text")
         told = [record.message for record in caplog.get_records("call")]
+        told += [running.log.read_bytes()[at:].decode(errors="replace")
+                 for running, at in zip(servers, before, strict=True)]
         assert not [message for message in told if any(alarm in message for alarm in alarms)]
 
 

@@ -120,6 +120,7 @@ def run_and_look(page: Page, sink: str) -> None:
     assert saved > 640 if sink == "FlexIPGammaSweep" else saved == 128
 
 
+@pytest.mark.idle
 def test_where_flexip_did_not_act_as_the_graph_says_the_samplers_node_tells(editor: Page) -> None:
     """The prompt goes to the sampler past Encode Reference; the sentence stays on the node after the run."""
     ARTIFACTS.mkdir(parents=True, exist_ok=True)

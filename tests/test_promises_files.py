@@ -170,7 +170,7 @@ def test_mutated_files_give_a_sentence_or_load(saved: Path, clip_models, tmp_pat
 
 @pytest.mark.promise(5)
 def test_numbers_without_end_are_damage(saved: Path, clip_models, tmp_path: Path) -> None:
-    """JSON has numbers that no whole number holds; one mutation in 25,000 makes one."""
+    """JSON has numbers that no whole number holds."""
     encoder = save(tmp_path / "encoder.safetensors", clip_models[0].state_dict(), CLIP_SPEC)
     path = tmp_path / "endless.safetensors"
     for good, load, old in (

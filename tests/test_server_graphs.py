@@ -16,7 +16,7 @@ from flexip_model.server.client import Prompt
 
 from .comfy_server import api_workflow, node_of
 from .reliability import Figures
-from .test_server_combinations import WITHOUT, Change, graph, latent
+from .test_server_combinations import WITHOUT, Change, add, graph, latent
 
 SAMPLERS = ("ddim", "euler_ancestral", "heun", "dpmpp_2m_sde", "uni_pc", "lcm", "dpm_adaptive", "res_multistep")
 PATCHES = (
@@ -46,19 +46,6 @@ def of_model(info: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def patched(kind: str, settings: dict[str, Any], before: str) -> Change:
-    """The node between `before` and its model."""
-
-    def change(prompt: Prompt) -> None:
-        target = node_of(prompt, before)
-        source = prompt[target]["inputs"]["model"]
-        inputs = {key: source if value == "source" else value for key, value in settings.items()}
-        prompt[kind] = {"class_type": kind, "inputs": inputs}
-        prompt[target]["inputs"]["model"] = [kind, 0]
-
-    return change
-
-
 @pytest.mark.promise(28)
 def test_every_sampler(server: ComfyServer, figures: Figures) -> None:
     every = server.get("/object_info/KSampler")["KSampler"]["input"]["required"]["sampler_name"]
@@ -85,8 +72,8 @@ def test_every_node_that_changes_a_model(server: ComfyServer, figures: Figures) 
     names = every if figures.count(0, 1) else [name for name in PATCHES if name in every]
     wrong, tried = {}, 0
     for name in names:
-        first, last = patched(name, every[name], "FlexIPApply"), patched(name, every[name], "KSampler")
-        alone = graph(WITHOUT, patched(name, every[name], "KSampler"))
+        first, last = (add(name, before, "model", **every[name]) for before in ("FlexIPApply", "KSampler"))
+        alone = graph(WITHOUT, last)
         if ComfyClient(server.url).run(alone).status != "success":
             continue  # a node for another architecture
         tried += 1
@@ -190,16 +177,20 @@ def lora(server: ComfyServer) -> str:
     return "some.safetensors"
 
 
-@pytest.mark.promise(28)
-def test_a_lora_before_and_after_is_one_result(server: ComfyServer, lora: str) -> None:
-    settings = {"model": "source", "lora_name": lora, "strength_model": 1.0}
-    after, before = (patched("LoraLoaderModelOnly", settings, place) for place in ("KSampler", "FlexIPApply"))
+def one_result(server: ComfyServer, after: Change, before: Change) -> None:
+    """Both orders give one latent, in which both act; at strength 0 it is that of the graph without FlexIP."""
     without, zero, one, two, plain = (
         latent(server, graph(*given))
         for given in ((WITHOUT, after), (0.0, after), (1.0, after), (1.0, before), (1.0,))
     )
     assert torch.equal(zero, without) and torch.equal(one, two)
     assert (one - plain).abs().max() > 1e-3 and (one - zero).abs().max() > 1e-2
+
+
+@pytest.mark.promise(28)
+def test_a_lora_before_and_after_is_one_result(server: ComfyServer, lora: str) -> None:
+    settings = {"model": "source", "lora_name": lora, "strength_model": 1.0}
+    one_result(server, *(add("LoraLoaderModelOnly", at, "model", **settings) for at in ("KSampler", "FlexIPApply")))
 
 
 @pytest.mark.promise(28)
@@ -217,13 +208,7 @@ def test_a_lora_as_a_hook_of_the_prompts_before_and_after_is_one_result(server: 
 
         return change
 
-    after, before = hooked("KSampler"), hooked("FlexIPEncodeReference")
-    without, zero, one, two, plain = (
-        latent(server, graph(*given))
-        for given in ((WITHOUT, after), (0.0, after), (1.0, after), (1.0, before), (1.0,))
-    )
-    assert torch.equal(zero, without) and torch.equal(one, two)
-    assert (one - plain).abs().max() > 1e-3 and (one - zero).abs().max() > 1e-2
+    one_result(server, hooked("KSampler"), hooked("FlexIPEncodeReference"))
 
 
 @pytest.mark.promise(13)
