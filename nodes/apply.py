@@ -8,12 +8,12 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..flexip_model.errors import FlexIPError
-from ..flexip_model.gate import gamma_tensor
-from ..flexip_model.sweep import MOST, read_gammas
-from .applied import Applied
+from ..flexip_model.common.errors import FlexIPError
+from ..flexip_model.common.gammas import MOST, read_gammas
+from ..flexip_model.method.gate import gamma_tensor
 from .host import fields, or_curve
-from .patch import apply_adapter
+from .patch.applied import Applied
+from .patch.apply import apply_adapter
 from .schedule import parse_layers, read_curve
 from .wires import FlexIPAdapterType, FlexIPGammas, LoadedAdapter
 

@@ -11,9 +11,9 @@ import torch
 from comfy_api.latest import io
 from PIL import Image, ImageOps
 
-from ..flexip_model.checkpoint import load_adapter_file
+from ..flexip_model.common.errors import FlexIPError
 from ..flexip_model.encoders import Encoders, load_clip, load_dino
-from ..flexip_model.errors import FlexIPError
+from ..flexip_model.files.adapter_file import load_adapter_file
 from .diffusers_folder import load_clip_text, load_unet, load_vae
 from .folders import fingerprint
 from .host import fields

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..flexip_model.errors import FlexIPError
+from ..flexip_model.common.errors import FlexIPError
 from .host import fields, load_weights, manage, reload_with
 
 SD15_UNET = {

@@ -15,10 +15,10 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..flexip_model.adapter import ReferenceFeatures
+from ..flexip_model.common.errors import FlexIPError
 from ..flexip_model.encoders import check_encoders, other_weights
-from ..flexip_model.errors import FlexIPError
-from ..flexip_model.preprocess import CROPS
+from ..flexip_model.images.preprocess import CROPS
+from ..flexip_model.method.adapter import ReferenceFeatures
 from .host import fields
 from .wires import Embeds, FlexIPAdapterType, FlexIPEmbeds, FlexIPEncoders, LoadedAdapter, LoadedEncoders
 

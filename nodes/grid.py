@@ -8,8 +8,8 @@ from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
 
-from ..flexip_model.errors import FlexIPError
-from ..flexip_model.sheet import draw_sheet
+from ..flexip_model.common.errors import FlexIPError
+from ..flexip_model.images.contact_sheet import draw_sheet
 from .host import fields
 from .wires import FlexIPGammas
 

@@ -26,7 +26,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor, nn
 
-from ..flexip_model.errors import FlexIPError
+from ..flexip_model.common.errors import FlexIPError
 
 
 def manage(

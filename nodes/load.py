@@ -9,8 +9,8 @@ import comfy.model_management
 from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 
-from ..flexip_model.checkpoint import load_adapter_file
-from ..flexip_model.errors import FlexIPError
+from ..flexip_model.common.errors import FlexIPError
+from ..flexip_model.files.adapter_file import load_adapter_file
 from .folders import check, files, fingerprint, locate, preferred
 from .host import fields
 from .wires import FlexIPAdapterType, FlexIPEncoders, manage_adapter, manage_encoders

@@ -7,9 +7,9 @@ import math
 from bisect import bisect_right
 from typing import Any
 
-from ..flexip_model.errors import FlexIPError
-from ..flexip_model.sites import SD15_SITES
-from ..flexip_model.sweep import without_brackets
+from ..flexip_model.common.errors import FlexIPError
+from ..flexip_model.common.gammas import without_brackets
+from ..flexip_model.method.sites import SD15_SITES
 
 Curve = tuple[tuple[float, float], ...]
 SAMPLES = 257

@@ -14,9 +14,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..flexip_model.adapter import FlexIPAdapter, ReferenceFeatures
-from ..flexip_model.checkpoint import AdapterInfo, build_adapter, tensors_hash
 from ..flexip_model.encoders import Encoders
+from ..flexip_model.files.adapter_file import AdapterInfo, build_adapter, tensors_hash
+from ..flexip_model.method.adapter import FlexIPAdapter, ReferenceFeatures
 from .host import manage
 
 FlexIPEncoders = io.Custom("FLEXIP_ENCODERS")

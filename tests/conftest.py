@@ -34,10 +34,10 @@ def _load_package(name: str, folder: Path) -> ModuleType:
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 _load_package("flexip_model", ROOT / "flexip_model")
 
-from .comfy_server import client, server  # noqa: E402, F401  # fixtures; they need flexip_model
-from .editor import browser, editor  # noqa: E402, F401
-from .encoder_files import clip_models, dino_model  # noqa: E402, F401
-from .reliability import (  # noqa: E402, F401
+from .support.comfy_server import client, server  # noqa: E402, F401  # fixtures; they need flexip_model
+from .support.editor import browser, editor  # noqa: E402, F401
+from .support.encoder_files import clip_models, dino_model  # noqa: E402, F401
+from .support.reliability import (  # noqa: E402, F401
     figures,
     planted,
     pytest_addoption,
@@ -87,7 +87,7 @@ def pack(comfy: ModuleType) -> ModuleType:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole tiny system in the layout of `models/demo`, random weights."""
-    from .tiny_system import write_system
+    from .support.tiny_system import write_system
 
     return write_system(tmp_path_factory.mktemp("tiny") / "demo")
 
@@ -111,7 +111,7 @@ def demo(pack: ModuleType, nodes: dict[str, type], tiny_folder: Path, monkeypatc
 @pytest.fixture(scope="session")
 def rig(pack: ModuleType, tiny_folder: Path):
     """The tiny system inside ComfyUI; its parts are never changed by a test."""
-    from .comfy_rig import Rig
+    from .support.comfy_rig import Rig
 
     return Rig(pack, tiny_folder)
 
@@ -145,6 +145,6 @@ def no_false_alarm(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixt
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder of drawn subjects to train on."""
-    from .train_rig import pack
+    from .support.train_rig import pack
 
     return pack(tmp_path_factory.mktemp("data"))

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..errors import FlexIPError
-from ..extras import need
+from ..common.errors import FlexIPError
+from ..common.extras import need
 from .commands_encode import add_caption_and_cache
 
 REQUIRED = {"pyarrow": "pyarrow", "PIL": "pillow", "av": "av", "pycocotools": "pycocotools"}
@@ -71,9 +71,9 @@ def _add_pack(inner: Any) -> None:
 
 def _pack(options: argparse.Namespace) -> None:
     need("training data", REQUIRED)
-    from .layouts import Choice, find_layout
-    from .pack import Options, pack
-    from .video import VideoChoice
+    from .pack.layouts import Choice, find_layout
+    from .pack.packing import Options, pack
+    from .pack.video import VideoChoice
 
     layout = find_layout(options.layout)
     low, high = options.similarity

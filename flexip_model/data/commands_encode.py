@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..extras import need
+from ..common.extras import need
 
 REQUIRED = {"pyarrow": "pyarrow", "PIL": "pillow"}
 
@@ -64,7 +64,7 @@ def _add_device(parser: argparse.ArgumentParser, dtypes: tuple[str, ...]) -> Non
 
 def _caption(options: argparse.Namespace) -> None:
     need("training data", REQUIRED)
-    from .caption import CaptionTask, caption
+    from .caption.captioning import CaptionTask, caption
 
     task = CaptionTask(options.folder, options.captioner, options.model, options.captions, options.download,
                        options.batch, options.device, options.dtype, options.threads, options.again)
@@ -78,7 +78,7 @@ def _caption(options: argparse.Namespace) -> None:
 
 def _cache(options: argparse.Namespace) -> None:
     need("training data", REQUIRED)
-    from .encode import CacheTask, make_caches
+    from .cache.encode import CacheTask, make_caches
 
     task = CacheTask(options.folder, options.vae, options.clip, options.dino, options.size, options.crop,
                      options.flips, options.batch, options.device, options.dtype, options.threads)

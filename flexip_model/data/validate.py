@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ..errors import FlexIPError
-from .dataset import Dataset, index_names
-from .pixels import UNREADABLE
-from .schema import KINDS, QUALITIES, ROLES, SPLITS, Frame, Group, check_schema, read_folder_file, shard_path
-from .shards import HEADER
+from ..common.errors import FlexIPError
+from .format.dataset import Dataset, index_names
+from .format.schema import KINDS, QUALITIES, ROLES, SPLITS, Frame, Group, check_schema, read_folder_file, shard_path
+from .format.shards import HEADER
+from .pack.pixels import UNREADABLE
 
 
 @dataclass

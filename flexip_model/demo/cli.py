@@ -6,10 +6,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import FlexIPError
-from ..extras import need
-from .parallel import run
-from .recipe import ADAPTER_STEPS, PICTURES, PLANS, SEED
+from ..common.errors import FlexIPError
+from ..common.extras import need
+from ..common.parallel import run
+from .stages.recipe import ADAPTER_STEPS, PICTURES, PLANS, SEED
 
 STAGES = ("data", "vae", "encoders", "latents", "tokens", "together", "adapter", "export", "evaluate")
 WORK = Path.home() / ".cache" / "flexip" / "demo-model"
@@ -44,7 +44,7 @@ def _run(options: argparse.Namespace) -> None:
         need("measuring the model", {name: name for name in ("matplotlib", "scipy", "torchvision")}, "eval")
     import torch
 
-    from .measure import check, evaluate
+    from .evaluation.measure import check, evaluate
     from .workshop import SHIPPED, Workshop
 
     steps = {name: getattr(options, f"steps_{name}") for name in _steps()}

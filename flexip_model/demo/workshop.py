@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import FlexIPError
-from .recipe import CALIBRATED, GROUPS, PLANS, Plan
+from ..common.errors import FlexIPError
+from .stages.recipe import CALIBRATED, GROUPS, PLANS, Plan
 
 if TYPE_CHECKING:
-    from .compose import Composer
-    from .words import Words
+    from .scenes.compose import Composer
+    from .scenes.words import Words
 
 EXAMPLES = {"sheep": "1f411", "turtle": "1f422", "wolf": "1f43a", "cupcake": "1f9c1", "tomato": "1f345",
             "house": "1f3e0"}
@@ -37,14 +37,14 @@ class Workshop:
 
     def composer(self, heldout: bool = False) -> Composer:
         """A composer over the training subjects, or over the held-out ones."""
-        from .compose import Composer
-        from .store import Store
+        from .scenes.compose import Composer
+        from .scenes.store import Store
 
         self._need(self.work / "store" / "looks.json", "data")
         return Composer(Store.open(self.work / "store").split(heldout))
 
     def words(self) -> Words:
-        from .words import Words
+        from .scenes.words import Words
 
         self._need(self.work / "tokenizer" / "vocab.json", "data")
         return Words(self.work / "tokenizer")
@@ -59,61 +59,61 @@ class Workshop:
 
     def data(self) -> None:
         """Packages, subject store and tokenizer."""
-        from .store import build
-        from .words import write_tokenizer
+        from .scenes.store import build
+        from .scenes.words import write_tokenizer
 
         build(self.work / "downloads", self.work / "store")
         write_tokenizer(self.composer().store, self.work / "tokenizer")
 
     def vae(self) -> None:
-        from . import vae
+        from .stages import vae
 
         vae.run(self.composer(), self.plans["vae"], self.work / "vae")
 
     def _encoding(self):
         """Composer, VAE and encoders, as ``cache.fill`` needs them in each process."""
-        from .encoders import Features, load_dino
+        from .stages.encoders import Features, load_dino
 
         return self.composer(), self._vae(), Features(self._visual(), load_dino(self._state("dino", "encoders")))
 
     def _vae(self):
-        from . import vae
+        from .stages import vae
 
         return vae.load(self._state("vae", "vae"), self.composer())
 
     def _visual(self):
         """The CLIP-like picture tower."""
-        from .encoders import load_clip
+        from .stages.encoders import load_clip
 
         return load_clip(self.words(), self._state("clip", "encoders")).visual
 
     def latents(self, pictures: int, processes: int) -> None:
-        from . import cache
+        from .stages import cache
 
         cache.fill(self._encoding, self.work / "latents", pictures, processes)
 
     def encoders(self) -> None:
-        from .encoders import run_clip, run_dino
+        from .stages.encoders import run_clip, run_dino
 
         run_clip(self.composer(), self.words(), self.plans["clip"], self.work / "clip")
         run_dino(self.composer(), self._vae(), self.plans["dino"], self.work / "dino")
 
     def _source(self):
-        from .cache import Cache
-        from .training import Source
+        from .stages.cache import Cache
+        from .stages.training import Source
 
         self._need(self.work / "latents", "latents")
         return Source(self.composer(), Cache.open(self.work / "latents"), self.words())
 
     def tokens(self) -> None:
-        from .tokens import run_tokens
+        from .stages.tokens import run_tokens
 
         run_tokens(self._source().cache, self.plans["tokens"], self.work / "tokens")
 
     def together(self) -> None:
-        from .encoders import load_clip
-        from .tokens import load_tokens
-        from .training import Together, run_together
+        from .stages.encoders import load_clip
+        from .stages.tokens import load_tokens
+        from .stages.training import Together, run_together
 
         source = self._source()
         model = Together(len(source.words.tokenizer), load_tokens(self._state("tokens", "tokens")))
@@ -123,9 +123,10 @@ class Workshop:
 
     def adapter(self, steps: int, processes: int) -> None:
         """The adapter alone, by the trainer (`python -m flexip_model train`), beside the base that is now frozen."""
-        from ..data.encode import CacheTask, make_caches
-        from . import packing, training
-        from .export import ADAPTER_FILE, ENCODER_FILES
+        from ..data.cache.encode import CacheTask, make_caches
+        from .scenes import packing
+        from .stages import training
+        from .stages.export import ADAPTER_FILE, ENCODER_FILES
 
         base, data, output = self.work / "base", self.work / "packed", self.work / "adapter"
         together = training.load_together(self.words(), self._state("together", "together"))
@@ -148,15 +149,15 @@ class Workshop:
 
     def _steps(self) -> dict[str, int]:
         """Steps of every stage that has a state."""
-        from ..train.state import list_steps
+        from ..train.shared.state import list_steps
 
         found = {stage: list_steps(self.work / stage / "checkpoints") for stage in (*self.plans, "adapter")}
         return {stage: steps[-1] for stage, steps in found.items() if steps}
 
     def _write(self, folder: Path, together, adapter, training_info: dict, dial: tuple[float, ...] = ()) -> None:
-        from . import encoders, export
-        from .cache import PART
-        from .sources import PACKAGES
+        from .scenes.sources import PACKAGES
+        from .stages import encoders, export
+        from .stages.cache import PART
 
         parts = len(list((self.work / "latents").glob("part-*.safetensors")))
         info = {"pictures": parts * PART, "data": [f"{p.name}@{p.version} ({p.licence})" for p in PACKAGES],
@@ -168,13 +169,13 @@ class Workshop:
     def export(self) -> None:
         """Calibrate the dial on trained subjects and write the shipped folder; the adapter's file says how long each
         stage trained."""
-        from ..adapter import FlexIPAdapter
+        from ..method.adapter import FlexIPAdapter
         from ..train.calibrate import calibrate
-        from ..train.configfile import from_dict
-        from . import export, training
-        from .networks import ADAPTER
-        from .sources import STATIC, fetch
-        from .stage import newest
+        from ..train.configs.read import from_dict
+        from .scenes.sources import STATIC, fetch
+        from .stages import export, training
+        from .stages.networks import ADAPTER
+        from .stages.stage import newest
 
         found = newest(self.work / "adapter")
         adapter = FlexIPAdapter(ADAPTER)

@@ -11,12 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import FlexIPError
-from ..preprocess import CLIP_MEAN, CLIP_STD
-from ..safefile import read_header
+from ..common.errors import FlexIPError
+from ..files.identify import CLIP_WANTED, describe
+from ..files.parts import check_parts, read_parts
+from ..files.safefile import read_header
+from ..images.preprocess import CLIP_MEAN, CLIP_STD
 from .formats import CLIP_FORMATS, find_parts
-from .identify import CLIP_WANTED, describe
-from .weights import Spec, check_parts, fill, own_spec, read_parts, weights_hash
+from .weights import Spec, fill, own_spec, weights_hash
 
 VIT_H = Spec(
     name="OpenCLIP ViT-H/14",

@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..errors import FlexIPError
-from ..preprocess import IMAGENET_MEAN, IMAGENET_STD
-from ..safefile import read_header
+from ..common.errors import FlexIPError
+from ..files.identify import DINO_WANTED, describe
+from ..files.parts import check_parts, read_parts
+from ..files.safefile import read_header
+from ..images.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from .formats import DINO_FORMATS, DINO_MODULES, Parts, find_parts
-from .identify import DINO_WANTED, describe
-from .weights import Spec, check_parts, fill, own_spec, read_parts, weights_hash
+from .weights import Spec, fill, own_spec, weights_hash
 
 # 224 px gives 256 patches, the number that similar published methods use (our choice; the paper gives none).
 VIT_L = Spec(

@@ -7,48 +7,11 @@ The pack's own form has open_clip's names for CLIP, and the Hub files' (`faceboo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TypeAlias
 
-import torch
-from torch import Tensor
+from ..files.parts import Part, Parts
+from ..files.safefile import Header
 
-from ..safefile import Header
-
-
-@dataclass(frozen=True)
-class Part:
-    """How one tensor is made from a file.
-
-    Attributes:
-        keys: in the file; several are joined along the first dimension.
-        transpose: swap the two dimensions.
-        share: (i, n) takes the i-th of n equal pieces of the first dimension: q, k or v out of a joined matrix.
-    """
-
-    keys: tuple[str, ...]
-    transpose: bool = False
-    share: tuple[int, int] | None = None
-
-    def shape(self, header: Header) -> tuple[int, ...]:
-        """The shape that `build` gives, from the header alone."""
-        shapes = [header.tensors[key].shape for key in self.keys]
-        if any(not shape for shape in shapes):
-            return ()
-        first = sum(shape[0] for shape in shapes) // (1 if self.share is None else self.share[1])
-        whole = (first, *shapes[0][1:])
-        return whole[::-1] if self.transpose else whole
-
-    def build(self, get: Callable[[str], Tensor]) -> Tensor:
-        """The tensor; `get` reads one key of the file."""
-        tensors = [get(key) for key in self.keys]
-        value = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-        if self.share is not None:
-            value = value.chunk(self.share[1])[self.share[0]]
-        return value.t().contiguous() if self.transpose else value
-
-
-Parts: TypeAlias = dict[str, Part]
 Format: TypeAlias = Callable[[Header], "Parts | None"]
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..adapter import ReferenceFeatures
-from ..config import FlexIPConfig
-from ..errors import FlexIPError
-from ..pictures import Images, Masks
-from ..preprocess import Box, keep_patches, normalize, prepare, preview
+from ..common.errors import FlexIPError
+from ..images.pictures import Images, Masks
+from ..images.preprocess import Box, keep_patches, normalize, prepare, preview
+from ..method.adapter import ReferenceFeatures
+from ..method.config import FlexIPConfig
 from .clip import ClipEncoder
 from .dino import DinoEncoder
 

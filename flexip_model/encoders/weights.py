@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import FlexIPError
-from ..safefile import Header
-from .formats import Parts
+from ..common.errors import FlexIPError
+from ..files.safefile import Header
 
-DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 METADATA_KEY = "flexip.encoder"
 HASH_SAMPLES = 64
 MAX_LAYERS, MAX_SIZE = 96, 65536
@@ -80,58 +77,6 @@ def own_spec(path: Path, header: Header, family: str) -> Spec | None:
                 f"{path} has damaged metadata {METADATA_KEY}: {name} is {size}, expected at most {largest}"
             )
     return spec
-
-
-def check_parts(path: Path, header: Header, parts: Parts, module: nn.Module) -> torch.dtype:
-    """Compare the file with the module, made on `meta`, before a tensor is read.
-
-    Returns:
-        The dtype that most of the tensors have; the module gets this one.
-
-    Raises:
-        FlexIPError: missing, extra, wrongly shaped or quantised tensors; the first is named.
-    """
-    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    missing, extra = sorted(set(expected) - set(parts)), sorted(set(parts) - set(expected))
-    if missing:
-        raise FlexIPError(f"{path} lacks {len(missing)} of {len(expected)} tensors, first {missing[0]}")
-    if extra:
-        raise FlexIPError(f"{path} has {len(extra)} tensors too many, first {extra[0]}")
-    dtypes: Counter[str] = Counter()
-    for name, part in parts.items():
-        found = part.shape(header)
-        if found != expected[name]:
-            raise FlexIPError(
-                f"{path}: {part.keys[0]} has shape {list(header.tensors[part.keys[0]].shape)}, "
-                f"which does not give {name} its shape {list(expected[name])}"
-            )
-        for key in part.keys:
-            dtype = header.tensors[key].dtype
-            if dtype not in DTYPES:
-                raise FlexIPError(
-                    f"{path}: {key} is {dtype}; expected one of {', '.join(DTYPES)}: get the file unquantised"
-                )
-            dtypes[dtype] += 1
-    return DTYPES[dtypes.most_common(1)[0][0]]
-
-
-def read_parts(path: Path, parts: Parts) -> dict[str, Tensor]:
-    """The tensors in the pack's own form, memory-mapped where the file holds them as they are needed.
-
-    Raises:
-        FlexIPError: safetensors refuses the file; NaN or infinite values.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            tensors = {name: part.build(file.get_tensor) for name, part in parts.items()}
-    except (SafetensorError, OSError) as error:
-        raise FlexIPError(f"{path} cannot be read as safetensors ({error}); get it again") from error
-    for name, value in tensors.items():
-        if not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(value)):
-            raise FlexIPError(f"{path}: {name} holds NaN or infinite values; the file is damaged, get it again")
-    return tensors
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:

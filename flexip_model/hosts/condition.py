@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..adapter import SiteBranches
-from ..attention import Branch, KeyValue
-from ..config import FlexIPConfig
-from ..errors import FlexIPError
-from ..gate import turn
+from ..common.errors import FlexIPError
+from ..method.adapter import SiteBranches
+from ..method.attention import Branch, KeyValue
+from ..method.config import FlexIPConfig
+from ..method.gate import turn
 
 KeysValues = tuple[KeyValue | None, KeyValue | None]
 """Of P and of S; None where a branch is left out."""

@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..adapter import FlexIPAdapter, SiteBranches
-from ..attention import Attend, gated_attention
-from ..errors import FlexIPError
-from ..gate import gate_weights
-from ..sites import SD15_SITES
+from ..common.errors import FlexIPError
+from ..method.adapter import FlexIPAdapter, SiteBranches
+from ..method.attention import Attend, gated_attention
+from ..method.gate import gate_weights
+from ..method.sites import SD15_SITES
 from .condition import Condition, KeysValues
 
 if TYPE_CHECKING:
-    from diffusers.models.attention_processor import Attention
-
     from diffusers import UNet2DConditionModel
+    from diffusers.models.attention_processor import Attention
 
 
 class GatedAttnProcessor:

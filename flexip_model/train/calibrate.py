@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..adapter import FlexIPAdapter
-from ..errors import FlexIPError
-from .config import TrainConfig
+from ..common.errors import FlexIPError
+from ..method.adapter import FlexIPAdapter
+from .configs.options import TrainConfig
 from .frozen import load_frozen, pick_dtype
 from .preview import sweep
-from .samples import open_samples
+from .samples.sample_set import open_samples
 
 GATES = tuple((k / 28) ** 2 for k in range(29))
 """The γ that are measured: near 0, where most changes, close together."""

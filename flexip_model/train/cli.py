@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FlexIPError
-from ..extras import need
+from ..common.errors import FlexIPError
+from ..common.extras import need
 
 if TYPE_CHECKING:
-    from ..config import FlexIPConfig
-    from . import state
-    from .config import TrainConfig
+    from ..method.config import FlexIPConfig
+    from .configs.options import TrainConfig
+    from .shared import state
 
 NEEDED = {"accelerate": "accelerate", "pyarrow": "pyarrow", "tensorboard": "tensorboard", "yaml": "pyyaml",
           "PIL": "pillow"}
@@ -58,7 +58,7 @@ def _train(options: argparse.Namespace) -> None:
     need("training", NEEDED)
     import yaml
 
-    from .configfile import load_config
+    from .configs.read import load_config
     from .trainer import Trainer
 
     overrides: dict[str, Any] = {}
@@ -78,9 +78,10 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from ..config import FlexIPConfig
-    from . import result, state
-    from .configfile import from_dict
+    from ..method.config import FlexIPConfig
+    from . import result
+    from .configs.read import from_dict
+    from .shared import state
 
     folder = options.run_folder / "checkpoints"
     steps = state.list_steps(folder)
@@ -97,7 +98,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _dial(config: TrainConfig, adapter: FlexIPConfig, found: state.Checkpoint, subjects: int) -> tuple[float, ...]:
-    from ..adapter import FlexIPAdapter
+    from ..method.adapter import FlexIPAdapter
     from .calibrate import calibrate
 
     if subjects < 1:

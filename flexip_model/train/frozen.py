@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.cache import Manifest, latents_manifest
+from ..common.errors import FlexIPError
+from ..data.cache.manifest import Manifest, latents_manifest
 from ..encoders import ClipEncoder, DinoEncoder, Encoders, load_clip, load_dino
 from ..encoders.weights import weights_hash
-from ..errors import FlexIPError
-from .config import TrainConfig
+from .configs.options import TrainConfig
 
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 

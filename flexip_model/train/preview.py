@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..adapter import FlexIPAdapter, ReferenceFeatures
-from ..gate import gamma_tensor
 from ..hosts.denoise import denoise
 from ..hosts.diffusers import Condition, inject
-from ..sheet import draw_sheet
-from .config import TrainConfig
+from ..images.contact_sheet import draw_sheet
+from ..method.adapter import FlexIPAdapter, ReferenceFeatures
+from ..method.gate import gamma_tensor
+from .configs.options import TrainConfig
 from .frozen import Frozen
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import save_adapter, tensors_hash
-from ..config import FlexIPConfig
-from ..errors import FlexIPError
-from . import state
-from .config import TrainConfig
+from ..common.errors import FlexIPError
+from ..files.adapter_file import save_adapter, tensors_hash
+from ..method.config import FlexIPConfig
+from .configs.options import TrainConfig
+from .shared import state
 
 CARD = """---
 license: {license_id}

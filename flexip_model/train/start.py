@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapter import FlexIPAdapter
-from ..checkpoint import load_adapter_file
-from ..config import FlexIPConfig
-from ..convert import convert_ip_adapter
-from ..errors import FlexIPError
-from ..safefile import read_header
-from ..sites import SD15_SITES
-from .config import TrainConfig
+from ..common.errors import FlexIPError
+from ..files.adapter_file import load_adapter_file
+from ..files.ip_adapter import convert_ip_adapter
+from ..files.safefile import read_header
+from ..method.adapter import FlexIPAdapter
+from ..method.config import FlexIPConfig
+from ..method.sites import SD15_SITES
+from .configs.options import TrainConfig
 from .frozen import Frozen
 
 

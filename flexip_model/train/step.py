@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapter import FlexIPAdapter, ReferenceFeatures
-from ..gate import spread_gamma
 from ..hosts.diffusers import Condition, FlexIPHost, inject
-from ..preprocess import normalize
+from ..images.preprocess import normalize
+from ..method.adapter import FlexIPAdapter, ReferenceFeatures
+from ..method.gate import spread_gamma
 from .frozen import Frozen
-from .samples import CACHED
+from .samples.sample_set import CACHED
 
 BRANCHES = {
     "preservation": ("queries", "resampler_queries", "resampler_cls", "project_retrieval", ".preservation."),

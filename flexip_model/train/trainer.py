@@ -10,14 +10,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ..adapter import FlexIPAdapter
-from ..errors import FlexIPError
-from . import result, state
-from .config import TrainConfig, to_dict
+from ..common.errors import FlexIPError
+from ..method.adapter import FlexIPAdapter
+from . import result
+from .configs.options import TrainConfig, to_dict
 from .frozen import Frozen, load_frozen, pick_dtype
-from .loop import Loop
-from .order import Batches
-from .samples import SampleSet, collate, open_samples
+from .samples.order import Batches
+from .samples.sample_set import SampleSet, collate, open_samples
+from .shared import state
+from .shared.loop import Loop
 from .start import begin
 from .step import TrainStep, gradient_norms
 from .watch import Watch
@@ -55,7 +56,7 @@ class Trainer(Loop[FlexIPAdapter]):
     def watch(self) -> Watch:
         """What a person sees; made when the run begins."""
         if self._watch is None:
-            self._watch = Watch(self)
+            self._watch = Watch(self, self.config, self.frozen)
         return self._watch
 
     def run(self) -> None:
@@ -124,7 +125,7 @@ class Trainer(Loop[FlexIPAdapter]):
         self.watch.gradients(norm, gradient_norms(self.adapter))
 
     def log(self) -> None:
-        self.watch.log()
+        self.watch.log(self.unreadable)
 
     def stepped(self) -> None:
         """A preview where one is due."""

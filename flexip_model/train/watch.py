@@ -4,44 +4,51 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .order import KINDS
+from ..method.adapter import FlexIPAdapter
+from .configs.options import TrainConfig
+from .frozen import Frozen
 from .preview import Preview, draw
-from .samples import SampleSet
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from .samples.order import KINDS
+from .samples.sample_set import SampleSet
+from .shared.loop import Loop
 
 
 class Watch:
-    """Sums up between two entries of the log; in other processes than the first it only takes part in sums."""
+    """Sums up between two entries of the log; in other processes than the first it only takes part in sums.
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
+    Args:
+        run: the training that is watched.
+        config: its config.
+        frozen: the networks beside which previews are drawn.
+    """
+
+    def __init__(self, run: Loop[FlexIPAdapter], config: TrainConfig, frozen: Frozen) -> None:
+        self.run, self.config, self.frozen = run, config, frozen
         self._errors = torch.zeros(2, 2, dtype=torch.float64)
         self._norms: dict[str, float] = {}
         self._steps = 0
         self._waited = 0.0
-        self._since, self._step = time.perf_counter(), trainer.step
+        self._since, self._step = time.perf_counter(), run.step
         self._preview: Preview | None = None
         self._writer: Any = None
-        if trainer.first:
+        if run.first:
             from torch.utils.tensorboard import SummaryWriter
 
-            trainer.folder.mkdir(parents=True, exist_ok=True)
-            self._writer = SummaryWriter(str(trainer.folder / "logs"), purge_step=trainer.step)
+            run.folder.mkdir(parents=True, exist_ok=True)
+            self._writer = SummaryWriter(str(run.folder / "logs"), purge_step=run.step)
 
     def samples(self, samples: SampleSet) -> None:
         """Tell what a stage trains on."""
         counts = ", ".join(f"{n} {kind}" for n, kind in zip(samples.order.counts, KINDS, strict=True))
-        self.trainer.say(f"stage {samples.order.stage + 1}: groups {counts}; from step {self.trainer.step}")
+        self.run.say(f"stage {samples.order.stage + 1}: groups {counts}; from step {self.run.step}")
         for sentence in samples.groups.remarks:
-            self.trainer.say(sentence)
-        if self.trainer.first and self._preview is None and self.trainer.config.preview_every:
+            self.run.say(sentence)
+        if self.run.first and self._preview is None and self.config.preview_every:
             self._preview = samples.preview()
 
     def waited(self, seconds: float) -> None:
@@ -59,49 +66,52 @@ class Watch:
         for name, value in {"all": norm, **branches}.items():
             self._norms[name] = self._norms.get(name, 0.0) + value
 
-    def log(self) -> None:
-        """One entry: losses by kind, gradients by branch, rate, speed, share of time without a batch, time left."""
-        trainer = self.trainer
-        sums = trainer.accelerator.reduce(self._errors.float().to(trainer.accelerator.device)).cpu()
+    def log(self, unreadable: int) -> None:
+        """One entry: losses by kind, gradients by branch, rate, speed, share of time without a batch, time left.
+
+        Args:
+            unreadable: samples that could not be read so far.
+        """
+        run, c = self.run, self.config
+        sums = run.accelerator.reduce(self._errors.float().to(run.accelerator.device)).cpu()
         now = time.perf_counter()
-        seconds, steps = max(now - self._since, 1e-9), trainer.step - self._step
-        c = trainer.config
-        speed = steps * c.batch * c.accumulation * trainer.world / seconds
-        left = (c.steps - trainer.step) * seconds / max(steps, 1)
+        seconds, steps = max(now - self._since, 1e-9), run.step - self._step
+        speed = steps * c.batch * c.accumulation * run.world / seconds
+        left = (c.steps - run.step) * seconds / max(steps, 1)
         values = {f"loss/{kind}": float(s / n) for kind, (s, n) in zip(KINDS, sums, strict=True) if n > 0}
         values["loss/all"] = float(sums[:, 0].sum() / sums[:, 1].sum().clamp(min=1))
         values |= {f"gradient/{name}": value / max(self._steps, 1) for name, value in self._norms.items()}
-        alpha, beta = trainer.adapter.gate.alpha_beta().tolist()
-        values |= {"rate": trainer.rate(), "samples_per_second": speed, "waiting_share": self._waited / seconds,
-                   "unreadable": trainer.unreadable, "skipped_steps": trainer.skipped, "gate/alpha": alpha,
+        alpha, beta = run.trained.gate.alpha_beta().tolist()
+        values |= {"rate": run.rate(), "samples_per_second": speed, "waiting_share": self._waited / seconds,
+                   "unreadable": unreadable, "skipped_steps": run.skipped, "gate/alpha": alpha,
                    "gate/beta": beta}
-        if trainer.first:
+        if run.first:
             for name, value in values.items():
-                self._writer.add_scalar(name, value, trainer.step)
-            with (trainer.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": trainer.step, **{k: round(v, 6) for k, v in values.items()}}) + "\n")
+                self._writer.add_scalar(name, value, run.step)
+            with (run.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": run.step, **{k: round(v, 6) for k, v in values.items()}}) + "\n")
             kinds = " ".join(f"{k} {values[f'loss/{k}']:.4f}" for k in KINDS if f"loss/{k}" in values)
-            trainer.say(f"step {trainer.step}/{c.steps}  loss {values['loss/all']:.4f} ({kinds})  "
+            run.say(f"step {run.step}/{c.steps}  loss {values['loss/all']:.4f} ({kinds})  "
                         f"{speed:.1f} samples/s  waiting {values['waiting_share']:.0%}  left {_clock(left)}")
         self._errors.zero_()
         self._norms, self._steps, self._waited = {}, 0, 0.0
-        self._since, self._step = time.perf_counter(), trainer.step
+        self._since, self._step = time.perf_counter(), run.step
 
     def preview(self) -> None:
         """A γ sweep of validation subjects with the averaged weights, as a PNG and in TensorBoard."""
-        trainer = self.trainer
-        if trainer.first and self._preview is not None:
+        run = self.run
+        if run.first and self._preview is not None:
             from torchvision.transforms.functional import pil_to_tensor
 
             started = time.perf_counter()
-            with trainer.averaged() as adapter:
-                sheet = draw(self._preview, trainer.frozen, adapter, trainer.config)
-            folder = trainer.folder / "previews"
+            with run.averaged() as adapter:
+                sheet = draw(self._preview, self.frozen, adapter, self.config)
+            folder = run.folder / "previews"
             folder.mkdir(exist_ok=True)
-            sheet.save(folder / f"step-{trainer.step:07d}.png")
-            self._writer.add_image("sweep", pil_to_tensor(sheet), trainer.step)
+            sheet.save(folder / f"step-{run.step:07d}.png")
+            self._writer.add_image("sweep", pil_to_tensor(sheet), run.step)
             self._since += time.perf_counter() - started
-        trainer.accelerator.wait_for_everyone()
+        run.accelerator.wait_for_everyone()
 
     def close(self) -> None:
         if self._writer is not None:

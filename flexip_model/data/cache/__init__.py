@@ -1,0 +1,1 @@
+"""What the frozen networks make of each frame, kept for training."""

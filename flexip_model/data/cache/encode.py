@@ -1,0 +1,218 @@
+"""`data cache`: every frame of a data folder through the frozen networks, shard by shard."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...common.errors import FlexIPError
+from ...common.processes import Share, ahead, check_parent, pick_device, run_shares
+from ...files.tensorfile import TensorFile
+from ..format import Dataset, Frame
+from ..format.walk import ShardRows, list_shards, read_frames, stamp
+from .makers import LatentMaker, Maker, Views, all_names, load_makers
+from .manifest import MANIFEST, cache_file, read_manifest, tensor_name, write_manifest
+from .marks import STAMP, finished_names, mark_caches
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+REPORT_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class CacheTask:
+    """What `data cache` is told.
+
+    Attributes:
+        folder: the data folder.
+        vae, clip, dino: where the networks are; None leaves that cache out.
+        size: side of the targets in pixels.
+        crop: of references (`preprocess.prepare`).
+        flips: mirrored pictures too.
+        batch: pictures per call of a network.
+        device, dtype: of the networks; `auto` takes a GPU where there is one.
+        threads: that decode pictures, per process.
+    """
+
+    folder: Path
+    vae: str | None = None
+    clip: str | None = None
+    dino: str | None = None
+    size: int = 512
+    crop: str = "pad"
+    flips: bool = False
+    batch: int = 16
+    device: str = "auto"
+    dtype: str = "float32"
+    threads: int = 4
+
+
+def make_caches(task: CacheTask, processes: int = 1) -> None:
+    """Make the caches of all datasets or go on with them, and note in the index which frames they hold.
+
+    Finished shards are kept, and of a shard that was interrupted all but the last batch.
+
+    Raises:
+        FlexIPError: a wrong path or size, a cache begun in another dtype, a full disk, a process that was killed.
+    """
+    if min(task.threads, task.batch, processes) < 1:
+        raise FlexIPError("--batch, --threads and --processes must be at least 1")
+    Dataset.open(task.folder)
+    run_shares(_work, task, processes)
+
+
+def _work(task: CacheTask, share: Share) -> None:
+    """One process's part: every `world`-th shard. The last to finish brings the index up to date."""
+    device, dtype = pick_device(task.device, share.local), DTYPES[task.dtype]
+    makers = load_makers(task.vae, task.clip, task.dino, task.size, task.crop, task.flips)
+    for maker in makers:
+        _begin(task, maker)
+        # Not the module's own `to`: that of diffusers warns of a cast that is meant.
+        torch.nn.Module.to(maker.module, device, dtype)
+    dataset = Dataset.open(task.folder)
+    places = [(table, rows) for table in dataset.tables.values() for rows in list_shards(table)]
+    progress = _Progress(len(places[share.rank :: share.world]), share)
+    for table, rows in places[share.rank :: share.world]:
+        try:
+            _encode_shard(task, dataset, makers, table, rows, progress)
+        except torch.OutOfMemoryError as error:
+            raise FlexIPError(f"{device} is out of memory with --batch {task.batch}; run the same command again with "
+                              f"--batch {max(1, task.batch // 2)}, it goes on where it stopped") from error
+        progress.shards += 1
+    progress.close()
+    for maker in makers:
+        if isinstance(maker, LatentMaker) and maker.noise is not None:
+            print(f"the VAE's own noise, which is left out, is {100 * maker.noise:.2g} % of the latents' deviation",
+                  flush=True)
+    if all(cache_file(task.folder, maker.manifest.key, rows.shard).exists() for _, rows in places for maker in makers):
+        counts = mark_caches(task.folder)
+        for maker in makers:
+            print(f"{maker.manifest.key}: {counts[maker.manifest.key]} frames in the index", flush=True)
+
+
+def _begin(task: CacheTask, maker: Maker) -> None:
+    """Write the cache's manifest, or check that the one that is there was begun in the same dtype."""
+    folder = task.folder / "caches" / maker.manifest.key
+    if (folder / MANIFEST).exists():
+        _, more = read_manifest(folder)
+        if more.get("dtype") != task.dtype:
+            raise FlexIPError(f"{folder} was begun in {more.get('dtype')}; go on with --dtype {more.get('dtype')}, or "
+                              "delete it")
+        return
+    write_manifest(folder, maker.manifest, {"network": maker.name, "dtype": task.dtype, "stored": "float16"})
+
+
+def _encode_shard(task: CacheTask, dataset: Dataset, makers: Sequence[Maker], table: Any, rows: ShardRows,
+                  progress: _Progress) -> None:
+    wanted = stamp(table, rows)
+    paths = {id(maker): cache_file(task.folder, maker.manifest.key, rows.shard) for maker in makers}
+    missing = [maker for maker in makers if finished_names(paths[id(maker)], wanted) is None]
+    if not missing:
+        return
+    frames = read_frames(table, rows)
+    ids = [frame.frame_id for frame in frames]
+    files: list[tuple[Maker, TensorFile]] = []
+    try:
+        for maker in missing:
+            files.append((maker, TensorFile(paths[id(maker)], all_names(ids), {STAMP: wanted})))
+        todo = [frame for frame in frames if any(frame.frame_id not in file.done for _, file in files)]
+        for loaded in ahead(partial(_load, dataset, missing), todo, task.batch, task.threads):
+            check_parent()
+            for number, (maker, file) in enumerate(files):
+                _add(maker, number, file, loaded, task.batch)
+            for _, file in files:
+                file.flush()
+            progress.add(loaded)
+        for _, file in files:
+            file.close()
+    finally:
+        for _, file in files:
+            file.abandon()
+
+
+@dataclass
+class _Loaded:
+    """A frame ready for the networks, with what each maker wants of it; without views it could not be read."""
+
+    frame: Frame
+    views: list[Views] = field(default_factory=list)
+    complaint: str = ""
+
+
+def _load(dataset: Dataset, makers: Sequence[Maker], frame: Frame) -> _Loaded:
+    try:
+        picture, mask = dataset.picture(frame), _mask(dataset, frame)
+        views = [maker.views(picture, mask, frame) for maker in makers]
+    except (FlexIPError, OSError, ValueError, SyntaxError) as error:
+        return _Loaded(frame, complaint=f"left out: {error}")
+    return _Loaded(frame, views, next((f"{view.complaint}; only as it is" for view in views if view.complaint), ""))
+
+
+def _mask(dataset: Dataset, frame: Frame) -> Tensor | None:
+    from PIL import Image
+
+    content = dataset.read_mask(frame)
+    if content is None:
+        return None
+    return torch.from_numpy(np.asarray(Image.open(io.BytesIO(content)).convert("L"), np.float32) / 255)
+
+
+@torch.no_grad()
+def _add(maker: Maker, number: int, file: TensorFile, loaded: Sequence[_Loaded], batch: int) -> None:
+    """Encode what the file lacks of these frames, and append it in fp16."""
+    like = next(maker.module.parameters())
+    todo = [entry for entry in loaded if entry.views and entry.frame.frame_id not in file.done]
+    pixels = {tensor_name(entry.frame.frame_id, variant): value
+              for entry in todo for variant, value in entry.views[number].pixels.items()}
+    names, found = list(pixels), dict[str, Tensor]()
+    for start in range(0, len(names), batch):
+        part = names[start : start + batch]
+        codes = maker.encode(torch.stack([pixels[name] for name in part]).to(like.device, like.dtype)).half().cpu()
+        if not bool(torch.isfinite(codes).all()):
+            raise FlexIPError(f"{maker.name} gives values that are not finite in half precision; with --dtype float16 "
+                              "try bfloat16 or float32, else the weights are damaged")
+        found |= zip(part, codes, strict=True)
+    for entry in todo:
+        view = entry.views[number]
+        rows = {tensor_name(entry.frame.frame_id, v): value for v, value in view.kept.items()}
+        rows |= {name: found[name] for name in (tensor_name(entry.frame.frame_id, v) for v in view.pixels)}
+        # The plain one comes last: where it is, a kill has lost no variant of the frame.
+        for name in sorted(rows, key=lambda name: (name == entry.frame.frame_id, name)):
+            file.add(name, rows[name])
+
+
+class _Progress:
+    """Lines for the person who waits, and what could not be read."""
+
+    def __init__(self, total: int, share: Share) -> None:
+        self.total, self.share = total, share
+        self.shards = self.frames = 0
+        self.complaints: list[str] = []
+        self.started = self.said = time.monotonic()
+
+    def add(self, loaded: Sequence[_Loaded]) -> None:
+        self.frames += len(loaded)
+        self.complaints += [f"{entry.frame.frame_id} {entry.complaint}" for entry in loaded if entry.complaint]
+        if time.monotonic() - self.said > REPORT_SECONDS:
+            self.say()
+
+    def say(self) -> None:
+        self.said = time.monotonic()
+        rate = self.frames / max(self.said - self.started, 1e-6)
+        who = f"process {self.share.rank}: " if self.share.world > 1 else ""
+        print(f"{who}{self.shards} of {self.total} shards, {self.frames} frames encoded, {rate:.1f} frames/s",
+              flush=True)
+
+    def close(self) -> None:
+        self.say()
+        if self.complaints:
+            print(f"{len(self.complaints)} frames with complaints, the first:", flush=True)
+            print("\n".join(f"  {text}" for text in self.complaints[:5]), flush=True)

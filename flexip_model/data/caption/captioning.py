@@ -1,0 +1,290 @@
+"""`data caption`: a distinct caption per frame (the paper, section 4.1: Qwen2-VL).
+
+What is finished is kept (`captionlog`), and goes into the index at the end and whenever the command is stopped.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...common.errors import FlexIPError
+from ...common.processes import Share, ahead, check_parent, given_share, pick_device, run_shares
+from ..format import Dataset, Frame
+from ..format.walk import ShardRows, list_shards, read_frames, rewrite_frames
+from .captioners import CAPTIONERS, Captioner, CaptionerChoice, FileCaptioner
+from .captionlog import Entry, ShardLog, read_captions_of, remove_logs
+from .captiontext import shorten, tidy
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+REPORT_SECONDS = 20.0
+NAMED = 5
+"""Frames or groups that a report names."""
+
+
+@dataclass(frozen=True)
+class CaptionTask:
+    """What `data caption` is told.
+
+    Attributes:
+        folder: the data folder.
+        captioner: one of `captioners.CAPTIONERS`.
+        model, captions, download: see `captioners.CaptionerChoice`.
+        batch: pictures at a time.
+        device, dtype: of the model; `auto` takes a GPU where there is one, and bfloat16 on it.
+        threads: that decode pictures, per process.
+        again: caption anew what has captions already; otherwise such frames are left alone.
+    """
+
+    folder: Path
+    captioner: str = "qwen2-vl"
+    model: str | None = None
+    captions: Path | None = None
+    download: bool = False
+    batch: int = 16
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 4
+    again: bool = False
+
+
+@dataclass
+class Report:
+    """What the index holds after captioning.
+
+    Attributes:
+        frames: in all.
+        without: that have no caption; the first few by name.
+        groups: of several captioned frames.
+        repeats: those among them in which one text stands under several frames; the first few by name.
+    """
+
+    frames: int = 0
+    without: int = 0
+    groups: int = 0
+    repeats: int = 0
+    first_without: list[str] = field(default_factory=list)
+    first_repeats: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        found = [f"{self.frames - self.without} of {self.frames} frames have a caption"]
+        if self.without:
+            found.append(f"{self.without} frames have none, such as {', '.join(self.first_without)}")
+        if self.repeats:
+            found.append(f"in {self.repeats} of {self.groups} groups with several captioned frames one text stands "
+                         f"under more than one of them, such as in {', '.join(self.first_repeats)}")
+        return found
+
+
+def caption(task: CaptionTask, processes: int = 1) -> Report:
+    """Caption what has no caption yet, and put the captions into the index, also when stopped (Ctrl-C, SIGTERM).
+
+    Raises:
+        FlexIPError: no such captioner, model or file; a full disk; a process that was killed.
+        KeyboardInterrupt: stopped; what was finished is in the index.
+    """
+    if min(task.batch, task.threads, processes) < 1:
+        raise FlexIPError("--batch, --threads and --processes must be at least 1")
+    if task.captioner not in CAPTIONERS:
+        raise FlexIPError(f"there is no captioner {task.captioner!r}; choose one of {', '.join(CAPTIONERS)}")
+    dataset, share = Dataset.open(task.folder), given_share()
+    with _stoppable():
+        try:
+            run_shares(_work, task, processes)
+            while share.world > 1 and share.rank == 0 and not _is_complete(task, dataset):
+                time.sleep(5)
+        finally:
+            # Of several that torchrun started the first one does it, so that no two rewrite an index at once.
+            if share.rank == 0:
+                _merge(task, dataset)
+    return review(task.folder)
+
+
+def review(folder: Path) -> Report:
+    """Count frames without a caption and groups that repeat one."""
+    report = Report()
+    for table in Dataset.open(folder).tables.values():
+        for batch in table.select(["group_id", "frames"]).to_batches():
+            for name, frames in zip(batch.column(0).to_pylist(), _brief(batch.column(1)), strict=True):
+                texts = Counter(text for _, captions in frames for text in set(captions))
+                bare = [frame_id for frame_id, captions in frames if not captions]
+                report.frames += len(frames)
+                report.without += len(bare)
+                report.first_without += bare[: NAMED - len(report.first_without)]
+                if len(frames) - len(bare) > 1:
+                    report.groups += 1
+                    if max(texts.values()) > 1:
+                        report.repeats += 1
+                        report.first_repeats += [name][: NAMED - len(report.first_repeats)]
+    return report
+
+
+def _brief(frames: Any) -> Iterator[list[tuple[str, list[str]]]]:
+    """Id and captions of the frames of each group, and nothing else of them."""
+    flat = frames.flatten()
+    pairs = list(zip(flat.field("frame_id").to_pylist(), flat.field("captions").to_pylist(), strict=True))
+    start = 0
+    for length in frames.value_lengths().to_pylist():
+        yield [(name, captions or []) for name, captions in pairs[start : start + length]]
+        start += length
+
+
+def _work(task: CaptionTask, share: Share) -> None:
+    """One process's part: every `world`-th shard."""
+    dataset = Dataset.open(task.folder)
+    progress = _Progress(share)
+    captioner: Captioner | None = None
+    for name, table, rows in _shards(dataset)[share.rank :: share.world]:
+        log = ShardLog(task.folder, name, rows.shard, _writer(task))
+        if log.is_finished():
+            continue
+        seen = log.seen()
+        frames = [frame for frame in read_frames(table, rows)
+                  if frame.frame_id not in seen and (task.again or not frame.captions)]
+        try:
+            if frames and captioner is None:
+                captioner = _captioner(task, share)
+            if captioner is not None:
+                load = partial(_load, dataset, captioner.looks)
+                for loaded in ahead(load, frames, task.batch, task.threads):
+                    check_parent()
+                    log.add(_ask(captioner, loaded, task, progress))
+            log.finish()
+        finally:
+            log.close()
+    progress.close()
+    if isinstance(captioner, FileCaptioner) and share.world == 1 and not progress.found:
+        raise FlexIPError(f"{task.captions} names none of the frames, its first is {next(iter(captioner.captions))!r}; "
+                          f"expected frame ids, the tar members' names, such as {progress.last!r}")
+
+
+def _captioner(task: CaptionTask, share: Share) -> Captioner:
+    device = pick_device(task.device, share.local)
+    return CAPTIONERS[task.captioner](CaptionerChoice(
+        task.captioner, task.model, task.captions, device, DTYPES[task.dtype], task.download))
+
+
+def _load(dataset: Dataset, looks: bool, frame: Frame) -> tuple[Frame, Image | None, str]:
+    """A frame, its picture where it is wanted, and why there is none."""
+    try:
+        return frame, dataset.picture(frame) if looks else None, ""
+    except FlexIPError as error:
+        return frame, None, str(error)
+
+
+def _ask(captioner: Captioner, loaded: Sequence[tuple[Frame, Image | None, str]], task: CaptionTask,
+         progress: _Progress) -> list[Entry]:
+    good = [(frame, picture) for frame, picture, complaint in loaded if not complaint]
+    try:
+        texts = captioner([f for f, _ in good], [p for _, p in good if p is not None]) if good else []
+    except torch.OutOfMemoryError as error:
+        raise FlexIPError(f"the GPU is out of memory with --batch {task.batch}; run the same command again with "
+                          f"--batch {max(1, task.batch // 2)}, it goes on where it stopped") from error
+    entries: list[Entry] = [(frame.frame_id, None) for frame, _, complaint in loaded if complaint]
+    for (frame, _), text in zip(good, texts, strict=True):
+        whole = tidy(text or "")
+        fitting = shorten(whole)
+        progress.cut += fitting != whole
+        progress.found += bool(fitting)
+        entries.append((frame.frame_id, fitting or None))
+    progress.add(len(entries), loaded[-1][0].frame_id, [complaint for _, _, complaint in loaded if complaint])
+    return entries
+
+
+def _shards(dataset: Dataset) -> list[tuple[str, Any, ShardRows]]:
+    return [(name, table, rows) for name, table in dataset.tables.items() for rows in list_shards(table)]
+
+
+def _writer(task: CaptionTask) -> dict[str, object]:
+    """Who captions; a file that has changed since is another writer."""
+    file = None
+    if task.captions is not None and task.captions.exists():
+        status = task.captions.stat()
+        file = [str(task.captions), status.st_size, status.st_mtime_ns]
+    return {"captioner": task.captioner, "model": task.model, "file": file, "again": task.again}
+
+
+def _is_complete(task: CaptionTask, dataset: Dataset) -> bool:
+    writer = _writer(task)
+    return all(ShardLog(task.folder, name, rows.shard, writer).is_finished() for name, _, rows in _shards(dataset))
+
+
+def _merge(task: CaptionTask, dataset: Dataset) -> None:
+    """Put what is finished into the index; the logs go when all of it is."""
+    complete = _is_complete(task, dataset)
+    changed = {name for name, _, rows in _shards(dataset) if read_captions_of(task.folder, name, rows.shard)}
+    for name in sorted(changed):
+        captions = lru_cache(maxsize=8)(partial(read_captions_of, task.folder, name))
+
+        def change(frame_id: str, shard: str, old: list[str], captions: Any = captions) -> list[str]:
+            text = captions(shard).get(frame_id)
+            return [text] if text and (task.again or not old) else old
+
+        rewrite_frames(task.folder, name, "captions", change)
+    if complete:
+        for name in dataset.names:
+            remove_logs(task.folder, name)
+
+
+class _Progress:
+    """Lines for the person who waits.
+
+    Attributes:
+        done, found, cut: frames seen, captioned, and captions that were too long.
+        last: the frame seen last.
+    """
+
+    def __init__(self, share: Share) -> None:
+        self.share = share
+        self.done = self.found = self.cut = 0
+        self.last = ""
+        self.complaints: list[str] = []
+        self.started = self.said = time.monotonic()
+
+    def add(self, count: int, last: str, complaints: list[str]) -> None:
+        self.done += count
+        self.last = last
+        self.complaints += complaints
+        if time.monotonic() - self.said > REPORT_SECONDS:
+            self.say()
+
+    def say(self) -> None:
+        self.said = time.monotonic()
+        who = f"process {self.share.rank}: " if self.share.world > 1 else ""
+        print(f"{who}{self.done} frames seen, {self.found} captioned, {self.cut} captions cut to fit, "
+              f"{self.done / max(self.said - self.started, 1e-6):.1f} frames/s", flush=True)
+
+    def close(self) -> None:
+        if self.done:
+            self.say()
+        for text in self.complaints[:NAMED]:
+            print(f"  left out: {text}", flush=True)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does, where this is the main thread."""
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,233 @@
+"""Write shards: a tar and its index rows appear together when complete, and a second run goes on after the last."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...common.errors import FlexIPError
+from ...files.safefile import sync
+from .schema import (
+    FOLDER_FILE,
+    KINDS,
+    QUALITIES,
+    ROLES,
+    SCHEMA,
+    SPLITS,
+    Frame,
+    Group,
+    NewFrame,
+    NewGroup,
+    atomic,
+    check_name,
+    read_folder_file,
+    write_folder_file,
+)
+
+MAX_BYTES = 256 << 20
+"""Bytes of a shard: what an interrupted run repeats at most, and large enough for object storage. Our choice."""
+HEADER = tarfile.BLOCKSIZE
+PROGRESS = b"flexip.progress"
+FULL = "; free some space and run the same command again: it goes on after the last complete shard"
+
+
+class ShardWriter:
+    """One dataset of a data folder, written shard by shard; the index appears at `close`.
+
+    A group lies in one shard. Each complete shard has its rows in `index/NAME.parts/`, so that a process that was
+    killed loses the shard in hand alone; a new writer on the same folder and name then has `resumed`.
+
+    Args:
+        folder: made when missing; an existing data folder gets one more dataset.
+        dataset: letters, digits, `_` and `-`.
+        license: goes into the index with every group that has none of its own.
+        note: free text for `flexip-data.json`.
+        max_bytes: a shard is closed when it is larger than this.
+
+    Attributes:
+        resumed: the `progress` of the last complete shard of an earlier run, or None.
+        groups, frames: how many lie in complete shards and in the one in hand.
+
+    Raises:
+        FlexIPError: the dataset exists already, a bad name, or a disk that takes no files.
+    """
+
+    def __init__(self, folder: str | Path, dataset: str, license: str, note: str = "", *,
+                 max_bytes: int = MAX_BYTES) -> None:
+        self.folder, self.dataset, self.license, self.note = Path(folder), check_name(dataset), license, note
+        self.max_bytes = max_bytes
+        self.index = self.folder / "index" / f"{dataset}.parquet"
+        self._parts = self.folder / "index" / f"{dataset}.parts"
+        if (self.folder / FOLDER_FILE).exists():
+            read_folder_file(self.folder)
+        if self.index.exists():
+            self._clear_parts()  # of a run that was killed after its last step but one
+            raise FlexIPError(f"{self.folder} has a dataset {dataset!r} already; choose another --name, or delete "
+                              f"{self.index} and its shards first")
+        try:
+            self._parts.mkdir(parents=True, exist_ok=True)
+            (self.folder / "shards").mkdir(exist_ok=True)
+        except OSError as error:
+            raise FlexIPError(f"{self.folder} cannot be written ({error.strerror})") from error
+        for leftover in chain(self._parts.glob(".*.tmp"), self.index.parent.glob(f".{dataset}.*.tmp"),
+                              (self.folder / "shards").glob(f".{dataset}-[0-9]*.tar.tmp")):
+            leftover.unlink()
+        done = self._complete()
+        self.resumed: dict[str, Any] | None = None
+        self.groups = self.frames = 0
+        for part in done:
+            metadata = pq.read_metadata(part)
+            self.groups += metadata.num_rows
+            self.frames += int((metadata.metadata or {}).get(b"flexip.frames", 0))
+            self.resumed = json.loads((metadata.metadata or {})[PROGRESS])
+        self._shard = len(done)
+        self._file: io.BufferedWriter | None = None
+        self._rows: list[dict[str, Any]] = []
+        self._progress: dict[str, Any] = {}
+
+    def _complete(self) -> list[Path]:
+        done: list[Path] = []
+        while (part := self._parts / f"{len(done):06}.parquet").exists():
+            done.append(part)
+        return done
+
+    def add(self, groups: NewGroup | Sequence[NewGroup], progress: dict[str, Any] | None = None) -> None:
+        """Write groups into one shard, then close it when it is large enough.
+
+        Args:
+            groups: all that came of one item of the source: none of them is written without the others.
+            progress: JSON that says how far the source was read; `resumed` gives back the last one of a full shard.
+
+        Raises:
+            FlexIPError: a value outside the format, or a full disk.
+        """
+        groups = [groups] if isinstance(groups, NewGroup) else list(groups)
+        for group in groups:
+            _check(group)
+        try:
+            for group in groups:
+                if self._file is None:
+                    self._temporary = self.folder / "shards" / f".{self.dataset}-{self._shard:06}.tar.tmp"
+                    self._file = self._temporary.open("wb")
+                    self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
+                self._rows.append(self._write(group).to_row())
+                self.groups += 1
+                self.frames += len(group.frames)
+        except OSError as error:
+            self.abandon()
+            raise FlexIPError(f"{self.folder} cannot be written ({error.strerror or error}){FULL}") from error
+        self._progress = progress or {}
+        if self._file is not None and self._file.tell() >= self.max_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """Complete the shard in hand: tar first, then its rows, each by rename."""
+        if self._file is None:
+            return
+        name = f"{self.dataset}-{self._shard:06}.tar"
+        try:
+            self._tar.close()
+            self._file.close()
+            sync(self._temporary)
+            self._temporary.replace(self.folder / "shards" / name)
+        except OSError as error:
+            self.abandon()
+            raise FlexIPError(f"{self.folder} cannot be written ({error.strerror or error}){FULL}") from error
+        frames = sum(len(row["frames"]) for row in self._rows)
+        table = pa.Table.from_pylist(self._rows, SCHEMA).replace_schema_metadata(
+            {PROGRESS: json.dumps(self._progress), "flexip.frames": str(frames)})
+        with atomic(self._parts / f"{self._shard:06}.parquet") as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+        self._file, self._rows = None, []
+        self._shard += 1
+
+    def parts(self) -> Iterator[pa.RecordBatch]:
+        """The rows of the complete shards, in order; the licences and splits are those of `add`."""
+        for part in self._complete():
+            yield from pq.ParquetFile(part).iter_batches()
+
+    def close(self, change: Callable[[pa.RecordBatch], pa.RecordBatch] | None = None) -> None:
+        """Complete the last shard and write the index.
+
+        Args:
+            change: applied to the rows on their way into the index, such as dropping what may not be trained on.
+        """
+        self.flush()
+        datasets = read_folder_file(self.folder) if (self.folder / FOLDER_FILE).exists() else {}
+        write_folder_file(self.folder, {**datasets, self.dataset: {"license": self.license, "note": self.note}})
+        batches = (batch if change is None else change(batch) for batch in self.parts())
+        write_index(self.index, batches)
+        self._clear_parts()
+
+    def _clear_parts(self) -> None:
+        for part in self._parts.glob("*.parquet"):
+            part.unlink()
+        with suppress(OSError):
+            self._parts.rmdir()
+
+    def abandon(self) -> None:
+        """Throw away the shard in hand; complete shards stay, for a later writer to go on from."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+            self._temporary.unlink(missing_ok=True)
+        self._file, self._rows = None, []
+        with suppress(OSError):  # only an empty folder goes
+            self._parts.rmdir()
+
+    def _write(self, group: NewGroup) -> Group:
+        number = sum(len(row["frames"]) for row in self._rows)
+        frames = tuple(self._write_frame(frame, number + i) for i, frame in enumerate(group.frames))
+        return Group(group.group_id, self.dataset, group.kind, group.quality, group.license or self.license,
+                     group.split, frames)
+
+    def _write_frame(self, frame: NewFrame, number: int) -> Frame:
+        digest = hashlib.sha256(frame.picture).hexdigest()
+        # The hash in the name: a cache made from other bytes can never pass for this frame's.
+        frame_id = f"{self.dataset}-{self._shard:06}-{number:05}-{digest[:8]}"
+        suffix = "png" if frame.picture.startswith(b"\x89PNG") else "jpg"
+        offset = self._member(f"{frame_id}.{suffix}", frame.picture)
+        mask_offset = None if frame.mask is None else self._member(f"{frame_id}.mask.png", frame.mask)
+        return Frame(
+            frame_id, f"{self.dataset}-{self._shard:06}.tar", offset, len(frame.picture), mask_offset,
+            None if frame.mask is None else len(frame.mask), frame.width, frame.height, frame.time, frame.role,
+            frame.box, frame.captions, frame.sharpness, digest, frame.dhash)
+
+    def _member(self, name: str, content: bytes) -> int:
+        assert self._file is not None
+        offset = self._file.tell() + HEADER
+        entry = tarfile.TarInfo(name)
+        entry.size, entry.mode = len(content), 0o644
+        self._tar.addfile(entry, io.BytesIO(content))
+        return offset
+
+
+def write_index(path: Path, batches: Iterator[pa.RecordBatch]) -> None:
+    """An index file from rows, atomically and in little memory."""
+    with atomic(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def _check(group: NewGroup) -> None:
+    for value, allowed, what in ((group.kind, KINDS, "kind"), (group.quality, QUALITIES, "quality"),
+                                 (group.split, SPLITS, "split")):
+        if value not in allowed:
+            raise FlexIPError(f"group {group.group_id!r} has {what} {value!r}, expected one of {', '.join(allowed)}")
+    if not group.frames:
+        raise FlexIPError(f"group {group.group_id!r} has no frames")
+    for frame in group.frames:
+        if frame.role not in ROLES:
+            raise FlexIPError(f"group {group.group_id!r} has a role {frame.role!r}, expected {', '.join(ROLES)}")
+        if not frame.picture.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n")):
+            raise FlexIPError(f"group {group.group_id!r} has a picture that is neither JPEG nor PNG")

@@ -1,0 +1,1 @@
+"""Sources in many layouts become datasets of the one format."""

@@ -1,0 +1,236 @@
+"""`data pack`: a source in some layout becomes one dataset of a data folder; a second run goes on after a kill."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import FlexIPError
+from ..format.schema import SPLITS, NewGroup
+from ..format.shards import MAX_BYTES, ShardWriter
+from .heldout import keep_apart
+from .layouts import Choice, Item, Layout, find_layout
+from .loading import Result, load_all
+from .split import NEAR, KeptOut, enough, read_excluded, split_of
+
+SHORT_SIDE = 640
+"""Pixels: room for a crop to the subject at the paper's 512 px (section 4.1)."""
+NAMED = 20
+FEW = 100
+"""Pictures that must have been seen before the share of broken ones can end a run early."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `data pack` does with a source; the command line's help says what each one means."""
+
+    layout: str
+    source: Path
+    folder: Path
+    name: str
+    license: str = ""
+    quality: str = ""
+    val: float = 0.01
+    heldout: float = 0.0
+    exclude: tuple[Path, ...] = ()
+    near: int = NEAR
+    short_side: int = SHORT_SIDE
+    min_side: int = 64
+    choice: Choice = field(default_factory=Choice)
+    broken: float = 0.05
+    processes: int = 1
+    max_bytes: int = MAX_BYTES
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.val < 1 and 0 <= self.heldout < 1 and self.val + self.heldout <= 1):
+            raise FlexIPError("--val and --heldout are shares from 0 to 1, together at most 1")
+        if not 0 <= self.broken <= 1:
+            raise FlexIPError("--broken is a share from 0 to 1")
+        if not 1 <= self.min_side <= self.short_side:
+            raise FlexIPError("--min-side is at least 1 pixel and at most --short-side")
+        if self.processes < 1 or self.choice.views < 2 or self.max_bytes < 1:
+            raise FlexIPError("--processes takes at least 1, --views at least 2, --shard-megabytes more than 0")
+        if not self.source.is_dir():
+            raise FlexIPError(f"SOURCE {self.source} is no folder")
+
+
+@dataclass
+class Tally:
+    """What became of a source's pictures; it is kept with every shard, so that a resumed run reports all of it.
+
+    Attributes:
+        items: things of the source that were read.
+        pictures: pictures and videos that were opened.
+        broken: of these, unreadable ones; `named` has the first few with the reason.
+        small: pictures under `--min-side`.
+        kept_out: pictures that `--exclude` names, or copies of them.
+        no_group: items without a group: too few pictures left, or a video without two frames that fit.
+        splits: groups of each split.
+    """
+
+    items: int = 0
+    pictures: int = 0
+    broken: int = 0
+    small: int = 0
+    kept_out: int = 0
+    no_group: int = 0
+    named: list[str] = field(default_factory=list)
+    splits: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+
+
+def pack(options: Options, say: Callable[[str], None] = print) -> Tally:
+    """Make a dataset.
+
+    Raises:
+        FlexIPError: the source is not in the layout, too much of it is unreadable, the dataset exists, an unfinished
+            run had other options, or the disk is full.
+    """
+    layout = find_layout(options.layout)
+    kept_out = read_excluded(options.exclude, options.near)
+    license = options.license or layout.license
+    say(f"{layout.name}: {license}")
+    writer = ShardWriter(options.folder, options.name, license, f"layout {layout.name}", max_bytes=options.max_bytes)
+    try:
+        with _Stop() as stop:
+            tally = _fill(writer, layout, options, kept_out, stop, say)
+    except BaseException:
+        writer.abandon()
+        raise
+    own, others = keep_apart(writer, options.near)
+    report(tally, writer, own, others, say)
+    return tally
+
+
+def _fill(writer: ShardWriter, layout: Layout, options: Options, kept_out: KeptOut,
+          stop: _Stop, say: Callable[[str], None]) -> Tally:
+    key = _fingerprint(options)
+    tally, items = Tally(), layout.items(options.source)
+    if writer.resumed is not None:
+        _same_options(writer, key)
+        tally = Tally(**writer.resumed["tally"])
+        last = next(islice(items, tally.items - 1, None), None)
+        if last is None or last.key != writer.resumed["last"]:
+            raise FlexIPError(f"{options.source} changed since the unfinished run of {writer.dataset!r}: put it back, "
+                              f"or {_anew(writer)}")
+        say(f"going on after {tally.items:,} of the source's items, {writer.groups:,} groups")
+    shown = time.monotonic()
+    for item, result in load_all(layout.name, items, options.choice, options.short_side,
+                                 options.min_side, options.processes):
+        tally.items += 1
+        tally.pictures += result.pictures
+        tally.broken += len(result.broken)
+        tally.small += result.small
+        tally.named += result.broken[:max(0, NAMED - len(tally.named))]
+        groups = _groups(item, result, layout, options, kept_out, tally)
+        writer.add(groups, {"options": key, "last": item.key, "tally": asdict(tally)})
+        if tally.pictures >= FEW:
+            _check_broken(tally, options)
+        if stop.number:
+            writer.flush()
+            say(f"stopped after {writer.groups:,} groups; the same command goes on from there")
+            raise SystemExit(128 + stop.number)
+        if time.monotonic() - shown > 30:
+            shown = time.monotonic()
+            say(f"{tally.items:,} items, {writer.groups:,} groups, {writer.frames:,} frames")
+    if not writer.groups:
+        raise FlexIPError(_nothing(layout, options, tally))
+    writer.flush()
+    _check_broken(tally, options)
+    return tally
+
+
+class _Stop:
+    """Ctrl-C and SIGTERM end a run between two items, with its shard complete; the second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.number = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _groups(item: Item, result: Result, layout: Layout, options: Options, kept_out: KeptOut,
+            tally: Tally) -> list[NewGroup]:
+    split = split_of(item.split_key, options.heldout, options.val)
+    groups = []
+    for suffix, frames in result.groups:
+        kept = [frame for frame, source in frames if not kept_out.has(frame, source)]
+        tally.kept_out += len(frames) - len(kept)
+        if enough(layout.kind, [frame.role for frame in kept]):
+            groups.append(NewGroup(item.key + suffix, layout.kind, tuple(kept), split,
+                                   options.quality or layout.quality))
+            tally.splits[split] += 1
+    tally.no_group += not groups
+    return groups
+
+
+def _fingerprint(options: Options) -> dict[str, Any]:
+    values = asdict(options)
+    for name in ("folder", "name", "processes", "broken", "max_bytes"):
+        del values[name]
+    values["source"] = str(options.source.resolve())
+    values["exclude"] = [str(path.resolve()) for path in options.exclude]
+    return values
+
+
+def _same_options(writer: ShardWriter, now: dict[str, Any]) -> None:
+    before = (writer.resumed or {}).get("options", {})
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise FlexIPError(f"an unfinished run of {writer.dataset!r} had {name} {before.get(name)!r} and this one "
+                              f"has {value!r}: repeat it as it was, or {_anew(writer)}")
+
+
+def _anew(writer: ShardWriter) -> str:
+    return f"delete {writer.index.with_suffix('.parts')} to begin anew"
+
+
+def _check_broken(tally: Tally, options: Options) -> None:
+    if tally.broken > options.broken * tally.pictures:
+        some = "; ".join(tally.named[:3])
+        raise FlexIPError(
+            f"{tally.broken:,} of {tally.pictures:,} pictures or videos cannot be read, more than the "
+            f"{options.broken:.0%} that --broken allows, such as {some}; mend or remove them, or allow more")
+
+
+def _nothing(layout: Layout, options: Options, tally: Tally) -> str:
+    if not tally.items:
+        return f"{options.source} holds nothing in the layout {layout.name}, which is: {layout.expects}"
+    what = f"{tally.items:,} items gave no group: {tally.broken:,} unreadable, {tally.small:,} under --min-side, " \
+           f"{tally.kept_out:,} kept out"
+    if layout.kind == "video":
+        what += "; frames of one shot have to be --gap of the video's length apart and inside the --similarity band " \
+                "(--gap-of shot helps with short shots in long videos)"
+    return what + (f"; such as {tally.named[0]}" if tally.named else "")
+
+
+def report(tally: Tally, writer: ShardWriter, own: int, others: int, say: Callable[[str], None]) -> None:
+    """Say what was packed, what was left out, and why."""
+    say(f"{writer.dataset}: {writer.groups:,} groups, {writer.frames:,} frames from {tally.items:,} items")
+    say("  groups by split: " + ", ".join(f"{name} {count:,}" for name, count in tally.splits.items()))
+    for what, count in (("unreadable", tally.broken), ("smaller than --min-side", tally.small),
+                        ("kept out by --exclude, the same file or a near copy", tally.kept_out),
+                        ("left out of the index, copies of a held-out or validation picture", own),
+                        ("taken out of other datasets' indexes, copies of one of this dataset's", others),
+                        ("items without a group (too few pictures, or no two frames that fit)", tally.no_group)):
+        if count:
+            say(f"  {what}: {count:,}")
+    for line in tally.named:
+        say(f"    {line}")

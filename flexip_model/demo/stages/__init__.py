@@ -1,0 +1,1 @@
+"""The small model's training, stage by stage, and its export."""

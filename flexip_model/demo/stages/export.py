@@ -1,0 +1,104 @@
+"""The shipped folder: a diffusers pipeline, the two encoders and the adapter, all weights in fp16."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ...encoders import load_clip, load_dino
+from ...files.adapter_file import save_adapter
+from ...files.safefile import write_tensors
+from ..scenes.compose import MIDDLE
+from ..scenes.sources import read_assets
+from ..scenes.words import Words
+from .base import Base
+from .networks import ADAPTER, encoder_metadata, noise_schedule
+
+ADAPTER_FILE = "flexip_demo.safetensors"
+ENCODER_FILES = {"open_clip": "clip_vision.safetensors", "dinov2": "dinov2.safetensors"}
+
+
+def save_encoder(family: str, module: nn.Module, path: Path) -> str:
+    """Write an encoder with the library's own keys and its sizes in the metadata; returns its weights_hash."""
+    tensors = {k: v.half().contiguous() for k, v in module.state_dict().items()}
+    write_tensors(path, tensors, {"format": "pt", "flexip.encoder": json.dumps(encoder_metadata(family))})
+    return (load_clip if family == "open_clip" else load_dino)(path).weights_hash
+
+
+def export(folder: Path, *, vae: nn.Module, base: Base, tokenizer: Path, visual: nn.Module, dino: nn.Module,
+           adapter: Mapping[str, Tensor], training: dict[str, Any], dial: tuple[float, ...] = ()) -> None:
+    """Write every part of the shipped model into ``folder``.
+
+    Args:
+        tokenizer: folder with CLIP's tokenizer files.
+        adapter: the adapter's tensors.
+        training: what the adapter file says of its training; must hold "trained".
+        dial: of the adapter's config.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    folder.mkdir(parents=True, exist_ok=True)
+    words = Words(tokenizer)
+    pipeline: Any = StableDiffusionPipeline(
+        vae=_half(vae), text_encoder=_half(base.text), tokenizer=words.tokenizer, unet=_half(base.unet),
+        scheduler=noise_schedule(), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipeline.save_pretrained(folder)
+    for part in ("vae", "unet", "text_encoder"):
+        _tidy(folder / part / "config.json")
+    shutil.rmtree(folder / "tokenizer")
+    shutil.copytree(tokenizer, folder / "tokenizer")
+    (folder / "encoders").mkdir(exist_ok=True)
+    hashes = {family: save_encoder(family, module, folder / "encoders" / ENCODER_FILES[family])
+              for family, module in (("open_clip", visual), ("dinov2", dino))}
+    encoders = {"clip": {"name": encoder_metadata("open_clip")["name"], "hash": hashes["open_clip"]},
+                "retrieval": {"name": encoder_metadata("dinov2")["name"], "hash": hashes["dinov2"]}}
+    save_adapter(folder / ADAPTER_FILE, replace(ADAPTER, dial=dial), adapter, training=training,
+                 encoders=encoders, title="FlexIP demo adapter", license="Apache-2.0")
+
+
+def _half(module: nn.Module) -> nn.Module:
+    """A half-precision copy; the module itself stays as it is."""
+    import copy
+
+    return copy.deepcopy(module).to(torch.float16)
+
+
+def _tidy(config: Path) -> None:
+    """transformers would load the text encoder in the file's fp16, while diffusers loads the others in fp32; and both
+    write down the folder that a part was read from."""
+    value = json.loads(config.read_text(encoding="utf-8"))
+    value.pop("_name_or_path", None)
+    for key in {"dtype", "torch_dtype"} & set(value):
+        value[key] = "float32"
+    config.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of all files below a folder."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def save_examples(archive: Path, subjects: dict[str, str], folder: Path, side: int = 256) -> None:
+    """Write reference pictures of held-out subjects, on white with a margin, as WebP.
+
+    Args:
+        archive: the package with the still 3D pictures.
+        subjects: file name without suffix to the subject's code.
+    """
+    pictures = read_assets(archive, set(subjects.values()))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, code in subjects.items():
+        with Image.open(io.BytesIO(pictures[code])) as image:
+            subject = image.convert("RGBA").resize((side * 4 // 5, side * 4 // 5), Image.Resampling.LANCZOS)
+        sheet = Image.new("RGBA", (side, side), "white")
+        sheet.alpha_composite(subject, ((side - subject.width) // 2, round(side * MIDDLE) - subject.height // 2))
+        sheet.convert("RGB").save(folder / f"{name}.webp", quality=90)

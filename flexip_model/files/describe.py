@@ -1,0 +1,60 @@
+"""What `inspect` prints of an adapter file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .adapter_file import expected_shapes, read_info
+
+
+def describe(path: Path) -> str:
+    """What an adapter file is, in lines for a person.
+
+    Raises:
+        FlexIPError: see `checkpoint.read_info`; the sentence names what the file is instead.
+    """
+    info = read_info(path)
+    config = info.config
+    weights = 0
+    for shape in expected_shapes(config).values():
+        size = 1
+        for side in shape:
+            size *= side
+        weights += size
+    what = {
+        "flexip": "FlexIP adapter (preservation and personalization)",
+        "ip-adapter": "IP-Adapter, imported: preservation only",
+        "ip-adapter-plus": "IP-Adapter-Plus, imported: preservation only",
+    }[config.kind]
+    lines = [
+        f"{path.name}: {what}",
+        f"  format version  {info.metadata['flexip.format_version']}",
+        f"  weights         {weights:,} in {path.stat().st_size:,} bytes",
+        f"  trained         {'yes' if info.trained else 'NO: a bootstrap, its pictures mean nothing'}",
+    ]
+    lines += [f"    {key:<14}{_plain(value)}" for key, value in sorted(info.training.items()) if key != "trained"]
+    lines.append(f"  UNet            SD1.5's structure, channels {config.channels}, context {config.token_width}")
+    lines.append(
+        f"  resampler       width {config.width}, depth {config.depth}, {config.heads} heads of {config.head_width}, "
+        f"{config.queries} {'image tokens' if config.kind == 'ip-adapter' else 'queries'}"
+    )
+    if config.has_personalization:
+        lines.append(f"  gate            α {config.alpha}, β {config.beta}{', learned' * config.learnable_gate}")
+    lines.append(f"  dial            {config.dial_in_words}")
+    lines.append(f"  features        CLIP [CLS] {config.clip_width}, retrieval {config.retrieval_width}")
+    for role, encoder in sorted(info.encoders.items()):
+        lines.append(f"    {role:<14}{encoder.get('name', '?')} {encoder.get('hash', '')}".rstrip())
+    for key in ("title", "date", "license"):
+        if info.metadata.get(f"modelspec.{key}"):
+            lines.append(f"  {key:<16}{info.metadata[f'modelspec.{key}']}")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    """JSON for a person: lists and tables without brackets and quotes."""
+    if isinstance(value, list):
+        return "; ".join(map(_plain, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(held)}" for key, held in value.items())
+    return str(value)

@@ -1,0 +1,269 @@
+"""Time, memory, storage and cost of long runs, computed from what was counted and measured and from stated inputs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...common.errors import FlexIPError
+from .arithmetic import Arithmetic
+from .on_disk import FRAMES_IN_A_VARIANT, OnDisk
+
+PAPER_GROUPS, PAPER_VARIANTS = 12_000_000, 1_232_150
+"""Instances of Table 3 (12 M in section 4.1), and the sum of its rows that are not single pictures."""
+PAPER_SAMPLES = (100_000 + 40_000) * 16 * 8
+"""Appendix B.1: steps, batch per device, devices."""
+LATENT_BYTES, CLS_BYTES, DINO_BYTES = 4 * 64 * 64 * 2, 1024 * 2, 256 * 1024 * 2
+"""Of one tensor in a cache, float16, at 512 px."""
+PICTURE_BYTES = 250_000
+"""A JPEG of quality 95 with a shorter side of 640 px, with its mask; assumed."""
+CONTEXT_BYTES = 2e9
+"""What CUDA and its libraries take of a card beside tensors; assumed."""
+READS = 2.5
+"""Of pictures and masks per sample without caches: target and reference, a mask every other time."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A kind of GPU.
+
+    Attributes:
+        name: for the table.
+        memory: GB.
+        peak: dense bf16 TFLOP/s with fp32 sums, from its data sheet.
+        utilisation: share of the peak that training reaches; assumed, not measured.
+        price: USD per hour; assumed.
+        speed: measured samples per second with caches, which then stands for peak and utilisation; 0 if not measured.
+    """
+
+    name: str
+    memory: float
+    peak: float
+    utilisation: float
+    price: float
+    speed: float = 0.0
+
+    def rate(self, gmac: float, cached: float) -> float:
+        """Samples per second at `gmac` per sample; `cached` is what the measured speed belongs to."""
+        if self.speed:
+            return self.speed * cached / gmac
+        return self.peak * 1e12 * self.utilisation / (2e9 * gmac)
+
+
+CARDS = {
+    "rtx4090": Card("RTX 4090", 24, 165, 0.35, 0.40),
+    "a100": Card("A100 80 GB", 80, 312, 0.35, 1.50),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run to plan.
+
+    Attributes:
+        name: for the table.
+        card: key of `CARDS`.
+        cards: how many, eight to a machine.
+        batch: samples per card and micro-step.
+        accumulation: micro-steps per step.
+        samples: all in all.
+        groups, variants: of the data; how many of the groups have several frames.
+    """
+
+    name: str
+    card: str
+    cards: int
+    batch: int
+    accumulation: int
+    samples: int
+    groups: int
+    variants: int
+
+    @property
+    def frames(self) -> int:
+        return self.groups - self.variants + self.variants * FRAMES_IN_A_VARIANT
+
+
+RUNS = (
+    Run("useful", "rtx4090", 1, 8, 8, 1_280_000, 200_000, 100_000),
+    Run("paper, 8 cards", "a100", 8, 16, 1, PAPER_SAMPLES, PAPER_GROUPS, PAPER_VARIANTS),
+    Run("paper, 64 cards, batch 128", "a100", 64, 2, 1, PAPER_SAMPLES, PAPER_GROUPS, PAPER_VARIANTS),
+    Run("paper, 64 cards, batch 1,024", "a100", 64, 16, 1, PAPER_SAMPLES, PAPER_GROUPS, PAPER_VARIANTS),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes; times in hours, sizes in bytes, rates per second.
+
+    Attributes:
+        steps: optimizer steps.
+        uncached, cached, caching: time of training without caches, with them, and of making them.
+        cost: USD of the cheaper way.
+        memory: of a card, its tensors and `CONTEXT_BYTES`.
+        pictures, latents, cls, dino, index, mapped: storage; `mapped` is the index as processes map it.
+        loaders: loading processes of all machines together that keep the cards busy without caches.
+        reads, read_bytes: of all machines together, without caches.
+        traffic: bytes that a card sends per step for its gradients.
+        network: bytes per second and card that hide them behind half of a step, the backward.
+    """
+
+    steps: float
+    uncached: float
+    cached: float
+    caching: float
+    cost: float
+    memory: float
+    pictures: float
+    latents: float
+    cls: float
+    dino: float
+    index: float
+    mapped: float
+    loaders: int
+    reads: float
+    read_bytes: float
+    traffic: float
+    network: float
+
+
+def plan(run: Run, card: Card, sample: Arithmetic, disk: OnDisk) -> Plan:
+    """Compute a run; all formulae of `docs/scale.md` are here."""
+    slow, fast = (card.rate(gmac, sample.cached) * run.cards for gmac in (sample.uncached, sample.cached))
+    once = disk.passes["latents"] * sample.vae + disk.passes["clip"] * sample.clip
+    uncached, cached = run.samples / slow / 3600, run.samples / fast / 3600
+    caching = run.frames / (card.rate(once, sample.cached) * run.cards) / 3600
+    # Weights, gradients, two moments and the averages in fp32; autocast's bf16 copy; buckets of gradients in DDP.
+    trained = sample.trainable * (5 * 4 + 2 + (4 if run.cards > 1 else 0))
+
+    def stored(kind: str, one: int) -> float:
+        return run.frames * disk.passes[kind] * (one + disk.header)
+
+    traffic = 2 * (run.cards - 1) / run.cards * 4 * sample.trainable
+    step = run.batch * run.accumulation * run.cards / slow
+    single = run.groups - run.variants
+    return Plan(
+        steps=run.samples / (run.batch * run.accumulation * run.cards), uncached=uncached, cached=cached,
+        caching=caching, cost=min(uncached, cached + caching) * run.cards * card.price,
+        memory=sample.frozen * 2 + trained + run.batch * sample.activations + CONTEXT_BYTES,
+        pictures=run.frames * PICTURE_BYTES, latents=stored("latents", LATENT_BYTES), cls=stored("clip", CLS_BYTES),
+        dino=stored("dino", DINO_BYTES), index=single * disk.parquet + run.variants * disk.variant_parquet,
+        mapped=single * disk.arrow + run.variants * disk.variant_arrow, loaders=math.ceil(slow / disk.loader),
+        reads=slow * READS, read_bytes=slow * 2 * PICTURE_BYTES, traffic=traffic, network=traffic / (step / 2))
+
+
+def choose_cards(options: argparse.Namespace) -> dict[str, Card]:
+    """`CARDS` with what the command line says of them.
+
+    Raises:
+        FlexIPError: not CARD=NUMBER, another card, or a number that is not above 0.
+    """
+    cards = dict(CARDS)
+    for field in ("peak", "utilisation", "price", "speed"):
+        for text in getattr(options, field):
+            name, _, number = text.partition("=")
+            try:
+                value = float(number)
+            except ValueError:
+                value = 0.0
+            if name not in cards or not (0 < value < math.inf) or (field == "utilisation" and value > 1):
+                raise FlexIPError(f"--{field} {text} is not CARD=NUMBER; cards are {', '.join(cards)}, numbers above 0 "
+                                  "(a utilisation is at most 1)")
+            cards[name] = replace(cards[name], **{field: value})  # type: ignore[arg-type]
+    return cards
+
+
+def print_scale(options: argparse.Namespace) -> None:
+    """Count, measure, compute, and print the tables of `docs/scale.md`.
+
+    Raises:
+        FlexIPError: as `choose_cards`.
+    """
+    from .arithmetic import count, full_size
+    from .on_disk import measure
+
+    cards = choose_cards(options)
+    with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory(prefix="flexip-scale-") as folder:
+        full = full_size()
+        sample = count(full)
+        disk = measure(Path(folder), full)
+    print(report(cards, sample, disk))
+
+
+def report(cards: dict[str, Card], sample: Arithmetic, disk: OnDisk) -> str:
+    """The tables, as Markdown."""
+    counted = [("UNet, forward", sample.unet), ("UNet and adapter, forward", sample.forward),
+               ("UNet and adapter, forward and backward", sample.trained), ("VAE, encoding", sample.vae),
+               ("CLIP ViT-H/14", sample.clip), ("DINOv2-L/14", sample.dino), ("text encoder", sample.text),
+               ("**a sample without caches**", sample.uncached),
+               ("**a sample with cached latents and [CLS]**", sample.cached)]
+    measured = [
+        ("loading without caches, 512 px, samples/s of one process with a core to itself", f"{disk.loader:.1f}"),
+        ("tensors per frame with a mask in the caches: latents, [CLS], DINO",
+         ", ".join(str(disk.passes[kind]) for kind in ("latents", "clip", "dino"))),
+        ("bytes of a cache file per tensor beside its values", f"{disk.header:.0f}"),
+        ("index bytes per group of one frame, Parquet and mapped", f"{disk.parquet:.0f}, {disk.arrow:.0f}"),
+        (f"index bytes per group of {FRAMES_IN_A_VARIANT} frames, Parquet and mapped",
+         f"{disk.variant_parquet:.0f}, {disk.variant_arrow:.0f}"),
+        ("processor seconds to draw an epoch's order of 12 M groups", f"{disk.permutation:.2f}"),
+        ("parameters trained, frozen", f"{sample.trainable / 1e6:.1f} M, {sample.frozen / 1e6:.0f} M"),
+        ("bytes that a sample keeps for the backward", _bytes(sample.activations)),
+    ]
+    inputs = [(key, card.name, f"{card.memory:g}", f"{card.peak:g}", f"{card.utilisation:g}",
+               f"{card.speed:g}" if card.speed else "not measured", f"{card.price:.2f}") for key, card in cards.items()]
+    plans = [plan(run, cards[run.card], sample, disk) for run in RUNS]
+    return "\n\n".join([
+        _table(("counted, per sample of 512 px", "GMAC"), ((name, f"{value:.0f}") for name, value in counted)),
+        _table(("measured on this machine, or counted", ""), measured),
+        _table(("card", "", "GB", "TFLOP/s", "utilisation (assumed)", "samples/s, cached (measured)",
+                "USD per hour (assumed)"), inputs),
+        _table(("", *(run.name for run in RUNS)), _rows(cards, plans)),
+    ])
+
+
+def _rows(cards: dict[str, Card], plans: list[Plan]) -> list[tuple[str, ...]]:
+    def row(name: str, values: Iterable[str]) -> tuple[str, ...]:
+        return (name, *values)
+
+    return [
+        row("cards", (f"{run.cards} × {cards[run.card].name}" for run in RUNS)),
+        row("samples, groups, frames", (f"{run.samples / 1e6:.1f} M, {run.groups / 1e6:.1f} M, {run.frames / 1e6:.1f} M"
+                                        for run in RUNS)),
+        row("batch per card × accumulation", (f"{run.batch} × {run.accumulation}" for run in RUNS)),
+        row("steps", (f"{p.steps:,.0f}" for p in plans)),
+        row("time without caches", (_hours(p.uncached) for p in plans)),
+        row("time with caches + making them", (f"{_hours(p.cached)} + {_hours(p.caching)}" for p in plans)),
+        row("cost of the cheaper way, USD", (f"{p.cost:,.0f}" for p in plans)),
+        row("memory of a card, at least", (_bytes(p.memory) for p in plans)),
+        row("pictures", (_bytes(p.pictures) for p in plans)),
+        row("index, and as mapped", (f"{_bytes(p.index)}, {_bytes(p.mapped)}" for p in plans)),
+        row("caches: latents, [CLS]", (f"{_bytes(p.latents)}, {_bytes(p.cls)}" for p in plans)),
+        row("cache of DINO, if made", (_bytes(p.dino) for p in plans)),
+        row("loading processes, in all", (f"{p.loaders}" for p in plans)),
+        row("reads of the shards, in all", (f"{p.reads:,.0f}/s, {_bytes(p.read_bytes)}/s" for p in plans)),
+        row("gradients sent per card and step", (_bytes(p.traffic) if p.traffic else "none" for p in plans)),
+        row("network per card that hides them", (f"{p.network * 8 / 1e9:.1f} Gbit/s" if p.network else "none"
+                                                 for p in plans)),
+    ]
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows))
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

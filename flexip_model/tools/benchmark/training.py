@@ -1,0 +1,165 @@
+"""Samples per second of the trainer, with and without caches, against the loop that people use today."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...common.errors import FlexIPError
+from ...train.configs.options import Stage, TrainConfig
+from ...train.configs.read import load_config
+from ...train.samples.sample_set import SampleSet
+from ...train.trainer import Trainer
+from ..example_data import DEMO, cache, write_base, write_data
+from .measure import Row
+from .plain_loop import run_plain
+
+WARMUP = 5
+"""Steps before the clock starts, and between two entries of the trainer's log."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One of the three, with what each round measured.
+
+    Attributes:
+        name: for the table.
+        run: trains once; samples per second and share of time without a batch.
+        speeds, waits: a value per round.
+        memory: highest allocated GPU memory in bytes; 0 on the CPU.
+    """
+
+    name: str
+    run: Callable[[], tuple[float, float]]
+    speeds: list[float]
+    waits: list[float]
+    memory: list[int]
+
+
+def training(config: TrainConfig, steps: int, rounds: int) -> list[Row]:
+    """Train with each of the three in turn, `rounds` times, the order swapped each round.
+
+    Args:
+        config: data with caches of latents and [CLS].
+        steps: that are timed, of each run; a multiple of `WARMUP`.
+
+    Raises:
+        FlexIPError: the caches do not fit the config.
+    """
+    plain = _contender("plain loop", lambda: run_plain(config, WARMUP, steps))
+    uncached = _contender("without caches", lambda: _run_ours(config, steps, use_cache=False))
+    cached = _contender("cached latents and [CLS]", lambda: _run_ours(config, steps, use_cache=True))
+    for number in range(rounds):
+        order = [cached, uncached, plain]
+        for contender in order if number % 2 == 0 else reversed(order):
+            _measure(contender)
+    label = f"training at {config.size} px, batch {config.batch}"
+    rows = [_against(f"{label}, {ours.name}, against a {plain.name}", ours, plain, goal)
+            for ours, goal in ((uncached, ""), (cached, "≥ 1.8"))]
+    for contender in (plain, uncached, cached):
+        share = statistics.median(contender.waits) * 100
+        rows.append(Row(f"share of time without a batch, {contender.name}", share, None, None, None, "%"))
+    rows += [Row(f"GPU memory, {c.name}", max(c.memory) / 2**30, None, None, None, "GiB")
+             for c in (plain, uncached, cached) if max(c.memory)]
+    return rows
+
+
+def prepare_training(folder: Path, options: Any) -> TrainConfig:
+    """The config to measure with; data, caches and (at SD1.5's sizes) random weights are made in `folder`.
+
+    Args:
+        options: of the command line; `model`, `batch`, `size`, `workers` and the paths may be None.
+
+    Raises:
+        FlexIPError: only some of --base, --clip and --dino are given, or a path is not what it should be.
+    """
+    paths = {name: getattr(options, name) for name in ("base", "clip", "dino")}
+    given = [name for name, value in paths.items() if value is not None]
+    if given and len(given) < len(paths):
+        raise FlexIPError("give all of --base, --clip and --dino, or none for weights that the benchmark makes")
+    cuda = torch.cuda.is_available()
+    model = options.model or ("sd15" if cuda or given else "demo")
+    values: dict[str, Any] = {"precision": "bf16" if cuda else "fp32", "accumulation": 1, "preview_every": 0,
+                              "start": None}
+    if given:
+        values |= {name: str(Path(value).absolute()) for name, value in paths.items()}
+    elif model == "sd15":
+        values |= write_base(folder)
+    for name in ("size", "batch", "workers"):
+        if getattr(options, name) is not None:
+            values[name] = getattr(options, name)
+    data = folder / "data" if options.data is None else Path(options.data).absolute()
+    values |= {"data": [str(data)], "output": str(folder)}
+    config = load_config("demo" if model == "demo" else "one_card", values)
+    if options.data is None:
+        write_data(data, config.size, images=3 * config.batch, variants=2 * config.batch)
+        cache(config)
+    return config
+
+
+def model_name(config: TrainConfig) -> str:
+    """What is trained, for the table's heading."""
+    if Path(config.base) == DEMO:
+        return "the demo model"
+    return "SD1.5's shapes on random weights" if Path(config.base).name == "sd15_random" else config.base
+
+
+class _Timed(Trainer):
+    """The trainer, which at the end of a measurement has nothing to keep."""
+
+    def save(self) -> None:
+        """Keep nothing."""
+
+    def _stage(self, samples: SampleSet, begun: int, steps: int) -> None:
+        first = samples[samples.order.tickets(0, 0)[0]]
+        if self.config.use_cache and not {"latents", "cls"} <= first.keys():
+            raise FlexIPError("the data has no caches of latents and [CLS] that fit: "
+                              f"{'; '.join(samples.groups.remarks)}")
+        super()._stage(samples, begun, steps)
+
+
+def _run_ours(config: TrainConfig, steps: int, use_cache: bool) -> tuple[float, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        _Timed(replace(config, output=folder, use_cache=use_cache, stages=(Stage(WARMUP + steps),),
+                       log_every=WARMUP)).run()
+        lines = (Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    timed = [json.loads(line) for line in lines][1:]
+    # Entries are of equal numbers of samples: the mean speed is the harmonic one, shares of time weigh by time.
+    seconds = [1 / entry["samples_per_second"] for entry in timed]
+    waited = [entry["waiting_share"] * spent for entry, spent in zip(timed, seconds, strict=True)]
+    return statistics.harmonic_mean([entry["samples_per_second"] for entry in timed]), sum(waited) / sum(seconds)
+
+
+def _contender(name: str, run: Callable[[], tuple[float, float]]) -> Contender:
+    return Contender(name, run, [], [], [])
+
+
+def _measure(contender: Contender) -> None:
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.redirect_stdout(sys.stderr):
+        print(f"== {contender.name}")
+        speed, waited = contender.run()
+    contender.speeds.append(speed)
+    contender.waits.append(waited)
+    contender.memory.append(torch.cuda.max_memory_allocated() if cuda else 0)
+    gc.collect()
+    if cuda:
+        torch.cuda.empty_cache()
+
+
+def _against(what: str, ours: Contender, baseline: Contender, goal: str) -> Row:
+    ratios = [a / b for a, b in zip(ours.speeds, baseline.speeds, strict=True)]
+    a, b = statistics.median(ours.speeds), statistics.median(baseline.speeds)
+    return Row(what, a, b, statistics.median(ratios), (min(ratios), max(ratios)), "samples/s", goal)

@@ -1,0 +1,107 @@
+"""Make the workflows' thumbnails and the README's sweep anew from what they really make.
+
+`python -m flexip_model.tools.thumbnails`, with the ComfyUI in `COMFYUI_PATH` or the one that `run.py` unpacked
+
+The template browser shows them about 250 pixels high and at most as wide, so the pictures of a sweep stand in two rows.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..comfyui.client import ComfyClient
+from ..comfyui.process import PACK, ComfyServer, find_comfyui, has_gpu
+from ..common.errors import FlexIPError
+from ..common.gammas import parse_gammas
+from .sweep_demo import fill, only, shown
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+CELL, LABEL, GAP = 160, 22, 6
+EXAMPLES = PACK / "models" / "demo" / "examples"
+README = (
+    ("sheep.webp", "a 3d render of a sheep in a green meadow"),
+    ("cupcake.webp", "a 3d render of a cupcake on a beach"),
+    ("house.webp", "a 3d render of a house on a plain blue background"),
+)
+"""Reference and prompt of each row of the README's picture; all at the workflow's seed."""
+
+
+SD15 = (("checkpoint", "Stable\nDiffusion 1.5"), ("encoders", "OpenCLIP\nViT-H/14\n\nDINOv2\nViT-L/14"),
+        ("adapter", "trained by you,\nor an imported\nIP-Adapter"), ("size", "512 by 512"),
+        ("result", "five pictures,\ngamma 0 to 1"))
+"""What the workflow for SD1.5 needs and makes: words, since there are no public weights to make pictures with."""
+
+
+def draw(cells: Sequence[tuple[str, Image.Image | str]], columns: int, path: Path) -> None:
+    """Labelled cells in rows, on white: a picture, or words on gray."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    rows = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (columns * (CELL + GAP) + GAP, rows * (CELL + LABEL + GAP) + GAP), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for index, (label, picture) in enumerate(cells):
+        x, y = GAP + index % columns * (CELL + GAP), GAP + index // columns * (CELL + LABEL + GAP)
+        pen.text((x + CELL // 2, y + LABEL // 2), label, (32, 32, 32), font, anchor="mm")
+        cell = Image.new("RGB", (CELL, CELL), (225, 225, 225))
+        if isinstance(picture, str):
+            ImageDraw.Draw(cell).multiline_text((CELL // 2, CELL // 2), picture, (32, 32, 32), font, anchor="mm",
+                                                align="center")
+        else:
+            cell = picture.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS)
+        sheet.paste(cell, (x, y + LABEL))
+    sheet.save(path, quality=88)
+
+
+def make(comfyui: Path) -> None:
+    """Run the workflows that need no download and write all thumbnails; SD1.5's says what it needs.
+
+    Raises:
+        FlexIPError: a run failed.
+    """
+    from PIL import Image
+
+    for_sd15: list[tuple[str, Image.Image | str]] = []
+    for_readme: list[tuple[str, Image.Image | str]] = []
+    with ComfyServer(comfyui, cpu=not has_gpu()) as server:
+        client = ComfyClient(server.url)
+        for name in ("flexip_gamma_sweep", "flexip_basic"):
+            graph = json.loads((PACK / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+            result = client.run(graph)
+            if result.status != "success":
+                raise FlexIPError(f"{name}: {result.error}")
+            files = client.pictures(result, shown(graph, "VAEDecode"))
+            pictures = [Image.open(io.BytesIO(file)) for file in files]
+            reference = Image.open(EXAMPLES / graph[only(graph, "FlexIPLoadDemo")]["inputs"]["example"])
+            if name == "flexip_basic":
+                gamma = graph[only(graph, "FlexIPApply")]["inputs"]["gamma"]
+                labels = [f"gamma {gamma:g}"]
+            else:
+                text = graph[only(graph, "FlexIPGammaSweep")]["inputs"]["gammas"]
+                labels = [f"gamma {gamma:g}" for gamma in parse_gammas(text)]
+                for_sd15 = [("reference", reference), *SD15]
+            cells = [("reference", reference), *zip(labels, pictures, strict=True)]
+            draw(cells, 2 if name == "flexip_basic" else 3, PACK / "workflows" / f"{name}.jpg")
+        graph = json.loads((PACK / "workflows" / "api" / "flexip_gamma_sweep.json").read_text(encoding="utf-8"))
+        for example, prompt in README:
+            graph[only(graph, "FlexIPLoadDemo")]["inputs"]["example"] = example
+            fill(graph, gammas="0:1:0.25", prompt=prompt, seed=None, picture=None)
+            result = client.run(graph)
+            if result.status != "success":
+                raise FlexIPError(f"the README's picture: {result.error}")
+            for_readme.append(("reference", Image.open(EXAMPLES / example)))
+            files = client.pictures(result, shown(graph, "VAEDecode"))
+            for gamma, file in zip(parse_gammas("0:1:0.25"), files, strict=True):
+                for_readme.append((f"gamma {gamma:g}", Image.open(io.BytesIO(file))))
+    (PACK / "docs" / "images").mkdir(parents=True, exist_ok=True)
+    draw(for_readme, 6, PACK / "docs" / "images" / "sweep.jpg")
+    draw(for_sd15, 3, PACK / "workflows" / "flexip_gamma_sweep_sd15.jpg")
+
+
+if __name__ == "__main__":
+    make(find_comfyui())

@@ -1,0 +1,1 @@
+"""Which sample comes when, and what it is made of."""

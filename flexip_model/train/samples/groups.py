@@ -1,0 +1,131 @@
+"""The groups of a run's data folders, by kind, with what the caches hold of their frames."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from ...common.errors import FlexIPError
+from ...data.cache.manifest import CacheReader, check_cache, clip_manifest, dino_manifest, list_caches
+from ...data.format import Dataset
+from ..configs.options import TrainConfig
+from ..frozen import Frozen
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ...data.format import Frame, Group
+
+SIDES = (("image",), ("multiview", "video", "pair"))
+"""Kinds of groups on either side of the gate: α, and 1 − β (Eq. 5)."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A group and the folder that its pictures lie in."""
+
+    group: Group
+    folder: Dataset
+    caches: Mapping[str, CacheReader]
+
+    def picture(self, frame: Frame) -> Image:
+        """The picture, RGB."""
+        return self.folder.picture(frame)
+
+    def mask(self, frame: Frame) -> Tensor | None:
+        """The subject's mask, (height, width) float32 in [0, 1], or None where none is known."""
+        from PIL import Image
+
+        content = self.folder.read_mask(frame)
+        if content is None:
+            return None
+        values = np.asarray(Image.open(io.BytesIO(content)).convert("L"), np.float32) / 255
+        return torch.from_numpy(values)
+
+
+class Groups:
+    """Groups of one stage, numbered per side of the gate over all folders.
+
+    Attributes:
+        counts: how many there are on either side.
+        remarks: sentences for the person who started the run: which caches are read, which are stale.
+    """
+
+    def __init__(self, sides: list[list[Dataset]], validation: list[Dataset],
+                 caches: dict[Path, dict[str, CacheReader]], remarks: list[str]) -> None:
+        self._sides, self._validation, self._caches, self.remarks = sides, validation, caches, remarks
+        self._starts = [np.cumsum([0, *map(len, side)]) for side in sides]
+        self.counts = (int(self._starts[0][-1]), int(self._starts[1][-1]))
+
+    @classmethod
+    def open(cls, config: TrainConfig, frozen: Frozen, quality: str) -> Groups:
+        """The train groups of the config's folders; `quality` is a stage's.
+
+        A cache that was made with other encoders or sizes is not read, and a remark says so.
+
+        Raises:
+            FlexIPError: a folder is no data folder.
+        """
+        qualities = None if quality == "any" else (quality,)
+        sides = [[Dataset.open(folder, "train", kinds, qualities) for folder in config.data] for kinds in SIDES]
+        validation = [Dataset.open(folder, split) for split in ("val", "train") for folder in config.data]
+        remarks: list[str] = []
+        caches = {dataset.folder: _caches(dataset, config, frozen, remarks) for dataset in sides[0]}
+        return cls(sides, validation, caches, remarks)
+
+    def get(self, side: int, number: int) -> Subject:
+        """A group by its number on one side of the gate."""
+        starts = self._starts[side]
+        folder = int(np.searchsorted(starts, number, "right")) - 1
+        dataset = self._sides[side][folder]
+        return Subject(dataset.group(number - int(starts[folder])), dataset, self._caches[dataset.folder])
+
+    def validation(self, count: int) -> list[Subject]:
+        """Up to `count` groups, the same at every call: of the split `val`, else of `train`; variants first, because
+        their reference is another picture."""
+        found: list[Subject] = []
+        for dataset in self._validation:
+            kinds = dataset.column("kind").to_numpy(zero_copy_only=False)
+            order = np.argsort(kinds == "image", kind="stable")[: count - len(found)]
+            found += [Subject(dataset.group(int(i)), dataset, {}) for i in order]
+            if len(found) >= count:
+                break
+        return found
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Per data set: name, licence, train groups and kinds; for the model card."""
+        columns = ("dataset", "license", "kind")
+        datasets = [d for side in self._sides for d in side]
+        whole = pa.concat_tables([pa.table({c: d.column(c) for c in columns}) for d in datasets])
+        rows: dict[tuple[str, str], dict[str, int]] = {}
+        for row in whole.group_by(columns).aggregate([([], "count_all")]).to_pylist():
+            rows.setdefault((row["dataset"], row["license"]), {})[row["kind"]] = row["count_all"]
+        return [{"name": name, "license": text, "groups": sum(kinds.values()), "kinds": ", ".join(sorted(kinds))}
+                for (name, text), kinds in sorted(rows.items())]
+
+
+def _caches(dataset: Dataset, config: TrainConfig, frozen: Frozen, remarks: list[str]) -> dict[str, CacheReader]:
+    if not config.use_cache:
+        return {}
+    crop, flips = config.references.crop, config.references.flip_image + config.references.flip_variant > 0
+    wanted = {"latents": frozen.latents, "clip": clip_manifest(frozen.clip, crop, flips),
+              "dino": dino_manifest(frozen.dino, crop, flips)}
+    folder, remote = dataset.folder, dataset.remote
+    there = {manifest.kind for manifest in list_caches(folder).values()}
+    readers = {}
+    for kind, manifest in wanted.items():
+        if kind in there:
+            try:
+                readers[kind] = CacheReader(folder, check_cache(folder, manifest), remote)
+            except FlexIPError as error:
+                remarks.append(str(error))
+    remarks.append(f"{folder if remote is None else remote.uri}: cached {', '.join(readers) or 'nothing'}")
+    return readers

@@ -1,0 +1,302 @@
+"""What every training here shares: accelerate underneath, one optimizer, averaged weights, exact checkpoints.
+
+`trainer.Trainer` trains adapters with it, `demo.stage.Stage` the parts of the model that ships.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ...common.errors import FlexIPError
+from . import state
+
+BAD_STEPS = 20
+"""Steps without a finite gradient in a row at which a run stops (our choice)."""
+Trained = TypeVar("Trained", bound=nn.Module)
+
+
+class Pace(Protocol):
+    """How fast and how far a loop goes; `TrainConfig` says what each means."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def betas(self) -> tuple[float, float]: ...
+    @property
+    def warmup(self) -> int: ...
+    @property
+    def schedule(self) -> str: ...
+    @property
+    def decay_from(self) -> float: ...
+    @property
+    def clip_norm(self) -> float: ...
+    @property
+    def ema(self) -> float: ...
+    @property
+    def accumulation(self) -> int: ...
+    @property
+    def save_every(self) -> int: ...
+    @property
+    def keep(self) -> int: ...
+    @property
+    def log_every(self) -> int: ...
+
+
+class Loop(Generic[Trained]):
+    """A run: what is trained, and how far it has come.
+
+    Args:
+        model: called with a batch; what it returns is for `loss`. It may hold frozen parts as plain attributes.
+        trained: the part of `model` whose weights are trained, averaged and saved; its frozen ones only saved.
+        pace: see there.
+        folder: of the run; receives `checkpoints`.
+    """
+
+    def __init__(self, model: nn.Module, trained: Trained, pace: Pace, folder: Path) -> None:
+        from accelerate import Accelerator
+        from diffusers.training_utils import EMAModel
+
+        # The config decides the precision, not how the run was launched.
+        self.accelerator = Accelerator(mixed_precision="no")
+        self.pace, self.folder, self.trained = pace, folder, trained
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.model: nn.Module = self.accelerator.prepare_model(model)
+        self.optimizer = torch.optim.AdamW(parameter_groups(trained, pace.weight_decay), lr=pace.lr, betas=pace.betas,
+                                           fused=True)
+        self.ema = EMAModel(trained.parameters(), decay=pace.ema)
+        self.step, self.skipped, self.bad = 0, 0, 0
+        self._signal, self._stopped_by, self._saved = 0, 0, -1
+
+    def work(self) -> None:
+        """Train to the end, by calls of `until`."""
+        raise NotImplementedError
+
+    def loss(self, batch: Any) -> Tensor:
+        """The mean loss of a batch, ()."""
+        raise NotImplementedError
+
+    def info(self) -> dict[str, Any]:
+        """What a checkpoint holds beside tensors, as JSON; `restore` gets it back."""
+        return {}
+
+    def log(self) -> None:
+        """Called every `log_every` steps, and after the last."""
+
+    def stepped(self) -> None:
+        """Called after every step, once its checkpoint is written."""
+
+    def gradients(self, norm: float) -> None:
+        """Called with the gradient's norm before a step."""
+
+    def fetch(self, batches: Iterator[Any]) -> Any:
+        """The next batch, on the device."""
+        return next(batches)
+
+    def say(self, sentence: str) -> None:
+        """Tell the person who waits, once."""
+        if self.first:
+            print(sentence, flush=True)
+
+    def close(self) -> None:
+        """Called at the end, however it came."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.accelerator.is_main_process
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal to any process asked the run to end; the same in all of them."""
+        return bool(self._stopped_by)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        c = self.pace
+        rising = min(1.0, (self.step + 1) / c.warmup) if c.warmup else 1.0
+        if c.schedule == "constant":
+            return c.lr * rising
+        falling = max(0.0, (self.step / c.steps - c.decay_from) / (1 - c.decay_from))
+        return c.lr * rising * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * falling)))
+
+    def run(self) -> None:
+        """Train to the end, from the newest checkpoint in the run's folder if there is one.
+
+        Raises:
+            FlexIPError: what `work` raises, too many steps without a finite gradient, no room for a checkpoint, memory
+                that does not suffice; the newest checkpoint is intact in each case.
+            KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM, once a checkpoint is written.
+        """
+        self._resume()
+        # A processor computes with numbers below 1e-38 many times slower, and the gradients of attention are full of
+        # them: without them a step of the small model takes four fifths of the time.
+        torch.set_flush_denormal(True)
+        try:
+            with _signals(self._stop):
+                self.work()
+            if self._saved != self.step:
+                self.save()
+            if self.stopped:
+                self.say(f"stopped by signal {int(self._stopped_by)} at step {self.step}; "
+                         "the same command goes on from there")
+                raise SystemExit(128 + self._stopped_by)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if type(error) is RuntimeError and "DefaultCPUAllocator" not in str(error):
+                raise
+            cause = (str(error) or type(error).__name__).splitlines()[0]
+            raise FlexIPError(
+                f"memory ran out at step {self.step} ({cause}); the newest checkpoint is intact: "
+                "set a smaller batch with more accumulation, or gradient_checkpointing: true, and start it again"
+            ) from error
+        finally:
+            torch.set_flush_denormal(False)
+            self.close()
+
+    def until(self, end: int, batches: Iterator[Any]) -> None:
+        """Take steps until `end` or a signal."""
+        c = self.pace
+        while self.step < end and not self.stopped:
+            self._update(batches)
+            # A signal that comes after this counts after the next step: a process that left alone would hang the rest.
+            if self.agree(self._signal):
+                self._stopped_by = self._signal or signal.SIGTERM
+            if self.stopped or self.step % c.save_every == 0:
+                self.save()
+            if self.step % c.log_every == 0 or self.step == c.steps:
+                self.log()
+            self.stepped()
+
+    def _update(self, batches: Iterator[Any]) -> None:
+        """One optimizer step; without a finite loss and gradient the weights stay as they are."""
+        c = self.pace
+        total = 0.0
+        for micro in range(c.accumulation):
+            batch = self.fetch(batches)
+            last = micro == c.accumulation - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss = self.loss(batch) / c.accumulation
+                self.accelerator.backward(loss)
+            total += float(loss.detach())
+        norm = float(nn.utils.clip_grad_norm_(self.trained.parameters(), math.inf))
+        finite = self.agree(0 if math.isfinite(norm) and math.isfinite(total) else 1) == 0
+        if finite:
+            self.gradients(norm)
+            nn.utils.clip_grad_norm_(self.trained.parameters(), c.clip_norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate()
+            self.optimizer.step()
+            self.ema.step(self.trained.parameters())
+        self.optimizer.zero_grad(set_to_none=True)
+        self.skipped += not finite
+        self.bad = 0 if finite else self.bad + 1
+        self.step += 1
+        if self.bad >= BAD_STEPS:
+            raise FlexIPError(
+                f"{self.bad} steps in a row gave no finite gradient, the last is step {self.step}; the weights are "
+                f"those of step {self.step - self.bad}: lower lr or look for broken samples, then start it again"
+            )
+
+    def agree(self, value: int) -> int:
+        """The sum over all processes: the same number in each, 0 if it is 0 in each."""
+        if self.world == 1:
+            return value
+        return int(self.accelerator.reduce(torch.tensor(value, device=self.accelerator.device)))
+
+    def _stop(self, number: int, _frame: Any) -> None:
+        self._signal = number
+
+    def save(self) -> None:
+        """Write a checkpoint (the first process does)."""
+        if self.first:
+            weights: dict[str, Tensor] = dict(self.trained.named_parameters())
+            moments = {f"{name}|{key}": torch.as_tensor(value) for name, parameter in weights.items()
+                       for key, value in self.optimizer.state.get(parameter, {}).items()}
+            averages = dict(zip(weights, self.ema.shadow_params, strict=True))
+            parts = {"weights": weights, "optimizer": moments, "ema": averages}
+            info = {"skipped": self.skipped, "ema_steps": self.ema.optimization_step, **self.info()}
+            state.save(self.checkpoints, self.step, parts, info, self.pace.keep)
+        self._saved = self.step
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> None:
+        from accelerate.utils import broadcast_object_list
+
+        found, complaints = state.load_newest(self.checkpoints) if self.first else (None, [])
+        for complaint in complaints:
+            print(complaint, flush=True)
+        # Processes on other machines need not see the first one's folder.
+        [found] = broadcast_object_list([found])
+        if found is not None:
+            self.restore(found)
+
+    def restore(self, found: state.Checkpoint) -> None:
+        """Go on from a checkpoint."""
+        with torch.no_grad():
+            for name, parameter in self.trained.named_parameters():
+                parameter.copy_(found.parts["weights"][name])
+                slots: dict[str, Any] = {}
+                for key, value in found.parts["optimizer"].items():
+                    owner, slot = key.rsplit("|", 1)
+                    if owner == name:
+                        # The step too: a card's fused AdamW wants all of its state there.
+                        slots[slot] = value.to(parameter.device)
+                if slots:
+                    self.optimizer.state[parameter] = slots
+            for shadow, (name, _) in zip(self.ema.shadow_params, self.trained.named_parameters(), strict=True):
+                shadow.copy_(found.parts["ema"][name])
+        self.ema.optimization_step = int(found.info["ema_steps"])
+        self.step, self.skipped = found.step, int(found.info["skipped"])
+        self._saved = self.step
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[Trained]:
+        """What is trained with its averaged weights, in eval mode, for previews and files."""
+        self.ema.store(self.trained.parameters())
+        self.ema.copy_to(self.trained.parameters())
+        self.trained.eval()
+        try:
+            yield self.trained
+        finally:
+            self.ema.restore(self.trained.parameters())
+            self.trained.train()
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """What is trained: what decays (weights of layers) and what does not (norms, biases, the learnable queries, tables
+    of places, the gate)."""
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (decay if parameter.ndim > 1 and name.endswith("weight") else plain).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+@contextlib.contextmanager
+def _signals(handler: Any) -> Iterator[None]:
+    """SIGTERM and SIGINT finish the step and save, instead of ending the process at once."""
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(ValueError):  # not in the main thread
+            before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

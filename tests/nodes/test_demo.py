@@ -1,0 +1,70 @@
+"""Load FlexIP Demo Model: the parts are diffusers' own, each load is its own, damage is named."""
+
+import importlib
+import json
+import shutil
+
+import pytest
+import torch
+
+from ..support.comfy_rig import prompt
+from ..support.helpers import tiny_config
+
+
+def test_demo_parts_are_those_of_diffusers(demo, tiny_folder):
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    model, clip, vae, *_ = demo
+    parts = (
+        AutoencoderKL.from_pretrained(tiny_folder / "vae"),
+        CLIPTextModel.from_pretrained(tiny_folder / "text_encoder"),
+        CLIPTokenizer.from_pretrained(tiny_folder / "tokenizer"),
+        UNet2DConditionModel.from_pretrained(tiny_folder / "unet"),
+    )
+    pipe = StableDiffusionPipeline(
+        *parts, scheduler=None, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    with torch.inference_mode():
+        for text in ("a cat, on a mat", ""):
+            assert (prompt(clip, text)[0][0] - pipe.encode_prompt(text, "cpu", 1, False)[0]).abs().max() < 1e-5
+        image = torch.rand(1, 64, 64, 3)
+        latent = vae.encode(image)
+        assert (latent - pipe.vae.encode(image.movedim(-1, 1) * 2 - 1).latent_dist.mean).abs().max() < 1e-5
+        decoded = (pipe.vae.decode(latent).sample.movedim(1, -1) + 1) / 2
+        assert (vae.decode(latent) - decoded.clamp(0, 1)).abs().max() < 1e-5
+        x, t, text = torch.randn(2, 4, 8, 8), torch.tensor([500.0, 500.0]), torch.randn(2, 77, tiny_config().text_width)
+        unet = model.model.diffusion_model
+        assert (unet(x, t, context=text) - pipe.unet(x, t, encoder_hidden_states=text).sample).abs().max() < 1e-5
+
+
+def test_loading_the_demo_twice_shares_nothing(nodes, demo):
+    again = nodes["FlexIPLoadDemo"].execute("gradient.png").args
+    first, second = ({p.data_ptr() for p in part[0].model.parameters()} for part in (demo, again))
+    assert not first & second
+    assert demo[4].adapter is not again[4].adapter and demo[4].tag == again[4].tag
+
+
+def test_a_damaged_demo_is_named(pack, nodes, tiny_folder, tmp_path, monkeypatch):
+    shutil.copytree(tiny_folder, tmp_path / "demo")
+    monkeypatch.setattr(importlib.import_module(f"{pack.__name__}.nodes.demo"), "FOLDER", tmp_path / "demo")
+    config = tmp_path / "demo" / "unet" / "config.json"
+    config.write_text(config.read_text().replace('"cross_attention_dim": 48', '"cross_attention_dim": 64'))
+    with pytest.raises(ValueError, match=r"unet does not hold what its config.json says: 32 tensors differ"):
+        nodes["FlexIPLoadDemo"].execute("gradient.png")
+    (tmp_path / "demo" / "flexip_demo.safetensors").unlink()
+    assert "missing from" in nodes["FlexIPLoadDemo"].validate_inputs("gradient.png")
+
+
+@pytest.mark.parametrize(("said", "name"), [("epsilon", "EPS"), ("v_prediction", "V_PREDICTION"), ("sample", None)])
+def test_the_model_predicts_what_its_scheduler_says(pack, tiny_folder, tmp_path, said, name):
+    folders = importlib.import_module(f"{pack.__name__}.nodes.diffusers_folder")
+    error = importlib.import_module(f"{pack.__name__}.flexip_model.errors").FlexIPError
+    folder = shutil.copytree(tiny_folder, tmp_path / "demo")
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": said}))
+    if name is None:
+        with pytest.raises(error, match="prediction_type sample; expected epsilon or v_prediction"):
+            folders.load_unet(folder)
+    else:
+        assert folders.load_unet(folder).model.model_type.name == name

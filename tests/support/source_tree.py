@@ -1,0 +1,16 @@
+"""The Python files that users run, for the tests that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from .paths import ROOT
+
+PARTS = ("__init__.py", "run.py", "nodes", "flexip_model")
+
+
+def sources(*parts: str) -> Iterator[Path]:
+    """Every Python file of these parts of the tree, of all by default."""
+    for part in parts or PARTS:
+        yield from [ROOT / part] if part.endswith(".py") else sorted((ROOT / part).rglob("*.py"))
