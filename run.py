@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     root = argparse.ArgumentParser(prog="run.py", description="FlexIP in a real ComfyUI, from a fresh clone.")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    demo = commands.add_parser("demo", help="a labelled γ sweep of a picture, with the model that ships")
+    demo = commands.add_parser("demo", help="a labeled γ sweep of a picture, with the model that ships")
     demo.add_argument("--reference", type=Path, metavar="PICTURE", help="your picture of the subject")
     demo.add_argument("--prompt", metavar="TEXT", help="what the new pictures show")
     demo.add_argument("--gammas", default="0:1:0.25", metavar="γ", help="first:last:step or a list (%(default)s)")

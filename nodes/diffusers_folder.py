@@ -1,6 +1,6 @@
 """A diffusers folder of SD1.5's architecture at any width, as ComfyUI's own MODEL, CLIP and VAE.
 
-ComfyUI's loader recognises SD1.5 by its exact sizes, so it cannot read a narrower one; these functions build ComfyUI's
+ComfyUI's loader recognizes SD1.5 by its exact sizes, so it cannot read a narrower one; these functions build ComfyUI's
 own classes with the folder's sizes.
 """
 
@@ -137,7 +137,9 @@ def load_clip_text(folder: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP
             max_length=TEXT_LENGTH,
             textmodel_json_config=config,
             special_tokens={
-                "start": config["bos_token_id"], "end": config["eos_token_id"], "pad": config["eos_token_id"]
+                "start": config["bos_token_id"],
+                "end": config["eos_token_id"],
+                "pad": config["eos_token_id"],
             },
             return_projected_pooled=False,
             model_class=partial(_text_model, tensors, folder / "text_encoder"),

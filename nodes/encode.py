@@ -67,9 +67,7 @@ def encode_features(
     return features, _remembered(encoders, f"null {kind}", partial(_encode_null, encoders, kind))
 
 
-def _encode(
-    encoders: LoadedEncoders, image: Tensor, mask: Tensor | None, crop: str, kind: str
-) -> ReferenceFeatures:
+def _encode(encoders: LoadedEncoders, image: Tensor, mask: Tensor | None, crop: str, kind: str) -> ReferenceFeatures:
     encoders.load()
     return encoders.encoders.encode(image, mask, crop, kind)
 

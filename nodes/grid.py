@@ -1,4 +1,4 @@
-"""FlexIP Sweep Grid: a sweep as one labelled picture, as the paper's Fig. 5."""
+"""FlexIP Sweep Grid: a sweep as one labeled picture, as the paper's Fig. 5."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def draw_grid(images: Tensor, gammas: list[float], reference: Tensor | None = No
 
 
 class FlexIPSweepGrid(io.ComfyNode):
-    """A sweep as one labelled picture."""
+    """A sweep as one labeled picture."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -73,7 +73,7 @@ class FlexIPSweepGrid(io.ComfyNode):
                 ),
             ],
             outputs=[io.Image.Output("grid", display_name="image", tooltip="One picture of the whole sweep.")],
-            **fields(io.Schema, search_aliases=["contact sheet", "labelled grid", "xy plot", "gamma sweep"]),
+            **fields(io.Schema, search_aliases=["contact sheet", "labeled grid", "xy plot", "gamma sweep"]),
         )
 
     @classmethod

@@ -72,9 +72,7 @@ class LoadedAdapter:
 def manage_adapter(info: AdapterInfo, tensors: Mapping[str, Tensor], name: str) -> LoadedAdapter:
     """Put an adapter's tensors under ComfyUI's memory management; they are neither copied nor converted."""
     adapter = build_adapter(info, tensors, comfy.ops.manual_cast)
-    patcher = manage(
-        adapter, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-    )
+    patcher = manage(adapter, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device())
     digest = hashlib.sha256(f"{info.config.to_json()} {tensors_hash(tensors)}".encode())
     return LoadedAdapter(adapter, patcher, info, name, digest.hexdigest()[:12])
 

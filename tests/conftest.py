@@ -58,9 +58,7 @@ def comfy(comfy_base: Path) -> ModuleType:
     """ComfyUI's own modules, imported from `COMFYUI_PATH` for the CPU; returns the package `comfy`."""
     found = os.environ.get("COMFYUI_PATH")
     if not found or not (Path(found) / "comfy").is_dir():
-        pytest.fail(
-            "COMFYUI_PATH does not name a ComfyUI; `python run.py test` gets one and sets it", pytrace=False
-        )
+        pytest.fail("COMFYUI_PATH does not name a ComfyUI; `python run.py test` gets one and sets it", pytrace=False)
     arguments, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", str(comfy_base)]
     level = logging.getLogger().level
     sys.path.insert(0, found)
@@ -137,8 +135,9 @@ def no_false_alarm(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixt
     if request.node.get_closest_marker("idle") is None:
         alarms = ("FlexIP did not act", "FlexIP acted on another text")
         told = [record.message for record in caplog.get_records("call")]
-        told += [running.log.read_bytes()[at:].decode(errors="replace")
-                 for running, at in zip(servers, before, strict=True)]
+        told += [
+            running.log.read_bytes()[at:].decode(errors="replace") for running, at in zip(servers, before, strict=True)
+        ]
         assert not [message for message in told if any(alarm in message for alarm in alarms)]
 
 

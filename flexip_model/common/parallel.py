@@ -1,4 +1,4 @@
-"""A training stage in several processes of this machine, with averaged gradients (see ``stage``)."""
+"""A training stage in several processes of this machine, with averaged gradients (see `stage`)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 
 def run(target: Callable[[], None], processes: int, seed: int) -> None:
-    """Call ``target`` in each of ``processes`` processes; all begin with the same torch seed.
+    """Call `target` in each of `processes` processes; all begin with the same torch seed.
 
-    ``target`` must be picklable; the cores are shared out as threads. With one process it is called right here.
+    `target` must be picklable; the cores are shared out as threads. With one process it is called right here.
     """
     import torch
 
@@ -30,9 +30,16 @@ def _member(rank: int, processes: int, port: int, target: Callable[[], None], se
 
     threads = max(1, (os.cpu_count() or 1) // processes)
     # What accelerate reads, as torchrun would set it.
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
-                   "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                   "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(threads)}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": str(threads),
+    }
     torch.set_num_threads(threads)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes)
     torch.manual_seed(seed)

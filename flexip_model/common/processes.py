@@ -61,8 +61,10 @@ def run_shares(work: Callable[[Any, Share], None], task: Any, processes: int) ->
 
     context = multiprocessing.get_context("spawn")
     errors = context.SimpleQueue()
-    members = [context.Process(target=_member, args=(work, task, Share(rank, processes, rank), errors))
-               for rank in range(processes)]
+    members = [
+        context.Process(target=_member, args=(work, task, Share(rank, processes, rank), errors))
+        for rank in range(processes)
+    ]
     try:
         for member in members:
             member.start()
@@ -77,9 +79,11 @@ def run_shares(work: Callable[[Any, Share], None], task: Any, processes: int) ->
         raise FlexIPError(errors.get())
     failed = [member.exitcode for member in members if member.exitcode]
     if failed:
-        raise FlexIPError(f"{len(failed)} of {processes} processes ended before their work was done (exit code "
-                          f"{failed[0]}; −9 is often too little memory); what is finished is kept, run the same "
-                          "command again")
+        raise FlexIPError(
+            f"{len(failed)} of {processes} processes ended before their work was done (exit code "
+            f"{failed[0]}; −9 is often too little memory); what is finished is kept, run the same "
+            "command again"
+        )
 
 
 def check_parent() -> None:
@@ -118,8 +122,9 @@ def pick_device(name: str, local: int = 0) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise FlexIPError(f"the device {name} cannot be used ({str(error).splitlines()[0]}); "
-                          "choose auto, cpu or cuda") from error
+        raise FlexIPError(
+            f"the device {name} cannot be used ({str(error).splitlines()[0]}); choose auto, cpu or cuda"
+        ) from error
     return device
 
 

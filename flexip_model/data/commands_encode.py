@@ -19,18 +19,31 @@ def add_caption_and_cache(commands: argparse._SubParsersAction) -> None:
 
 def _add_caption(commands: argparse._SubParsersAction) -> None:
     caption = commands.add_parser(
-        "caption", help="write a caption for every frame that has none",
+        "caption",
+        help="write a caption for every frame that has none",
         description="Write a caption of under 60 tokens for every frame that has none. What is finished stays: run the "
-        "same command again after an interruption. Under torchrun or accelerate launch the shards are shared out.")
+        "same command again after an interruption. Under torchrun or accelerate launch the shards are shared out.",
+    )
     caption.add_argument("folder", type=Path, metavar="DATA", help="made by `data pack`")
-    caption.add_argument("--captioner", choices=("qwen2-vl", "chat", "blip", "file"), default="qwen2-vl",
-                         help="qwen2-vl (the paper's); chat: another model with a chat template; blip: a model that "
-                         "captions unasked; file: what another tool wrote")
+    caption.add_argument(
+        "--captioner",
+        choices=("qwen2-vl", "chat", "blip", "file"),
+        default="qwen2-vl",
+        help="qwen2-vl (the paper's); chat: another model with a chat template; blip: a model that "
+        "captions unasked; file: what another tool wrote",
+    )
     caption.add_argument("--model", metavar="FOLDER", help="the model, such as a local Qwen2-VL-7B-Instruct")
-    caption.add_argument("--download", action="store_true",
-                         help="let --model be a name on the Hugging Face hub; without it nothing is fetched")
-    caption.add_argument("--captions", type=Path, metavar="FILE",
-                         help="for file: JSON lines with frame_id and caption, or a folder of FRAME_ID.txt")
+    caption.add_argument(
+        "--download",
+        action="store_true",
+        help="let --model be a name on the Hugging Face hub; without it nothing is fetched",
+    )
+    caption.add_argument(
+        "--captions",
+        type=Path,
+        metavar="FILE",
+        help="for file: JSON lines with frame_id and caption, or a folder of FRAME_ID.txt",
+    )
     caption.add_argument("--again", action="store_true", help="caption what has captions too, and replace them")
     _add_device(caption, ("auto", "float32", "bfloat16", "float16"))
     caption.set_defaults(run=_caption)
@@ -38,16 +51,22 @@ def _add_caption(commands: argparse._SubParsersAction) -> None:
 
 def _add_cache(commands: argparse._SubParsersAction) -> None:
     cache = commands.add_parser(
-        "cache", help="encode every frame once: VAE latents, CLIP [CLS], DINO features",
+        "cache",
+        help="encode every frame once: VAE latents, CLIP [CLS], DINO features",
         description="Encode every frame of a data folder once, so that training need not. What is finished stays: run "
-        "the same command again after an interruption. Under torchrun or accelerate launch the shards are shared out.")
+        "the same command again after an interruption. Under torchrun or accelerate launch the shards are shared out.",
+    )
     cache.add_argument("folder", type=Path, metavar="DATA", help="made by `data pack`")
     cache.add_argument("--vae", metavar="FOLDER", help="an SD1.5 model in diffusers' layout, or its vae/")
     cache.add_argument("--clip", metavar="FILE", help="OpenCLIP ViT-H/14, .safetensors")
     cache.add_argument("--dino", metavar="FILE", help="DINOv2-L/14, .safetensors; 0.5 MB a picture for 10 %% of speed")
     cache.add_argument("--size", type=int, default=512, help="of the targets, pixels (512, the paper's)")
-    cache.add_argument("--crop", choices=("pad", "center", "subject"), default="pad",
-                       help="of references, as the training config's references.crop (pad)")
+    cache.add_argument(
+        "--crop",
+        choices=("pad", "center", "subject"),
+        default="pad",
+        help="of references, as the training config's references.crop (pad)",
+    )
     cache.add_argument("--flips", action="store_true", help="mirrored pictures too")
     _add_device(cache, ("float32", "bfloat16", "float16"))
     cache.set_defaults(run=_cache)
@@ -58,16 +77,27 @@ def _add_device(parser: argparse.ArgumentParser, dtypes: tuple[str, ...]) -> Non
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (auto: a GPU where there is one)")
     parser.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="that the network computes in (%(default)s)")
     parser.add_argument("--threads", type=int, default=4, help="that decode pictures, per process (%(default)s)")
-    parser.add_argument("--processes", type=int, default=1,
-                        help="on this machine, sharing the shards and the GPUs (%(default)s)")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="on this machine, sharing the shards and the GPUs (%(default)s)"
+    )
 
 
 def _caption(options: argparse.Namespace) -> None:
     need("training data", REQUIRED)
     from .caption.captioning import CaptionTask, caption
 
-    task = CaptionTask(options.folder, options.captioner, options.model, options.captions, options.download,
-                       options.batch, options.device, options.dtype, options.threads, options.again)
+    task = CaptionTask(
+        options.folder,
+        options.captioner,
+        options.model,
+        options.captions,
+        options.download,
+        options.batch,
+        options.device,
+        options.dtype,
+        options.threads,
+        options.again,
+    )
     try:
         report = caption(task, options.processes)
     except KeyboardInterrupt:
@@ -80,6 +110,17 @@ def _cache(options: argparse.Namespace) -> None:
     need("training data", REQUIRED)
     from .cache.encode import CacheTask, make_caches
 
-    task = CacheTask(options.folder, options.vae, options.clip, options.dino, options.size, options.crop,
-                     options.flips, options.batch, options.device, options.dtype, options.threads)
+    task = CacheTask(
+        options.folder,
+        options.vae,
+        options.clip,
+        options.dino,
+        options.size,
+        options.crop,
+        options.flips,
+        options.batch,
+        options.device,
+        options.dtype,
+        options.threads,
+    )
     make_caches(task, options.processes)

@@ -88,8 +88,12 @@ def _dataset(folder: Path, name: str, check: Check, quick: bool, heldout: set[st
             where = f"{name}, group {group.group_id!r}"
             check.groups += 1
             groups.append(_number(group.group_id))
-            for value, allowed in ((group.kind, KINDS), (group.quality, QUALITIES), (group.split, SPLITS),
-                                   (group.dataset, (name,))):
+            for value, allowed in (
+                (group.kind, KINDS),
+                (group.quality, QUALITIES),
+                (group.split, SPLITS),
+                (group.dataset, (name,)),
+            ):
                 if value not in allowed:
                     check.error(f"{where}: {value!r} is none of {', '.join(allowed)}")
             if not group.frames:
@@ -122,8 +126,11 @@ class _Reader:
     def check(self, frame: Frame) -> Iterator[str]:
         if frame.role not in ROLES:
             yield f"its role is {frame.role!r}"
-        if frame.box is not None and not (len(frame.box) == 4 and 0 <= frame.box[0] < frame.box[2] <= frame.width
-                                          and 0 <= frame.box[1] < frame.box[3] <= frame.height):
+        if frame.box is not None and not (
+            len(frame.box) == 4
+            and 0 <= frame.box[0] < frame.box[2] <= frame.width
+            and 0 <= frame.box[1] < frame.box[3] <= frame.height
+        ):
             yield f"its box {frame.box} is not inside {frame.width} × {frame.height}"
         try:
             path = shard_path(self.folder, frame.shard)
@@ -161,7 +168,7 @@ class _Reader:
 
 
 def show(folder: Path) -> str:
-    """A table of what a data folder holds, and the licences."""
+    """A table of what a data folder holds, and the licenses."""
     data = Dataset.open(folder)
     counts: Counter[tuple[str, ...]] = Counter()
     frames: Counter[tuple[str, ...]] = Counter()
@@ -183,11 +190,19 @@ def show(folder: Path) -> str:
                 masks[row] += int(m)
                 captions[row] += int(t)
     rows: list[tuple[str, ...]] = [("dataset", "kind", "quality", "split", "groups", "frames", "masks", "captions")]
-    rows += [(*key, f"{counts[key]:,}", f"{frames[key]:,}", f"{masks[key]:,}", f"{captions[key]:,}")
-             for key in sorted(counts)]
+    rows += [
+        (*key, f"{counts[key]:,}", f"{frames[key]:,}", f"{masks[key]:,}", f"{captions[key]:,}")
+        for key in sorted(counts)
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) if i < 4 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths,
-             strict=True))) for line in rows]
-    lines += ["", *(f"{name}: {entry.get('license') or 'no licence stated'}" for name, entry in
-                    sorted(data.datasets.items()))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i < 4 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in rows
+    ]
+    lines += [
+        "",
+        *(f"{name}: {entry.get('license') or 'no license stated'}" for name, entry in sorted(data.datasets.items())),
+    ]
     return "\n".join(lines)

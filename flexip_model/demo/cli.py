@@ -1,4 +1,4 @@
-"""``python -m flexip_model demo-model STAGE``: the shipped model from the public packages, stage by stage."""
+"""`python -m flexip_model demo-model STAGE`: the shipped model from the public packages, stage by stage."""
 
 from __future__ import annotations
 
@@ -17,19 +17,27 @@ WORK = Path.home() / ".cache" / "flexip" / "demo-model"
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add ``demo-model`` to the command line."""
+    """Add `demo-model` to the command line."""
     parser = commands.add_parser("demo-model", help="make the model that ships with the pack, from public packages")
-    parser.add_argument("stage", choices=("make", *STAGES, "check"),
-                        help="one stage, or `make` for all of them; a stage goes on where it stopped. `check` measures "
-                             "the shipped files and compares them with what is on record")
-    parser.add_argument("--work", type=Path, default=WORK,
-                        help="folder for downloads, data and states (default: %(default)s)")
+    parser.add_argument(
+        "stage",
+        choices=("make", *STAGES, "check"),
+        help="one stage, or `make` for all of them; a stage goes on where it stopped. `check` measures "
+        "the shipped files and compares them with what is on record",
+    )
+    parser.add_argument(
+        "--work", type=Path, default=WORK, help="folder for downloads, data and states (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, help="where `export` writes (default: models/demo)")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures composed for the latents")
     for name, steps in _steps().items():
         parser.add_argument(f"--steps-{name}", type=int, default=steps, metavar="N")
-    parser.add_argument("--processes", type=int, default=2,
-                        help="processes; without a card they train side by side. Batches grow with their number")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=2,
+        help="processes; without a card they train side by side. Batches grow with their number",
+    )
     parser.add_argument("--subjects", type=int, default=6, metavar="N", help="held-out subjects that `check` measures")
     parser.set_defaults(run=_run)
 
@@ -52,8 +60,10 @@ def _run(options: argparse.Namespace) -> None:
         raise FlexIPError("pictures, steps and processes must be at least 1")
     # A card trains alone, with the whole batch: only composing, encoding and measuring are shared out there.
     trainers = 1 if torch.cuda.is_available() else options.processes
-    plans = {name: replace(plan, steps=steps[name], batch=plan.batch * (options.processes // trainers))
-             for name, plan in PLANS.items()}
+    plans = {
+        name: replace(plan, steps=steps[name], batch=plan.batch * (options.processes // trainers))
+        for name, plan in PLANS.items()
+    }
     workshop = Workshop(options.work, options.out or SHIPPED, plans)
     images = options.out or SHIPPED.parents[1] / "docs" / "images"
     for stage in STAGES if options.stage == "make" else (options.stage,):

@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     from .scenes.compose import Composer
     from .scenes.words import Words
 
-EXAMPLES = {"sheep": "1f411", "turtle": "1f422", "wolf": "1f43a", "cupcake": "1f9c1", "tomato": "1f345",
-            "house": "1f3e0"}
+EXAMPLES = {
+    "sheep": "1f411",
+    "turtle": "1f422",
+    "wolf": "1f43a",
+    "cupcake": "1f9c1",
+    "tomato": "1f345",
+    "house": "1f3e0",
+}
 """Reference pictures that ship: held-out subjects."""
 SHIPPED = Path(__file__).parents[2] / "models" / "demo"
 
@@ -28,7 +34,7 @@ class Workshop:
 
     Args:
         work: downloads, store, tokenizer, latents and one state folder per trained stage.
-        out: where ``export`` writes.
+        out: where `export` writes.
         plans: of the trained stages.
     """
 
@@ -71,7 +77,7 @@ class Workshop:
         vae.run(self.composer(), self.plans["vae"], self.work / "vae")
 
     def _encoding(self):
-        """Composer, VAE and encoders, as ``cache.fill`` needs them in each process."""
+        """Composer, VAE and encoders, as `cache.fill` needs them in each process."""
         from .stages.encoders import Features, load_dino
 
         return self.composer(), self._vae(), Features(self._visual(), load_dino(self._state("dino", "encoders")))
@@ -135,9 +141,17 @@ class Workshop:
         if not (data / "index" / f"{packing.NAME}.parquet").exists():
             packing.pack(self.composer(), data, GROUPS)
         make_caches(CacheTask(data, str(base), clip, dino, size=128, crop="center", flips=True), processes)
-        config = {"extends": "demo", "base": str(base), "clip": clip, "dino": dino, "data": [str(data)],
-                  "output": str(output), "start": str(base / ADAPTER_FILE), "stages": [{"steps": steps}],
-                  "batch": self.plans["together"].batch}
+        config = {
+            "extends": "demo",
+            "base": str(base),
+            "clip": clip,
+            "dino": dino,
+            "data": [str(data)],
+            "output": str(output),
+            "start": str(base / ADAPTER_FILE),
+            "stages": [{"steps": steps}],
+            "batch": self.plans["together"].batch,
+        }
         path = self.work / "adapter.yaml"
         path.write_text(json.dumps(config, indent=1), encoding="utf-8")
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
@@ -160,11 +174,23 @@ class Workshop:
         from .stages.cache import PART
 
         parts = len(list((self.work / "latents").glob("part-*.safetensors")))
-        info = {"pictures": parts * PART, "data": [f"{p.name}@{p.version} ({p.licence})" for p in PACKAGES],
-                "kinds": "image and variant, half and half, gamma spread over the dial", **training_info}
-        export.export(folder, vae=self._vae(), base=together.base, tokenizer=self.work / "tokenizer",
-                      visual=self._visual(), dino=encoders.load_dino(self._state("dino", "encoders")),
-                      adapter=adapter, training=info, dial=dial)
+        info = {
+            "pictures": parts * PART,
+            "data": [f"{p.name}@{p.version} ({p.license})" for p in PACKAGES],
+            "kinds": "image and variant, half and half, gamma spread over the dial",
+            **training_info,
+        }
+        export.export(
+            folder,
+            vae=self._vae(),
+            base=together.base,
+            tokenizer=self.work / "tokenizer",
+            visual=self._visual(),
+            dino=encoders.load_dino(self._state("dino", "encoders")),
+            adapter=adapter,
+            training=info,
+            dial=dial,
+        )
 
     def export(self) -> None:
         """Calibrate the dial on trained subjects and write the shipped folder; the adapter's file says how long each

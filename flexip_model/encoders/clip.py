@@ -39,7 +39,7 @@ VIT_H_SHAPES = {"conv1.weight": (1280, 3, 14, 14), "positional_embedding": (257,
 
 
 class ClipFeatures(NamedTuple):
-    """cls (B, C): the projected [CLS], not normalised; hidden (B, 1 + M, W): the last layer's input, or None."""
+    """cls (B, C): the projected [CLS], not normalized; hidden (B, 1 + M, W): the last layer's input, or None."""
 
     cls: Tensor
     hidden: Tensor | None
@@ -68,7 +68,7 @@ class ClipEncoder(nn.Module):
         self.weights_hash = ""
 
     def forward(self, pixels: Tensor, hidden: bool = False) -> ClipFeatures:
-        """Normalised pixels (B, 3, S, S), in the weights' dtype and on their device → features in that dtype.
+        """Normalized pixels (B, 3, S, S), in the weights' dtype and on their device → features in that dtype.
 
         `hidden` asks for the hidden states too (transformers' `hidden_states[-2]`).
         """
@@ -95,7 +95,7 @@ def load_clip(path: str | Path) -> ClipEncoder:
 
     Raises:
         FlexIPError: no such file, a pickle, a damaged file (`safefile.read_header`); another model, by its name;
-            missing, extra, wrongly shaped, quantised or NaN tensors.
+            missing, extra, wrongly shaped, quantized or NaN tensors.
     """
     path = Path(path)
     header = read_header(path)

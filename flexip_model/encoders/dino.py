@@ -64,7 +64,7 @@ class DinoEncoder(nn.Module):
         self.weights_hash = ""
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (B, 3, S, S), in the weights' dtype and on their device → (B, M, W) in that dtype.
+        """Normalized pixels (B, 3, S, S), in the weights' dtype and on their device → (B, M, W) in that dtype.
 
         The final norm's output without [CLS], patches in row order.
         """
@@ -79,7 +79,7 @@ def load_dino(path: str | Path) -> DinoEncoder:
 
     Raises:
         FlexIPError: no such file, a pickle, a damaged file (`safefile.read_header`); another model, by its name;
-            missing, extra, wrongly shaped, quantised or NaN tensors.
+            missing, extra, wrongly shaped, quantized or NaN tensors.
     """
     path = Path(path)
     header = read_header(path)

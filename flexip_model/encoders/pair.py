@@ -70,7 +70,7 @@ class Encoders:
         """The null image of an adapter kind, for the negative half of guidance.
 
         `flexip`: zero features (`FlexIPAdapter.null_features`). `ip-adapter`: a zero embedding. `ip-adapter-plus`: the
-        hidden states of an all-zero input, after normalisation. The last two are what IP-Adapter was trained with.
+        hidden states of an all-zero input, after normalization. The last two are what IP-Adapter was trained with.
         """
         device = next(self.clip.parameters()).device
         cls = torch.zeros(batch, self.clip.width, device=device)
@@ -118,8 +118,7 @@ def check_encoders(config: FlexIPConfig, clip: ClipEncoder, dino: DinoEncoder | 
             )
 
 
-def other_weights(made_for: Mapping[str, Mapping[str, str]], clip: ClipEncoder,
-                  dino: DinoEncoder | None) -> list[str]:
+def other_weights(made_for: Mapping[str, Mapping[str, str]], clip: ClipEncoder, dino: DinoEncoder | None) -> list[str]:
     """A sentence for each encoder whose weights are not those that an adapter's file names.
 
     A warning, not an error: the same weights rounded to another dtype have another hash too.
@@ -131,14 +130,16 @@ def other_weights(made_for: Mapping[str, Mapping[str, str]], clip: ClipEncoder,
     for role, encoder in (("clip", clip), ("retrieval", dino)):
         entry = made_for.get(role, {})
         if encoder is not None and entry.get("hash") and entry["hash"] != encoder.weights_hash:
-            found.append(f"the weights of the encoder {encoder.name} ({encoder.weights_hash}) are not those that the "
-                         f"adapter was trained with, {entry.get('name', role)} ({entry['hash']}); unless they are the "
-                         "same in another precision, load those: with others the pictures mean little")
+            found.append(
+                f"the weights of the encoder {encoder.name} ({encoder.weights_hash}) are not those that the "
+                f"adapter was trained with, {entry.get('name', role)} ({entry['hash']}); unless they are the "
+                "same in another precision, load those: with others the pictures mean little"
+            )
     return found
 
 
 def _input(pixels: Tensor, encoder: ClipEncoder | DinoEncoder, raw: bool = False) -> Tensor:
-    """Pixels as the encoder takes them: normalised (unless raw), in its parameters' dtype and on their device."""
+    """Pixels as the encoder takes them: normalized (unless raw), in its parameters' dtype and on their device."""
     weight: nn.Parameter = next(encoder.parameters())
     pixels = pixels.to(weight.device)
     return (pixels if raw else normalize(pixels, encoder.mean, encoder.std)).to(weight.dtype)

@@ -23,8 +23,12 @@ def interval(values: Sequence[float], figure: Callable[[np.ndarray], Any] = np.m
         raise ValueError("no values")
     picked = np.random.default_rng(seed).integers(len(kept), size=(RESAMPLES, len(kept)))
     low, high = np.percentile([figure(kept[row]) for row in picked], [2.5, 97.5])
-    return {"value": round(float(figure(kept)), 4), "low": round(float(low), 4), "high": round(float(high), 4),
-            "subjects": len(kept)}
+    return {
+        "value": round(float(figure(kept)), 4),
+        "low": round(float(low), 4),
+        "high": round(float(high), 4),
+        "subjects": len(kept),
+    }
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:

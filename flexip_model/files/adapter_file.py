@@ -4,7 +4,7 @@ Metadata keys:
     flexip.format_version   "1"
     flexip.config           `FlexIPConfig.to_json`
     flexip.encoders         JSON {"clip": {"name", "hash"}, "retrieval": {"name", "hash"}}; hash may be ""
-    flexip.training         JSON {"trained": bool, …}: steps, data, licences, source; free beyond `trained`
+    flexip.training         JSON {"trained": bool, …}: steps, data, licenses, source; free beyond `trained`
     modelspec.*             Stability's ModelSpec 1.0.0
 """
 
@@ -37,7 +37,7 @@ class AdapterInfo:
     Attributes:
         config: sizes.
         trained: false for a bootstrap; such an adapter must not make pictures in silence.
-        training: steps, data, licences, where it came from.
+        training: steps, data, licenses, where it came from.
         encoders: names and hashes of the encoders that it belongs to.
         metadata: the whole header metadata.
     """
@@ -82,9 +82,7 @@ def save_adapter(
         raise FlexIPError(f"an adapter is saved as .safetensors, not as {path.name}")
     if not isinstance(training.get("trained"), bool):
         raise FlexIPError("an adapter file must say whether it was trained: training={'trained': True or False, …}")
-    tensors = {
-        key: value.detach().to(device="cpu", dtype=dtype).contiguous() for key, value in state_dict.items()
-    }
+    tensors = {key: value.detach().to(device="cpu", dtype=dtype).contiguous() for key, value in state_dict.items()}
     _check_keys(path, {key: tuple(value.shape) for key, value in tensors.items()}, config)
     _check_finite(path, tensors)
     spec = {

@@ -78,9 +78,7 @@ def _siglip(header: Header) -> str | None:
 
 
 def _clip(header: Header) -> str | None:
-    patch = shape(
-        header, "vision_model.embeddings.patch_embedding.weight", "visual.conv1.weight", "conv1.weight"
-    )
+    patch = shape(header, "vision_model.embeddings.patch_embedding.weight", "visual.conv1.weight", "conv1.weight")
     if patch is None or len(patch) != 4:
         if _has(header, "visual.blocks."):
             return "EVA-CLIP"

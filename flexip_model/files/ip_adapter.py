@@ -45,7 +45,7 @@ def convert_ip_adapter(path: str | Path) -> tuple[FlexIPConfig, dict[str, Tensor
 
     Raises:
         FlexIPError: what `safefile.read_header` raises; FaceID, Full Face, SDXL and other variants, and other files,
-            each by its name; missing, extra, wrongly shaped, quantised or NaN tensors.
+            each by its name; missing, extra, wrongly shaped, quantized or NaN tensors.
     """
     path = Path(path)
     header = read_header(path)

@@ -59,7 +59,7 @@ def check_parts(path: Path, header: Header, parts: Parts, module: nn.Module) -> 
         The dtype that most of the tensors have; the module gets this one.
 
     Raises:
-        FlexIPError: missing, extra, wrongly shaped or quantised tensors; the first is named.
+        FlexIPError: missing, extra, wrongly shaped or quantized tensors; the first is named.
     """
     expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     missing, extra = sorted(set(expected) - set(parts)), sorted(set(parts) - set(expected))
@@ -79,7 +79,7 @@ def check_parts(path: Path, header: Header, parts: Parts, module: nn.Module) -> 
             dtype = header.tensors[key].dtype
             if dtype not in DTYPES:
                 raise FlexIPError(
-                    f"{path}: {key} is {dtype}; expected one of {', '.join(DTYPES)}: get the file unquantised"
+                    f"{path}: {key} is {dtype}; expected one of {', '.join(DTYPES)}: get the file unquantized"
                 )
             dtypes[dtype] += 1
     return DTYPES[dtypes.most_common(1)[0][0]]

@@ -138,8 +138,10 @@ def atomic(path: Path) -> Iterator[Path]:
         sync(temporary)
         temporary.replace(path)
     except OSError as error:
-        raise FlexIPError(f"{path} cannot be written ({error.strerror or error}); free some space and run the same "
-                          "command again, what was complete before is untouched") from error
+        raise FlexIPError(
+            f"{path} cannot be written ({error.strerror or error}); free some space and run the same "
+            "command again, what was complete before is untouched"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

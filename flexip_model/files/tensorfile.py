@@ -69,8 +69,11 @@ class TensorFile:
             self._file.write(raw)
         except OSError as error:
             raise _full(self.path, error) from error
-        self._entries[name] = {"dtype": _DTYPES[data.dtype], "shape": list(data.shape),
-                               "data_offsets": [self._end, self._end + len(raw)]}
+        self._entries[name] = {
+            "dtype": _DTYPES[data.dtype],
+            "shape": list(data.shape),
+            "data_offsets": [self._end, self._end + len(raw)],
+        }
         self._end += len(raw)
         self._new.append(name)
 
@@ -159,5 +162,7 @@ def _sync(file: Any) -> None:
 
 
 def _full(path: Path, error: OSError) -> FlexIPError:
-    return FlexIPError(f"{path} cannot be written ({error.strerror or error}); free some space and run the same "
-                       "command again: it goes on where it stopped")
+    return FlexIPError(
+        f"{path} cannot be written ({error.strerror or error}); free some space and run the same "
+        "command again: it goes on where it stopped"
+    )

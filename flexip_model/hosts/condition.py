@@ -56,8 +56,11 @@ class Condition:
         held = self._projected.get(branches)
         if held is None or held.p is not p or held.s is not s or held.like != (like.dtype, like.device):
             of_p = None if p is None else _keys_values(branches.preservation, p, like)
-            of_s = None if s is None or branches.personalization is None else _keys_values(
-                branches.personalization, s, like)
+            of_s = (
+                None
+                if s is None or branches.personalization is None
+                else _keys_values(branches.personalization, s, like)
+            )
             held = self._projected[branches] = _Projected(p, s, (like.dtype, like.device), (of_p, of_s))
         return held.made
 

@@ -1,9 +1,9 @@
 """The diffusers host: attention processors that add the gated branches, and their removal.
 
-    host = inject(unet, adapter)
-    host.condition = Condition(preservation=p, personalization=s, gamma=gamma_tensor(0.6))
-    noise = unet(latents, t, encoder_hidden_states=text).sample
-    host.eject()
+host = inject(unet, adapter)
+host.condition = Condition(preservation=p, personalization=s, gamma=gamma_tensor(0.6))
+noise = unet(latents, t, encoder_hidden_states=text).sample
+host.eject()
 """
 
 from __future__ import annotations
@@ -61,9 +61,7 @@ class GatedAttnProcessor:
             mask = mask.view(batch, attn.heads, -1, mask.shape[-1])
 
         def split_and_attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-            q, k, v = (
-                t.expand(batch, -1, -1).unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v)
-            )
+            q, k, v = (t.expand(batch, -1, -1).unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
             return out.transpose(1, 2).flatten(2)
 
@@ -227,7 +225,12 @@ def _is_plain(processor: Any) -> bool:
     from diffusers.models import attention_processor as known
 
     return type(processor) in (
-        GatedAttnProcessor, known.AttnProcessor, known.AttnProcessor2_0, known.SlicedAttnProcessor,
-        known.FusedAttnProcessor2_0, known.XFormersAttnProcessor, known.AttnProcessorNPU,
+        GatedAttnProcessor,
+        known.AttnProcessor,
+        known.AttnProcessor2_0,
+        known.SlicedAttnProcessor,
+        known.FusedAttnProcessor2_0,
+        known.XFormersAttnProcessor,
+        known.AttnProcessorNPU,
         known.XLAFlashAttnProcessor2_0,
     )

@@ -1,4 +1,4 @@
-"""A sweep as one labelled picture, as the paper's Fig. 5; for nodes, trainer and evaluation."""
+"""A sweep as one labeled picture, as the paper's Fig. 5; for nodes, trainer and evaluation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 INK, PAPER = (32, 32, 32), (255, 255, 255)
 
 
-def draw_sheet(rows: Sequence[Sequence[Image]], gammas: Sequence[float], references: Sequence[Image] = (),
-               title: str = "") -> Image:
+def draw_sheet(
+    rows: Sequence[Sequence[Image]], gammas: Sequence[float], references: Sequence[Image] = (), title: str = ""
+) -> Image:
     """Lay rows of pictures, all of one size, out in columns of equal γ, labels on top.
 
     Args:
@@ -27,8 +28,9 @@ def draw_sheet(rows: Sequence[Sequence[Image]], gammas: Sequence[float], referen
     heading = line if title.strip() else 0
     shown = [references[min(row, len(references) - 1)] for row in range(len(rows))] if references else []
     left = width + 3 * gap if shown else 0
-    sheet = Image.new("RGB", (left + len(gammas) * (width + gap) + gap,
-                              heading + line + gap + len(rows) * (height + gap)), PAPER)
+    sheet = Image.new(
+        "RGB", (left + len(gammas) * (width + gap) + gap, heading + line + gap + len(rows) * (height + gap)), PAPER
+    )
     draw = ImageDraw.Draw(sheet)
     if heading:
         draw.text((sheet.width // 2, heading // 2 + gap), title.strip(), INK, font, anchor="mm")

@@ -119,9 +119,7 @@ def preview(prepared: Prepared, patch: int) -> Tensor:
     return pixels.permute(0, 2, 3, 1).cpu().contiguous()
 
 
-def _fit(
-    picture: Picture, mask: Tensor | None, masked: bool, size: int, crop: str | Box
-) -> tuple[Tensor, Tensor]:
+def _fit(picture: Picture, mask: Tensor | None, masked: bool, size: int, crop: str | Box) -> tuple[Tensor, Tensor]:
     """One picture → (3, S, S) in [0, 1] and the subject's share (S, S)."""
     bounds = _subject_box(picture, mask) if masked else None
     region = _region(picture, bounds, crop)

@@ -21,7 +21,7 @@ class ReferenceFeatures(NamedTuple):
     """What the frozen encoders see in a reference.
 
     Attributes:
-        cls: (B, clip_width) the CLIP [CLS] embedding Z^(C), projected; not normalised.
+        cls: (B, clip_width) the CLIP [CLS] embedding Z^(C), projected; not normalized.
         patches: (B, M, retrieval_width) the retrieval embedding Z^(D).
         keep: (B, M) bool, the retrieval tokens that lie on the subject; None keeps all.
     """
@@ -42,7 +42,7 @@ class SiteBranches(nn.Module):
 
 
 class ImageProjection(nn.Module):
-    """Plain IP-Adapter's image tokens: one Linear of the [CLS], cut into tokens, normalised."""
+    """Plain IP-Adapter's image tokens: one Linear of the [CLS], cut into tokens, normalized."""
 
     def __init__(self, config: FlexIPConfig, ops: Any) -> None:
         super().__init__()
@@ -105,9 +105,7 @@ class FlexIPAdapter(nn.Module):
 
         `like` is a (…, M, retrieval_width) tensor that gives M, dtype and device.
         """
-        return ReferenceFeatures(
-            like.new_zeros(batch, self.config.clip_width), like.new_zeros(batch, *like.shape[-2:])
-        )
+        return ReferenceFeatures(like.new_zeros(batch, self.config.clip_width), like.new_zeros(batch, *like.shape[-2:]))
 
     def preservation(self, features: ReferenceFeatures) -> Tensor:
         """P = Z^(R,L) ⊕ Z^(R,C) (Eq. 2): (B, N_L + 1, W)."""

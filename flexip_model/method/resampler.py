@@ -37,8 +37,7 @@ class PerceiverAttention(nn.Module):
         x = self.norm_x(x)
         keys = torch.cat([x, self.norm_d(d)], dim=1)
         q, k, v = (
-            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for t in (self.to_q(x), self.to_k(keys), self.to_v(keys))
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.to_q(x), self.to_k(keys), self.to_v(keys))
         )
         mask = None
         if keep is not None:

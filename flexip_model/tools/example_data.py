@@ -59,7 +59,7 @@ def _frame(subject: Image.Image, side: int, rng: np.random.Generator) -> Any:
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=QUALITY)
     whole = Image.open(io.BytesIO(file.getvalue())).convert("RGB")
-    return make_frame(RawFrame(whole, mask, captions=("a thing on a coloured ground, seen from nearby",)), side)[0]
+    return make_frame(RawFrame(whole, mask, captions=("a thing on a colored ground, seen from nearby",)), side)[0]
 
 
 def write_base(folder: Path) -> dict[str, str]:
@@ -89,8 +89,15 @@ def sd15_text_config() -> Any:
     """Of SD1.5's text encoder, CLIP ViT-L/14's."""
     from transformers import CLIPTextConfig
 
-    return CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
-                          num_attention_heads=12, max_position_embeddings=77, hidden_act="quick_gelu")
+    return CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        max_position_embeddings=77,
+        hidden_act="quick_gelu",
+    )
 
 
 def cache(config: TrainConfig, dino: bool = False) -> None:
@@ -98,6 +105,15 @@ def cache(config: TrainConfig, dino: bool = False) -> None:
     dtype = "bfloat16" if config.precision == "bf16" else "float32"
     flips = config.references.flip_image + config.references.flip_variant > 0
     for folder in config.data:
-        make_caches(CacheTask(Path(folder), vae=config.base, clip=config.clip,
-                              dino=config.dino if dino else None, size=config.size, crop=config.references.crop,
-                              flips=flips, dtype=dtype))
+        make_caches(
+            CacheTask(
+                Path(folder),
+                vae=config.base,
+                clip=config.clip,
+                dino=config.dino if dino else None,
+                size=config.size,
+                crop=config.references.crop,
+                flips=flips,
+                dtype=dtype,
+            )
+        )

@@ -126,6 +126,6 @@ def _check(files: list[bytes]) -> None:
     if [picture.size for picture in pictures] != [(SIDE, SIDE)] * 3:
         raise FlexIPError(f"expected three pictures of {SIDE}x{SIDE}, got {[p.size for p in pictures]}")
     if any(picture.getcolors(1) for picture in pictures):
-        raise FlexIPError("a picture is of one colour: the model gave values that are not finite")
+        raise FlexIPError("a picture is of one color: the model gave values that are not finite")
     if len({picture.tobytes() for picture in pictures}) != 3:
         raise FlexIPError("the pictures for different γ are equal")

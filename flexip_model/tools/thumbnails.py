@@ -32,14 +32,18 @@ README = (
 """Reference and prompt of each row of the README's picture; all at the workflow's seed."""
 
 
-SD15 = (("checkpoint", "Stable\nDiffusion 1.5"), ("encoders", "OpenCLIP\nViT-H/14\n\nDINOv2\nViT-L/14"),
-        ("adapter", "trained by you,\nor an imported\nIP-Adapter"), ("size", "512 by 512"),
-        ("result", "five pictures,\ngamma 0 to 1"))
+SD15 = (
+    ("checkpoint", "Stable\nDiffusion 1.5"),
+    ("encoders", "OpenCLIP\nViT-H/14\n\nDINOv2\nViT-L/14"),
+    ("adapter", "trained by you,\nor an imported\nIP-Adapter"),
+    ("size", "512 by 512"),
+    ("result", "five pictures,\ngamma 0 to 1"),
+)
 """What the workflow for SD1.5 needs and makes: words, since there are no public weights to make pictures with."""
 
 
 def draw(cells: Sequence[tuple[str, Image.Image | str]], columns: int, path: Path) -> None:
-    """Labelled cells in rows, on white: a picture, or words on gray."""
+    """Labeled cells in rows, on white: a picture, or words on gray."""
     from PIL import Image, ImageDraw, ImageFont
 
     rows = -(-len(cells) // columns)
@@ -50,8 +54,9 @@ def draw(cells: Sequence[tuple[str, Image.Image | str]], columns: int, path: Pat
         pen.text((x + CELL // 2, y + LABEL // 2), label, (32, 32, 32), font, anchor="mm")
         cell = Image.new("RGB", (CELL, CELL), (225, 225, 225))
         if isinstance(picture, str):
-            ImageDraw.Draw(cell).multiline_text((CELL // 2, CELL // 2), picture, (32, 32, 32), font, anchor="mm",
-                                                align="center")
+            ImageDraw.Draw(cell).multiline_text(
+                (CELL // 2, CELL // 2), picture, (32, 32, 32), font, anchor="mm", align="center"
+            )
         else:
             cell = picture.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS)
         sheet.paste(cell, (x, y + LABEL))

@@ -59,7 +59,7 @@ def dial_of(changes: Sequence[Sequence[float]] | Tensor, gates: Sequence[float] 
 
 
 def change(pictures: Tensor) -> list[float]:
-    """(n, 3, H, W) in [0, 1] → n - 1 mean absolute differences between neighbours."""
+    """(n, 3, H, W) in [0, 1] → n - 1 mean absolute differences between neighbors."""
     return (pictures[1:] - pictures[:-1]).abs().mean((1, 2, 3)).tolist()
 
 
@@ -83,8 +83,10 @@ def calibrate(config: TrainConfig, adapter: FlexIPAdapter, subjects: int) -> tup
     adapter.to(device)
     changes = []
     for number in range(len(found.references)):
-        parts = [sweep(found, number, frozen, adapter, config, GATES[i : i + _AT_ONCE])
-                 for i in range(0, len(GATES), _AT_ONCE)]
+        parts = [
+            sweep(found, number, frozen, adapter, config, GATES[i : i + _AT_ONCE])
+            for i in range(0, len(GATES), _AT_ONCE)
+        ]
         changes.append(change(torch.cat(parts)))
         print(f"calibrating the dial: subject {number + 1} of {len(found.references)}", flush=True)
     return dial_of(changes)

@@ -17,8 +17,13 @@ if TYPE_CHECKING:
     from .configs.options import TrainConfig
     from .shared import state
 
-NEEDED = {"accelerate": "accelerate", "pyarrow": "pyarrow", "tensorboard": "tensorboard", "yaml": "pyyaml",
-          "PIL": "pillow"}
+NEEDED = {
+    "accelerate": "accelerate",
+    "pyarrow": "pyarrow",
+    "tensorboard": "tensorboard",
+    "yaml": "pyyaml",
+    "PIL": "pillow",
+}
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -30,9 +35,13 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     export.add_argument("run_folder", type=Path, metavar="RUN", help="the run's output folder")
     export.add_argument("out", type=Path, nargs="?", help="the .safetensors file (default: in RUN)")
     export.add_argument("--step", type=int, help="a checkpoint's step (default: the newest)")
-    export.add_argument("--calibrate", type=int, metavar="N",
-                        help="measure the dial on N validation subjects of the run's data first, so that the "
-                             "picture changes over all of it")
+    export.add_argument(
+        "--calibrate",
+        type=int,
+        metavar="N",
+        help="measure the dial on N validation subjects of the run's data first, so that the "
+        "picture changes over all of it",
+    )
     export.set_defaults(run=_export)
 
 
@@ -50,8 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file, or paper, one_card or demo")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                        help="change one value of the config, for example --set batch=8 --set references.white=0.3")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one value of the config, for example --set batch=8 --set references.white=0.3",
+    )
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -69,8 +83,10 @@ def _train(options: argparse.Namespace) -> None:
         try:
             overrides[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise FlexIPError(f"--set {text}: the value is not YAML ({' '.join(str(error).split())}); put text with a "
-                              "colon or brackets in quotes") from error
+            raise FlexIPError(
+                f"--set {text}: the value is not YAML ({' '.join(str(error).split())}); put text with a "
+                "colon or brackets in quotes"
+            ) from error
     trainer = Trainer(load_config(options.config, overrides))
     trainer.run()
     if trainer.first:

@@ -75,21 +75,29 @@ class Frozen:
 
     def measured(self) -> dict[str, Any]:
         """The fields of `FlexIPConfig` that base and encoders decide."""
-        return {"clip_width": self.clip.width, "retrieval_width": self.dino.width,
-                "text_width": int(self.text_encoder.config.hidden_size),
-                "token_width": int(self.unet.config.cross_attention_dim),
-                "channels": tuple(self.unet.config.block_out_channels)}
+        return {
+            "clip_width": self.clip.width,
+            "retrieval_width": self.dino.width,
+            "text_width": int(self.text_encoder.config.hidden_size),
+            "token_width": int(self.unet.config.cross_attention_dim),
+            "channels": tuple(self.unet.config.block_out_channels),
+        }
 
     def hashes(self) -> dict[str, dict[str, str]]:
         """Names and hashes of the encoders, as the adapter file holds them."""
-        return {"clip": {"name": self.clip.name, "hash": self.clip.weights_hash},
-                "retrieval": {"name": self.dino.name, "hash": self.dino.weights_hash}}
+        return {
+            "clip": {"name": self.clip.name, "hash": self.clip.weights_hash},
+            "retrieval": {"name": self.dino.name, "hash": self.dino.weights_hash},
+        }
 
     def identities(self) -> dict[str, str]:
         """Hashes of the weights by the config's key that names them; of the weights as they were loaded, before a
         cast."""
-        parts = {f"{name}.{key}": value for name in ("unet", "vae", "text_encoder")
-                 for key, value in getattr(self, name).state_dict().items()}
+        parts = {
+            f"{name}.{key}": value
+            for name in ("unet", "vae", "text_encoder")
+            for key, value in getattr(self, name).state_dict().items()
+        }
         return {"base": weights_hash(parts), "clip": self.clip.weights_hash, "dino": self.dino.weights_hash}
 
 
@@ -104,21 +112,30 @@ def load_frozen(config: TrainConfig) -> Frozen:
 
     base = Path(config.base)
     if base.is_file():
-        raise FlexIPError(f"{base} is a file; the base is a diffusers folder: turn it into one with diffusers' "
-                          "`StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)`")
+        raise FlexIPError(
+            f"{base} is a file; the base is a diffusers folder: turn it into one with diffusers' "
+            "`StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)`"
+        )
     missing = [p for p in _PARTS if base.exists() and not (base / p).is_dir()]
     if missing:
         raise FlexIPError(f"{base} has no folder {missing[0]}; the base is an SD1.5 model in diffusers' layout")
     clip, dino = load_clip(config.clip), load_dino(config.dino)
-    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel,
-             "tokenizer": CLIPTokenizer, "scheduler": DDPMScheduler}
+    kinds = {
+        "unet": UNet2DConditionModel,
+        "vae": AutoencoderKL,
+        "text_encoder": CLIPTextModel,
+        "tokenizer": CLIPTokenizer,
+        "scheduler": DDPMScheduler,
+    }
     try:
-        parts: dict[str, Any] = {name: kind.from_pretrained(config.base, subfolder=name)
-                                 for name, kind in kinds.items()}
+        parts: dict[str, Any] = {
+            name: kind.from_pretrained(config.base, subfolder=name) for name, kind in kinds.items()
+        }
     except (OSError, ValueError) as error:
-        raise FlexIPError(f"the base {config.base} cannot be loaded ({' '.join(str(error).split())[:300]}); "
-                          "give a folder of SD1.5 in diffusers' layout, or its name on a hub that can be reached"
-                          ) from error
+        raise FlexIPError(
+            f"the base {config.base} cannot be loaded ({' '.join(str(error).split())[:300]}); "
+            "give a folder of SD1.5 in diffusers' layout, or its name on a hub that can be reached"
+        ) from error
     for module in (parts["unet"], parts["vae"], parts["text_encoder"], clip, dino):
         module.float().eval().requires_grad_(False)
     frozen = Frozen(**parts, encoders=Encoders(clip, dino), latents=latents_manifest(parts["vae"], config.size))

@@ -36,14 +36,17 @@ def draw(preview: Preview, frozen: Frozen, adapter: FlexIPAdapter, config: Train
     """A row per subject, a column per γ of the gate."""
     from torchvision.transforms.functional import to_pil_image
 
-    rows = [[to_pil_image(picture) for picture in sweep(preview, number, frozen, adapter, config, GAMMAS)]
-            for number in range(len(preview.references))]
+    rows = [
+        [to_pil_image(picture) for picture in sweep(preview, number, frozen, adapter, config, GAMMAS)]
+        for number in range(len(preview.references))
+    ]
     return draw_sheet(rows, GAMMAS, preview.references, " | ".join(preview.prompts)[:120])
 
 
 @torch.no_grad()
-def sweep(preview: Preview, number: int, frozen: Frozen, adapter: FlexIPAdapter, config: TrainConfig,
-          gammas: Sequence[float]) -> Tensor:
+def sweep(
+    preview: Preview, number: int, frozen: Frozen, adapter: FlexIPAdapter, config: TrainConfig, gammas: Sequence[float]
+) -> Tensor:
     """One subject at every γ of the gate, (n, 3, H, W) in [0, 1] on the CPU; all from the same noise, which is the
     subject's own at every call."""
     device = next(adapter.parameters()).device
@@ -55,18 +58,26 @@ def sweep(preview: Preview, number: int, frozen: Frozen, adapter: FlexIPAdapter,
         seen = frozen.encoders.encode([preview.references[number]], crop=crop)
         cls, patches = seen.cls.to(device), seen.patches.to(device)
         keep = None if seen.keep is None else torch.cat([seen.keep, torch.ones_like(seen.keep)]).to(device)
-        features = ReferenceFeatures(torch.cat([cls, torch.zeros_like(cls)]),
-                                     torch.cat([patches, torch.zeros_like(patches)]), keep)
-        ids = frozen.tokenizer([preview.prompts[number], ""], padding="max_length", truncation=True, max_length=77,
-                               return_tensors="pt").input_ids
+        features = ReferenceFeatures(
+            torch.cat([cls, torch.zeros_like(cls)]), torch.cat([patches, torch.zeros_like(patches)]), keep
+        )
+        ids = frozen.tokenizer(
+            [preview.prompts[number], ""], padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+        ).input_ids
         text = frozen.read(ids).float()
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             p, s = adapter.preservation(features), adapter.personalization(text, features.cls)
             p, s, text = (t.repeat_interleave(columns, 0) for t in (p, s, text))
             own.condition = Condition(p, s, gamma_tensor(list(gammas) * 2).to(device))
             noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(config.seed + number))
-            latents = denoise(frozen.unet, frozen.scheduler, noise.expand(columns, -1, -1, -1).to(device), text,
-                              steps=config.preview_steps, guidance=config.guidance)
+            latents = denoise(
+                frozen.unet,
+                frozen.scheduler,
+                noise.expand(columns, -1, -1, -1).to(device),
+                text,
+                steps=config.preview_steps,
+                guidance=config.guidance,
+            )
         return frozen.decode(latents)
     finally:
         own.eject()

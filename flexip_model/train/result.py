@@ -34,11 +34,11 @@ A FlexIP adapter for models of Stable Diffusion 1.5's structure, trained by `pyt
 
 ## Data
 
-| Data set | Groups | Kinds | Licence |
+| Data set | Groups | Kinds | License |
 |---|---|---|---|
 {data}
 
-What these licences allow for the weights is for whoever shares this file to check.
+What these licenses allow for the weights is for whoever shares this file to check.
 
 ## How to use it
 
@@ -46,8 +46,14 @@ Put `{file}` into ComfyUI's `models/flexip` and choose it in *Load FlexIP Adapte
 """
 
 
-def write(folder: Path, found: state.Checkpoint, config: TrainConfig, adapter: FlexIPConfig, about: dict[str, Any],
-          target: Path | None = None) -> Path:
+def write(
+    folder: Path,
+    found: state.Checkpoint,
+    config: TrainConfig,
+    adapter: FlexIPConfig,
+    about: dict[str, Any],
+    target: Path | None = None,
+) -> Path:
     """Write the averaged weights of a checkpoint as an adapter file, with a card beside it; returns the file.
 
     Args:
@@ -58,22 +64,54 @@ def write(folder: Path, found: state.Checkpoint, config: TrainConfig, adapter: F
     if not path.parent.is_dir():
         raise FlexIPError(f"there is no folder {path.parent}; make it first")
     tensors = found.parts["ema"]
-    training = {"trained": True, "steps": found.step, "samples": found.info["seen"], "data": about["data"],
-                "base": _name(config.base), "start": _name(config.start), "seed": config.seed,
-                "date": date.today().isoformat()}
-    save_adapter(path, adapter, tensors, training=training, encoders=about["encoders"], title=config.title,
-                 license=config.license)
+    training = {
+        "trained": True,
+        "steps": found.step,
+        "samples": found.info["seen"],
+        "data": about["data"],
+        "base": _name(config.base),
+        "start": _name(config.start),
+        "seed": config.seed,
+        "date": date.today().isoformat(),
+    }
+    save_adapter(
+        path,
+        adapter,
+        tensors,
+        training=training,
+        encoders=about["encoders"],
+        title=config.title,
+        license=config.license,
+    )
     rows = "\n".join(f"| {d['name']} | {d['groups']} | {d['kinds']} | {d['license']} |" for d in about["data"])
     names = "; ".join(f"{e['name']} `{e['hash'][:12]}`" for e in about["encoders"].values())
     card = CARD.format(
-        license_id=config.license.lower() or "unknown", title=config.title, file=path.name,
-        hash=tensors_hash({k: v.half() for k, v in tensors.items()}), step=found.step, steps=config.steps,
-        seen=found.info["seen"], batch=config.batch, world=found.info["world"], accumulation=config.accumulation,
-        ema=config.ema, alpha=adapter.alpha, beta=adapter.beta, gamma_spread=config.gamma_spread,
-        dial=adapter.dial_in_words, base=_name(config.base), encoders=names,
-        start=_name(config.start), lr=config.lr, weight_decay=config.weight_decay,
-        schedule=config.schedule, warmup=config.warmup, unreadable=found.info["unreadable"],
-        skipped=found.info["skipped"], data=rows)
+        license_id=config.license.lower() or "unknown",
+        title=config.title,
+        file=path.name,
+        hash=tensors_hash({k: v.half() for k, v in tensors.items()}),
+        step=found.step,
+        steps=config.steps,
+        seen=found.info["seen"],
+        batch=config.batch,
+        world=found.info["world"],
+        accumulation=config.accumulation,
+        ema=config.ema,
+        alpha=adapter.alpha,
+        beta=adapter.beta,
+        gamma_spread=config.gamma_spread,
+        dial=adapter.dial_in_words,
+        base=_name(config.base),
+        encoders=names,
+        start=_name(config.start),
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        schedule=config.schedule,
+        warmup=config.warmup,
+        unreadable=found.info["unreadable"],
+        skipped=found.info["skipped"],
+        data=rows,
+    )
     (path.parent / f"{path.stem}.md").write_text(card, encoding="utf-8")
     return path
 

@@ -50,8 +50,10 @@ def _read(path: Path) -> tuple[FlexIPConfig, dict[str, Tensor]]:
     if any(key.startswith(("ip_adapter.", "image_proj.")) for key in read_header(path).tensors):
         config, tensors, _ = convert_ip_adapter(path)
         if config.kind != "ip-adapter-plus":
-            raise FlexIPError(f"{path} is a plain IP-Adapter, which has no resampler; start from an IP-Adapter-Plus "
-                              "file, from an adapter file, or from nothing")
+            raise FlexIPError(
+                f"{path} is a plain IP-Adapter, which has no resampler; start from an IP-Adapter-Plus "
+                "file, from an adapter file, or from nothing"
+            )
         return config, tensors
     info, tensors = load_adapter_file(path)
     return info.config, tensors
@@ -64,6 +66,8 @@ def _take(adapter: FlexIPAdapter, config: FlexIPConfig, tensors: dict[str, Tenso
     for key, value in taken.items():
         if key not in own or own[key].shape != value.shape:
             wanted = list(own[key].shape) if key in own else "nothing of that name"
-            raise FlexIPError(f"{path} cannot be the start: its {key} is {list(value.shape)}, the config asks for "
-                              f"{wanted}; set the adapter's sizes in the config to those of the file")
+            raise FlexIPError(
+                f"{path} cannot be the start: its {key} is {list(value.shape)}, the config asks for "
+                f"{wanted}; set the adapter's sizes in the config to those of the file"
+            )
     adapter.load_state_dict(taken, strict=False)

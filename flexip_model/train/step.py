@@ -64,8 +64,9 @@ class TrainStep(nn.Module):
         noisy = frozen.scheduler.add_noise(latents, noise, steps)
         velocity = frozen.scheduler.config.prediction_type == "v_prediction"
         target = frozen.scheduler.get_velocity(latents, noise, steps) if velocity else noise
-        gamma = spread_gamma(self.adapter.gate(batch["variant"]), batch["variant"], batch["gamma_drawn"],
-                             self.gamma_spread)
+        gamma = spread_gamma(
+            self.adapter.gate(batch["variant"]), batch["variant"], batch["gamma_drawn"], self.gamma_spread
+        )
         condition = Condition(self.adapter.preservation(features), self.adapter.personalization(text, cls), gamma)
         # It stays until the next step: gradient checkpointing runs the UNet's blocks again.
         host.condition = condition
@@ -81,8 +82,10 @@ class TrainStep(nn.Module):
         def seen(pixels: Tensor, encoder: Any) -> Tensor:
             return normalize(pixels, encoder.mean, encoder.std).to(next(encoder.parameters()).dtype)
 
-        return (fill(batch, "cls", lambda pixels: clip(seen(pixels, clip)).cls.float()),
-                fill(batch, "patches", lambda pixels: dino(seen(pixels, dino)).float()))
+        return (
+            fill(batch, "cls", lambda pixels: clip(seen(pixels, clip)).cls.float()),
+            fill(batch, "patches", lambda pixels: dino(seen(pixels, dino)).float()),
+        )
 
     def _weights(self, steps: Tensor, velocity: bool) -> Tensor | float:
         """Min-SNR weights (Hang et al., 2023), or 1: the paper's loss."""

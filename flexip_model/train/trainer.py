@@ -39,8 +39,9 @@ class Trainer(Loop[FlexIPAdapter]):
         if config.gradient_checkpointing:
             self.frozen.unet.train()
             self.frozen.unet.enable_gradient_checkpointing()
-        super().__init__(TrainStep(adapter, self.frozen, config.min_snr, config.gamma_spread), adapter, config,
-                         Path(config.output))
+        super().__init__(
+            TrainStep(adapter, self.frozen, config.min_snr, config.gamma_spread), adapter, config, Path(config.output)
+        )
         self.frozen.to(self.accelerator.device, pick_dtype(config.precision))
         if config.compile:
             self.frozen.unet.compile_repeated_blocks()
@@ -75,8 +76,10 @@ class Trainer(Loop[FlexIPAdapter]):
                 samples = open_samples(self.config, self.frozen, number, self.world)
                 data = samples.groups.describe()
                 if begun < self.step and data != self.about["data"]:
-                    raise FlexIPError(f"the run in {self.folder} was started on {_in_words(self.about['data'])}, the "
-                                      f"data now are {_in_words(data)}; put them back, or name another output folder")
+                    raise FlexIPError(
+                        f"the run in {self.folder} was started on {_in_words(self.about['data'])}, the "
+                        f"data now are {_in_words(data)}; put them back, or name another output folder"
+                    )
                 self.about["data"] = data
                 self.watch.samples(samples)
                 self._stage(samples, begun, stage.steps)
@@ -90,9 +93,14 @@ class Trainer(Loop[FlexIPAdapter]):
         c = self.config
         first = (self.step - begun) * c.accumulation
         loader: Any = DataLoader(
-            samples, batch_sampler=Batches(samples.order, self.rank, first, steps * c.accumulation),
-            num_workers=c.workers, collate_fn=collate, pin_memory=self.accelerator.device.type == "cuda",
-            persistent_workers=False, prefetch_factor=4 if c.workers else None)
+            samples,
+            batch_sampler=Batches(samples.order, self.rank, first, steps * c.accumulation),
+            num_workers=c.workers,
+            collate_fn=collate,
+            pin_memory=self.accelerator.device.type == "cuda",
+            persistent_workers=False,
+            prefetch_factor=4 if c.workers else None,
+        )
         self.until(begun + steps, iter(loader))
 
     def fetch(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
@@ -139,8 +147,15 @@ class Trainer(Loop[FlexIPAdapter]):
             self._watch.close()
 
     def info(self) -> dict[str, Any]:
-        return {"seen": self.seen, "unreadable": self.unreadable, "world": self.world, "config": to_dict(self.config),
-                "adapter": self.adapter.config.to_json(), "about": self.about, "beside": self.beside}
+        return {
+            "seen": self.seen,
+            "unreadable": self.unreadable,
+            "world": self.world,
+            "config": to_dict(self.config),
+            "adapter": self.adapter.config.to_json(),
+            "about": self.about,
+            "beside": self.beside,
+        }
 
     def restore(self, found: state.Checkpoint) -> None:
         """Go on from a checkpoint.
@@ -152,15 +167,21 @@ class Trainer(Loop[FlexIPAdapter]):
         saved, now = found.info["config"], json.loads(json.dumps(to_dict(self.config)))
         for key in ("seed", "batch", "accumulation", "image_share", "adapter", "size"):
             if saved[key] != now[key]:
-                raise FlexIPError(f"the run in {self.folder} was started with {key} {saved[key]}, the config now says "
-                                  f"{now[key]}; put it back, or name another output folder")
+                raise FlexIPError(
+                    f"the run in {self.folder} was started with {key} {saved[key]}, the config now says "
+                    f"{now[key]}; put it back, or name another output folder"
+                )
         for key, digest in found.info.get("beside", {}).items():
             if self.beside[key] != digest:
-                raise FlexIPError(f"the run in {self.folder} was started with {key} {saved[key]}, whose weights are "
-                                  f"not those of {now[key]} now; put it back, or name another output folder")
+                raise FlexIPError(
+                    f"the run in {self.folder} was started with {key} {saved[key]}, whose weights are "
+                    f"not those of {now[key]} now; put it back, or name another output folder"
+                )
         if found.info["world"] != self.world:
-            raise FlexIPError(f"the run in {self.folder} was started on {found.info['world']} devices, now there are "
-                              f"{self.world}; start it on as many, or name another output folder")
+            raise FlexIPError(
+                f"the run in {self.folder} was started on {found.info['world']} devices, now there are "
+                f"{self.world}; start it on as many, or name another output folder"
+            )
         super().restore(found)
         self.seen, self.unreadable = int(found.info["seen"]), int(found.info["unreadable"])
         self.about["data"] = found.info["about"]["data"]

@@ -82,17 +82,25 @@ class Watch:
         values["loss/all"] = float(sums[:, 0].sum() / sums[:, 1].sum().clamp(min=1))
         values |= {f"gradient/{name}": value / max(self._steps, 1) for name, value in self._norms.items()}
         alpha, beta = run.trained.gate.alpha_beta().tolist()
-        values |= {"rate": run.rate(), "samples_per_second": speed, "waiting_share": self._waited / seconds,
-                   "unreadable": unreadable, "skipped_steps": run.skipped, "gate/alpha": alpha,
-                   "gate/beta": beta}
+        values |= {
+            "rate": run.rate(),
+            "samples_per_second": speed,
+            "waiting_share": self._waited / seconds,
+            "unreadable": unreadable,
+            "skipped_steps": run.skipped,
+            "gate/alpha": alpha,
+            "gate/beta": beta,
+        }
         if run.first:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, run.step)
             with (run.folder / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": run.step, **{k: round(v, 6) for k, v in values.items()}}) + "\n")
             kinds = " ".join(f"{k} {values[f'loss/{k}']:.4f}" for k in KINDS if f"loss/{k}" in values)
-            run.say(f"step {run.step}/{c.steps}  loss {values['loss/all']:.4f} ({kinds})  "
-                        f"{speed:.1f} samples/s  waiting {values['waiting_share']:.0%}  left {_clock(left)}")
+            run.say(
+                f"step {run.step}/{c.steps}  loss {values['loss/all']:.4f} ({kinds})  "
+                f"{speed:.1f} samples/s  waiting {values['waiting_share']:.0%}  left {_clock(left)}"
+            )
         self._errors.zero_()
         self._norms, self._steps, self._waited = {}, 0, 0.0
         self._since, self._step = time.perf_counter(), run.step

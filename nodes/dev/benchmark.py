@@ -40,7 +40,11 @@ CLONES = 10
 def random_model() -> comfy.model_patcher.ModelPatcher:
     """ComfyUI's own SD1.5 with random fp32 weights, 860 M."""
     unet_config = {
-        **SD15_UNET, "in_channels": 4, "out_channels": 4, "model_channels": 320, "channel_mult": [1, 2, 4, 4],
+        **SD15_UNET,
+        "in_channels": 4,
+        "out_channels": 4,
+        "model_channels": 320,
+        "channel_mult": [1, 2, 4, 4],
         "context_dim": 768,
     }
     config = comfy.supported_models.SD15(unet_config)
@@ -79,7 +83,9 @@ def sampling(loaded: LoadedAdapter, size: int, steps: int, rounds: int) -> list[
     what = f"ComfyUI: a run of {steps} steps at {size} px, guidance batch 2, patched against unpatched"
     row = compare(what, run(patched), run(model), rounds=rounds, goal="≤ 1.02")
     apply = alone(
-        "ComfyUI: Apply FlexIP", lambda: apply_adapter(model, Applied(loaded, gamma_tensor(0.5))), rounds=rounds * 4,
+        "ComfyUI: Apply FlexIP",
+        lambda: apply_adapter(model, Applied(loaded, gamma_tensor(0.5))),
+        rounds=rounds * 4,
         goal="< 50 ms",
     )
     return [row, apply, clones(patched)]

@@ -1,6 +1,6 @@
 """The patch: gated attention at the 16 cross-attention sites of a ComfyUI model (Eq. 4).
 
-    model = apply_adapter(model, Applied(loaded, gamma_tensor(0.5)))
+model = apply_adapter(model, Applied(loaded, gamma_tensor(0.5)))
 """
 
 from __future__ import annotations

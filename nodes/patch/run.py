@@ -94,7 +94,7 @@ class Run:
     def active(self, start: float, end: float, sigma: float) -> bool:
         """Whether a step lies in [start, end) of the sampling; 1 as the end takes in the last step.
 
-        By sigma, as ComfyUI's own ranges; half open, so that neighbouring ranges never share a step.
+        By sigma, as ComfyUI's own ranges; half open, so that neighboring ranges never share a step.
         """
         if (start, end) not in self._ranges:
             bounds = (self.sampling.percent_to_sigma(start), self.sampling.percent_to_sigma(end))
@@ -143,7 +143,12 @@ class Step:
     """
 
     def __init__(
-        self, applied: Applied, run: Run, tokens: RowTokens, options: dict[str, Any], like: Tensor,
+        self,
+        applied: Applied,
+        run: Run,
+        tokens: RowTokens,
+        options: dict[str, Any],
+        like: Tensor,
         context: Tensor | None,
     ) -> None:
         self.applied, self.tokens, self.like, self.context = applied, tokens, like, context

@@ -59,8 +59,12 @@ class SitePatch:
 
         def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
             return comfy_attention.optimized_attention(
-                q, k, v, heads,
-                attn_precision=extra_options.get("attn_precision"), transformer_options=extra_options,
+                q,
+                k,
+                v,
+                heads,
+                attn_precision=extra_options.get("attn_precision"),
+                transformer_options=extra_options,
             )
 
         heads = extra_options["n_heads"]

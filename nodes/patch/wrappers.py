@@ -109,8 +109,17 @@ class Wrappers:
             self._note(patches, options)
         return out
 
-    def around_model(self, executor: Any, x: Tensor, t: Any, c_concat: Any = None, c_crossattn: Any = None,
-                     control: Any = None, transformer_options: dict | None = None, **kwargs: Any) -> Any:
+    def around_model(
+        self,
+        executor: Any,
+        x: Tensor,
+        t: Any,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: dict | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """APPLY_MODEL: take P and S of this batch from the arguments and put the patches over what is there."""
         options = transformer_options or {}
         if REST in options:

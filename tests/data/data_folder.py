@@ -41,9 +41,18 @@ def write_folder(folder: Path, groups: int = 4, shard_bytes: int = 15_000, broke
             if number == broken:
                 data = data[:40]
             box = (40.0, 20.0, 130.0, 110.0) if i == 1 else None
-            frames.append(NewFrame(data, *picture.size, 1.0, f"{number:016x}", encoded(mask, "PNG") if i % 2 == 0
-                                   else None, None if i % 2 == 0 else j * 2.0, box=box,
-                                   captions=with_captions if i == 0 else ()))
+            frames.append(
+                NewFrame(
+                    data,
+                    *picture.size,
+                    1.0,
+                    f"{number:016x}",
+                    encoded(mask, "PNG") if i % 2 == 0 else None,
+                    None if i % 2 == 0 else j * 2.0,
+                    box=box,
+                    captions=with_captions if i == 0 else (),
+                )
+            )
             number += 1
         writer.add(NewGroup(f"g{i}", "image" if i % 2 == 0 else "video", tuple(frames)))
     writer.close()

@@ -19,7 +19,7 @@ W, H = 160, 120
 
 
 def picture(seed: int, size: tuple[int, int] = (W, H)) -> Image.Image:
-    """A picture that no other seed comes near to: smooth coloured noise with a disc on it."""
+    """A picture that no other seed comes near to: smooth colored noise with a disc on it."""
     random = np.random.default_rng(seed)
     small = Image.fromarray(random.integers(0, 256, (9, 12, 3), np.uint8))
     array = np.asarray(small.resize(size, Image.Resampling.BICUBIC)).copy()
@@ -28,7 +28,7 @@ def picture(seed: int, size: tuple[int, int] = (W, H)) -> Image.Image:
 
 
 def disc(size: tuple[int, int] = (W, H), x: float = 0.5) -> np.ndarray:
-    """(H, W) bool: a disc of a quarter of the shorter side, its centre at `x` of the width."""
+    """(H, W) bool: a disc of a quarter of the shorter side, its center at `x` of the width."""
     rows, columns = np.mgrid[: size[1], : size[0]]
     return (columns - x * size[0]) ** 2 + (rows - size[1] / 2) ** 2 < (min(size) / 4) ** 2
 
@@ -50,14 +50,14 @@ def encoded(image: Image.Image, kind: str = "JPEG") -> bytes:
 
 
 def scene(seed: int, frames: int, speed: float = 1.0) -> Iterator[np.ndarray]:
-    """A disc that crosses a coloured background, which moves the other way at half its speed."""
+    """A disc that crosses a colored background, which moves the other way at half its speed."""
     random = np.random.default_rng(seed)
     back = np.kron(random.integers(40, 216, (H // 20, W // 20 + 4, 3)), np.ones((20, 20, 1)))
-    colour = random.integers(0, 256, 3)
+    color = random.integers(0, 256, 3)
     for i in range(frames):
         shift = int(i * speed) % 60
         frame = back[:, shift // 2 : shift // 2 + W].copy()
-        frame[disc(x=0.2 + shift / 100)] = colour
+        frame[disc(x=0.2 + shift / 100)] = color
         yield frame.astype(np.uint8)
 
 
@@ -99,9 +99,18 @@ def sa1b(root: Path) -> None:
         annotation = {
             "image": {"image_id": number, "width": W, "height": H, "file_name": f"sa_{number}.jpg"},
             "annotations": [
-                {"segmentation": coco(m), "area": int(m.sum()), "bbox": [0, 0, 1, 1], "predicted_iou": 0.9,
-                 "stability_score": 0.95, "id": i, "crop_box": [0, 0, W, H], "point_coords": [[1, 1]]}
-                for i, m in enumerate([np.ones((H, W), bool), disc(), np.eye(H, W, dtype=bool)])],
+                {
+                    "segmentation": coco(m),
+                    "area": int(m.sum()),
+                    "bbox": [0, 0, 1, 1],
+                    "predicted_iou": 0.9,
+                    "stability_score": 0.95,
+                    "id": i,
+                    "crop_box": [0, 0, W, H],
+                    "point_coords": [[1, 1]],
+                }
+                for i, m in enumerate([np.ones((H, W), bool), disc(), np.eye(H, W, dtype=bool)])
+            ],
         }
         content, notes = encoded(picture(number)), json.dumps(annotation).encode()
         if number < 3:
@@ -118,8 +127,10 @@ def brushdata(root: Path) -> None:
     with tarfile.open(root / "00000.tar", "w") as tar:
         for number in range(3):
             for suffix, content in (
-                ("image", encoded(picture(number))), ("caption", f"a disc, number {number}".encode()),
-                ("height", str(H).encode()), ("width", str(W).encode()),
+                ("image", encoded(picture(number))),
+                ("caption", f"a disc, number {number}".encode()),
+                ("height", str(H).encode()),
+                ("width", str(W).encode()),
                 ("segmentation", json.dumps({"mask": [brush_runs(disc(x=0.3))], "label": ["disc"]}).encode()),
             ):
                 add(tar, f"{number:09}.{suffix}", content)
@@ -161,9 +172,18 @@ def co3dv2(root: Path) -> None:
             mask = f"apple/{sequence}/masks/frame{number + 1:06}.png"
             save(picture(number + 50 * len(rows)), root / image)
             save(mask_picture(disc()), root / mask)
-            rows.append({"sequence_name": sequence, "frame_number": number, "frame_timestamp": number / 10,
-                         "image": {"path": image, "size": [H, W]}, "mask": {"path": mask, "mass": 1234.0},
-                         "depth": {"path": ""}, "viewpoint": {}, "meta": {}})
+            rows.append(
+                {
+                    "sequence_name": sequence,
+                    "frame_number": number,
+                    "frame_timestamp": number / 10,
+                    "image": {"path": image, "size": [H, W]},
+                    "mask": {"path": mask, "mass": 1234.0},
+                    "depth": {"path": ""},
+                    "viewpoint": {},
+                    "meta": {},
+                }
+            )
     with gzip.open(root / "apple" / "frame_annotations.jgz", "wt") as file:
         json.dump(rows, file)
 
@@ -179,11 +199,16 @@ def celeba(root: Path) -> None:
 
 
 def meglass(root: Path) -> None:
-    for number, name in enumerate((
-        "10032527@N08_identity_4@2897031059_1.jpg", "10032527@N08_identity_4@3012938472_0.jpg",
-        "10032527@N08_identity_5@1111111111_0.jpg", "99999999@N00_identity_0@22222222_0.jpg",
-        "99999999@N00_identity_0@33333333_2.jpg", "99999999@N00_identity_0@44444444_0.jpg",
-    )):
+    for number, name in enumerate(
+        (
+            "10032527@N08_identity_4@2897031059_1.jpg",
+            "10032527@N08_identity_4@3012938472_0.jpg",
+            "10032527@N08_identity_5@1111111111_0.jpg",
+            "99999999@N00_identity_0@22222222_0.jpg",
+            "99999999@N00_identity_0@33333333_2.jpg",
+            "99999999@N00_identity_0@44444444_0.jpg",
+        )
+    ):
         save(picture(number, (120, 120)), root / "MeGlass_120x120" / name)
 
 
@@ -217,20 +242,39 @@ def sa_v(root: Path) -> None:
     for video, ending in (("sav_000001", "manual"), ("sav_000002", "auto")):
         save_video(root / "sav_000" / f"{video}.mp4", [scene(int(video[-1]), 60)])
         masklets = [[coco(np.eye(H, W, dtype=bool)), coco(disc(x=0.2 + (4 * i % 60) / 100))] for i in range(15)]
-        (root / "sav_000" / f"{video}_{ending}.json").write_text(json.dumps({
-            "video_id": video, "video_duration": 2.5, "video_frame_count": 60.0, "video_height": float(H),
-            "video_width": float(W), "masklet": masklets, "masklet_id": [0, 1], "masklet_type": [ending, ending],
-            "masklet_num": 2}))
+        (root / "sav_000" / f"{video}_{ending}.json").write_text(
+            json.dumps(
+                {
+                    "video_id": video,
+                    "video_duration": 2.5,
+                    "video_frame_count": 60.0,
+                    "video_height": float(H),
+                    "video_width": float(W),
+                    "masklet": masklets,
+                    "masklet_id": [0, 1],
+                    "masklet_type": [ending, ending],
+                    "masklet_num": 2,
+                }
+            )
+        )
 
 
 def celebv_hq(root: Path) -> None:
     """Two clips of one long video (raw), and one that its script has cut out (processed)."""
     clips = {}
-    for key, start, end in (("M2Ohb0FAaJU_1", 0.0, 1.9), ("M2Ohb0FAaJU_2", 2.0, 3.9), ("--tXHHzl3mU_0", 81.0, 83.0),
-                            ("gone_0", 0.0, 1.0)):
-        clips[key] = {"ytb_id": key.rsplit("_", 1)[0], "duration": {"start_sec": start, "end_sec": end},
-                      "bbox": {"top": 0.1, "bottom": 0.9, "left": 0.25, "right": 0.75},
-                      "attributes": {"appearance": [0], "action": [1]}, "version": "v0.1"}
+    for key, start, end in (
+        ("M2Ohb0FAaJU_1", 0.0, 1.9),
+        ("M2Ohb0FAaJU_2", 2.0, 3.9),
+        ("--tXHHzl3mU_0", 81.0, 83.0),
+        ("gone_0", 0.0, 1.0),
+    ):
+        clips[key] = {
+            "ytb_id": key.rsplit("_", 1)[0],
+            "duration": {"start_sec": start, "end_sec": end},
+            "bbox": {"top": 0.1, "bottom": 0.9, "left": 0.25, "right": 0.75},
+            "attributes": {"appearance": [0], "action": [1]},
+            "version": "v0.1",
+        }
     root.mkdir(parents=True, exist_ok=True)
     (root / "celebvhq_info.json").write_text(json.dumps({"meta_info": {}, "clips": clips}))
     save_video(root / "downloaded_celebvhq" / "raw" / "M2Ohb0FAaJU.mp4", [scene(1, 48), scene(2, 48)])
@@ -248,7 +292,7 @@ def vfhq(root: Path) -> None:
 def openvid_1m(root: Path) -> None:
     rows = ["video,caption,aesthetic score,motion score,temporal consistency score,camera motion,frame,fps,seconds"]
     for name, seed in (("_-0NHyxHyHw_8_0to141.mp4", 1), ("_-0NHyxHyHw_9_0to101.mp4", 2), ("celebv_gone_3.mp4", 0)):
-        rows.append(f'{name},"A disc, which crosses a wall of coloured tiles.",5.1,3.2,0.99,static,60,24.0,2.5')
+        rows.append(f'{name},"A disc, which crosses a wall of colored tiles.",5.1,3.2,0.99,static,60,24.0,2.5')
         if seed:
             save_video(root / "video" / name, [scene(seed, 60)])
     (root / "data" / "train").mkdir(parents=True)

@@ -56,8 +56,16 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def task(data: Path, tiny_folder: Path) -> CacheTask:
     encoders = tiny_folder / "encoders"
-    return CacheTask(data, str(tiny_folder), str(encoders / "clip_vision.safetensors"),
-                     str(encoders / "dinov2.safetensors"), size=32, batch=2, threads=2, device="cpu")
+    return CacheTask(
+        data,
+        str(tiny_folder),
+        str(encoders / "clip_vision.safetensors"),
+        str(encoders / "dinov2.safetensors"),
+        size=32,
+        batch=2,
+        threads=2,
+        device="cpu",
+    )
 
 
 def frames_of(folder: Path) -> list[Frame]:
@@ -66,8 +74,11 @@ def frames_of(folder: Path) -> list[Frame]:
 
 
 def values_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {f"{path.parent.name.split('-')[0]} {name}": value.clone()  # load_file maps the file
-            for path in sorted((folder / "caches").glob("*/*.safetensors")) for name, value in load_file(path).items()}
+    return {
+        f"{path.parent.name.split('-')[0]} {name}": value.clone()  # load_file maps the file
+        for path in sorted((folder / "caches").glob("*/*.safetensors"))
+        for name, value in load_file(path).items()
+    }
 
 
 def readers_of(folder: Path) -> dict[str, CacheReader]:
@@ -152,8 +163,28 @@ def test_two_processes_make_what_one_makes(task: CacheTask, tmp_path: Path) -> N
     wanted = values_of(task.folder)
     assert len(wanted) == 8 * 3 + 2 * 3  # of two masks: white for CLIP and DINO, a selection of patches
     other = write_folder(tmp_path / "other")
-    command = [sys.executable, "-m", "flexip_model", "data", "cache", str(other), "--vae", task.vae, "--clip",
-               task.clip, "--dino", task.dino, "--size", "32", "--batch", "2", "--device", "cpu", "--processes", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "flexip_model",
+        "data",
+        "cache",
+        str(other),
+        "--vae",
+        task.vae,
+        "--clip",
+        task.clip,
+        "--dino",
+        task.dino,
+        "--size",
+        "32",
+        "--batch",
+        "2",
+        "--device",
+        "cpu",
+        "--processes",
+        "2",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = values_of(other)

@@ -25,9 +25,16 @@ from .data_sources import H, W, disc, encoded, groups_of, mask_picture, picture
 
 def new_frame(seed: int, **changes) -> NewFrame:
     image = picture(seed)
-    values = {"picture": encoded(image), "width": W, "height": H, "sharpness": sharpness(image.convert("L")),
-              "dhash": f"{dhash(image.convert('L')):016x}", "mask": encoded(mask_picture(disc()), "PNG"),
-              "captions": (f"picture {seed}",), "box": (50.0, 30.0, 110.0, 90.0)}
+    values = {
+        "picture": encoded(image),
+        "width": W,
+        "height": H,
+        "sharpness": sharpness(image.convert("L")),
+        "dhash": f"{dhash(image.convert('L')):016x}",
+        "mask": encoded(mask_picture(disc()), "PNG"),
+        "captions": (f"picture {seed}",),
+        "box": (50.0, 30.0, 110.0, 90.0),
+    }
     return NewFrame(**{**values, **changes})
 
 
@@ -47,7 +54,14 @@ def test_a_group_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert len(data) == 6 and len(list((tmp_path / "data" / "shards").iterdir())) > 1
     group = data.group(3)
     assert (group.group_id, group.dataset, group.kind, group.quality, group.license, group.split, group.variant) == (
-        "g3", "pets", "video", "base", "CC0", "heldout", True)
+        "g3",
+        "pets",
+        "video",
+        "base",
+        "CC0",
+        "heldout",
+        True,
+    )
     frame, written = group.frames[1], new_frame(31, time=0.5)
     for name in ("width", "height", "time", "role", "box", "captions", "dhash"):
         assert getattr(frame, name) == getattr(written, name), name
@@ -149,11 +163,16 @@ def _cut_index(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 
 
-@pytest.mark.parametrize(("damage", "words"), [
-    (_future_version, "version 9, this pack reads version 1"), (_no_column, "lacks the column 'quality'"),
-    (_other_type, "column 'split' is int64"), (_cut_index, "cannot be read"),
-    (shutil.rmtree, "is no data folder"),
-])
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_future_version, "version 9, this pack reads version 1"),
+        (_no_column, "lacks the column 'quality'"),
+        (_other_type, "column 'split' is int64"),
+        (_cut_index, "cannot be read"),
+        (shutil.rmtree, "is no data folder"),
+    ],
+)
 def test_what_cannot_be_opened_is_refused_in_a_sentence(tmp_path: Path, damage, words: str, capsys) -> None:
     folder = make(tmp_path / "data")
     damage(folder)
@@ -190,18 +209,26 @@ FAULTS = {
     "a cut shard": (_cut_a_shard, "too short"),
     "a missing shard": (lambda folder: sorted((folder / "shards").glob("*.tar"))[0].unlink(), "No such file"),
     "a wrong place": (lambda f: _rows(f, lambda r: r[0]["frames"][0].update(offset=1024)), "in its place"),
-    "another frame's place": (lambda f: _rows(f, lambda r: r[1]["frames"][0].update(
-        {k: r[1]["frames"][1][k] for k in ("offset", "bytes", "hash")})), "in its place"),
+    "another frame's place": (
+        lambda f: _rows(
+            f, lambda r: r[1]["frames"][0].update({k: r[1]["frames"][1][k] for k in ("offset", "bytes", "hash")})
+        ),
+        "in its place",
+    ),
     "a wrong size": (lambda f: _rows(f, lambda r: r[0]["frames"][0].update(width=99)), "the index says otherwise"),
     "a box outside": (lambda f: _rows(f, lambda r: r[0]["frames"][0].update(box=[0, 0, 999, 9])), "is not inside"),
     "a way out": (lambda f: _rows(f, lambda r: r[0]["frames"][0].update(shard="../x.tar")), "names a shard"),
     "an unknown kind": (lambda f: _rows(f, lambda r: r[0].update(kind="hologram")), "'hologram' is none of"),
     "a group twice": (lambda f: _rows(f, lambda r: r[1].update(group_id="g0")), "two splits"),
     "a frame twice": (lambda f: _rows(f, lambda r: r.append({**r[0], "group_id": "g9"})), "frame ids occur more"),
-    "held out and trained on": (lambda f: _rows(f, lambda r: r.append({**r[0], "group_id": "g9", "split": "heldout"})),
-                                "in train and, as the same picture, in heldout"),
-    "a dataset without entry": (lambda f: (f / "flexip-data.json").write_text(
-        '{"format": "flexip-data", "version": 1, "datasets": {}}'), "has no entry"),
+    "held out and trained on": (
+        lambda f: _rows(f, lambda r: r.append({**r[0], "group_id": "g9", "split": "heldout"})),
+        "in train and, as the same picture, in heldout",
+    ),
+    "a dataset without entry": (
+        lambda f: (f / "flexip-data.json").write_text('{"format": "flexip-data", "version": 1, "datasets": {}}'),
+        "has no entry",
+    ),
 }
 
 
@@ -223,4 +250,5 @@ def test_show_counts_and_gives_the_licences(tmp_path: Path, capsys) -> None:
     assert "pets: CC0" in out
     assert [line.split() for line in out.splitlines() if "video" in line] == [
         ["pets", "video", "base", "heldout", "1", "2", "2", "2"],
-        ["pets", "video", "base", "train", "2", "4", "4", "4"]]
+        ["pets", "video", "base", "train", "2", "4", "4", "4"],
+    ]

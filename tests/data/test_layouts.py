@@ -226,4 +226,5 @@ def test_the_page_has_every_layout_its_licence_and_commands_that_parse() -> None
         if layout.kind != "image" or layout.name in ("sa-1b", "brushdata"):
             row = next(line for line in page.splitlines() if line.startswith(f"| `{layout.name}` |"))
             assert layout.name in ("videos", "views") or (
-                row.endswith(f"| {layout.license} |") and f"| {layout.kind}, {layout.quality} |" in row)
+                row.endswith(f"| {layout.license} |") and f"| {layout.kind}, {layout.quality} |" in row
+            )

@@ -54,9 +54,10 @@ def test_a_killed_run_goes_on_and_gives_what_one_run_gives(tmp_path: Path, proce
     (source / "0003.jpg").write_bytes(b"no picture")
     assert main(arguments_of(source, tmp_path / "whole")) == 0
     killed = 0
-    for shards in (2, 5)[int(processes) - 1:]:
-        process = subprocess.Popen(pack_command(source, tmp_path / "data", "--processes", processes), cwd=ROOT,
-                                   stdout=subprocess.DEVNULL)
+    for shards in (2, 5)[int(processes) - 1 :]:
+        process = subprocess.Popen(
+            pack_command(source, tmp_path / "data", "--processes", processes), cwd=ROOT, stdout=subprocess.DEVNULL
+        )
         while process.poll() is None and len(list((tmp_path / "data" / "shards").glob("pictures-*.tar"))) < shards:
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
@@ -73,8 +74,9 @@ def test_a_killed_run_goes_on_and_gives_what_one_run_gives(tmp_path: Path, proce
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_completes_the_shard_in_hand(tmp_path: Path, number: int, capsys) -> None:
     source, data = pictures(tmp_path / "source", 80), tmp_path / "data"
-    process = subprocess.Popen(pack_command(source, data), cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        pack_command(source, data), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     while process.poll() is None and not list((data / "shards").glob("pictures-*.tar")):
         time.sleep(0.001)
     process.send_signal(number)
@@ -144,10 +146,12 @@ def test_own_videos_and_pictures_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_other_commands_need_none_of_the_data_packages() -> None:
-    code = ("import sys\nfor name in ('pyarrow', 'av', 'PIL', 'pycocotools'): sys.modules[name] = None\n"
-            "from flexip_model.__main__ import main\n"
-            "assert main(['inspect', 'nothing.safetensors']) == 2\n"
-            "assert main(['data', 'show', '.']) == 2")
+    code = (
+        "import sys\nfor name in ('pyarrow', 'av', 'PIL', 'pycocotools'): sys.modules[name] = None\n"
+        "from flexip_model.__main__ import main\n"
+        "assert main(['inspect', 'nothing.safetensors']) == 2\n"
+        "assert main(['data', 'show', '.']) == 2"
+    )
     end = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert end.returncode == 0, end.stderr
     assert "needs pyarrow: run `pip install -e '.[train]'` in the pack's folder" in end.stderr

@@ -27,8 +27,10 @@ def test_excluded_pictures_and_near_copies_of_them_never_get_in(tmp_path: Path, 
     same_file = hashlib.sha256((source / "0005.jpg").read_bytes()).hexdigest()
     near = dhash(Image.open(source / "0004.jpg").convert("L")) ^ 1
     hashes.write_text(f"# more\n{same_file}\n{near:016x}  # one bit off\n\n")
-    assert main(["data", "pack", "pictures", str(source), str(tmp_path / "data"), "--exclude", str(bench),
-                 str(hashes)]) == 0
+    assert (
+        main(["data", "pack", "pictures", str(source), str(tmp_path / "data"), "--exclude", str(bench), str(hashes)])
+        == 0
+    )
     assert "kept out by --exclude, the same file or a near copy: 5" in capsys.readouterr().out
     found = {group.group_id for group in groups_of(Dataset.open(tmp_path / "data"))}
     assert found == {f"{i:04}.jpg" for i in (0, *range(6, 20))}
@@ -44,8 +46,12 @@ def test_copies_of_heldout_pictures_leave_training_in_every_dataset(tmp_path: Pa
     for i in range(12):  # every picture of the first is in the second again, smaller and recompressed
         save(Image.open(first / f"{i:04}.jpg").resize((280, 210)), second / f"copy{i}.jpg", quality=60)
     for name, source in (("first", first), ("second", second)):
-        assert main(["data", "pack", "pictures", str(source), str(data), "--name", name, "--heldout", "0.3",
-                     "--val", "0.2"]) == 0
+        assert (
+            main(
+                ["data", "pack", "pictures", str(source), str(data), "--name", name, "--heldout", "0.3", "--val", "0.2"]
+            )
+            == 0
+        )
     out = capsys.readouterr().out
     assert "left out of the index, copies" in out and "taken out of other datasets' indexes" in out
     groups = groups_of(Dataset.open(data))
@@ -76,13 +82,17 @@ def test_near_hashes_find_all_within_the_distance_and_no_more() -> None:
 
 def test_pictures_of_one_shape_in_other_colours_are_no_copies(tmp_path: Path, capsys) -> None:
     """Difference hashes see brightness alone: flags of one pattern have the same."""
-    for name, colours in (("a", ("white", "red")), ("b", ("white", "blue"))):
-        image = Image.new("RGB", (300, 200), colours[0])
-        image.paste(colours[1], (150, 0, 300, 200))
+    for name, colors in (("a", ("white", "red")), ("b", ("white", "blue"))):
+        image = Image.new("RGB", (300, 200), colors[0])
+        image.paste(colors[1], (150, 0, 300, 200))
         save(image, tmp_path / name / f"{name}.png")
     assert dhash(Image.open(tmp_path / "a/a.png").convert("L")) == dhash(Image.open(tmp_path / "b/b.png").convert("L"))
-    assert main(["data", "pack", "pictures", str(tmp_path / "a"), str(tmp_path / "data"), "--exclude",
-                 str(tmp_path / "b")]) == 0
+    assert (
+        main(
+            ["data", "pack", "pictures", str(tmp_path / "a"), str(tmp_path / "data"), "--exclude", str(tmp_path / "b")]
+        )
+        == 0
+    )
     assert "kept out" not in capsys.readouterr().out
 
 
@@ -90,5 +100,6 @@ def test_splits_have_their_shares_and_never_move() -> None:
     keys = [f"subject {i}" for i in range(20_000)]
     splits = [split_of(key, 0.02, 0.05) for key in keys]
     assert abs(splits.count("heldout") / 20_000 - 0.02) < 0.004 and abs(splits.count("val") / 20_000 - 0.05) < 0.006
-    assert all(split_of(key, 0.03, 0.05) == "heldout" for key, split in zip(keys, splits, strict=True)
-               if split == "heldout")
+    assert all(
+        split_of(key, 0.03, 0.05) == "heldout" for key, split in zip(keys, splits, strict=True) if split == "heldout"
+    )

@@ -45,8 +45,10 @@ def test_the_picture_is_that_of_the_number_and_time(tmp_path: Path) -> None:
 def test_the_distance_in_time_holds_for_uneven_frame_rates(seed: int) -> None:
     random = np.random.default_rng(seed)
     times = np.sort(random.random(20)) ** random.uniform(0.3, 3) * 10
-    seen = [Seen(i, float(t), int(t > 6), random.random(), random.integers(0, 256, (32, 32, 3), np.uint8))
-            for i, t in enumerate(times)]
+    seen = [
+        Seen(i, float(t), int(t > 6), random.random(), random.integers(0, 256, (32, 32, 3), np.uint8))
+        for i, t in enumerate(times)
+    ]
     groups = choose(Scan(seen, 10.0), VideoChoice(frames=5, gap=0.15, low=0.0))
     assert any(len(group) > 1 for group in groups)
     for group in groups:
@@ -81,7 +83,7 @@ def test_motion_that_comes_back_gives_the_frames_where_it_is_away(tmp_path: Path
 
 
 def test_another_thing_that_fades_in_is_not_the_same_group(tmp_path: Path) -> None:
-    """A slow dissolve has no cut: the colours tell."""
+    """A slow dissolve has no cut: the colors tell."""
     a, b = np.full((H, W, 3), (200, 30, 30), float), np.full((H, W, 3), (30, 60, 200), float)
     shares = np.clip(np.linspace(-1, 2, 96), 0, 1)
     noise = np.random.default_rng(0).integers(-20, 20, (96, H, W, 1))

@@ -11,8 +11,15 @@ CHAT = (
     "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
-           "<|video_pad|>")
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 
 
 def write_qwen2_vl(folder: Path) -> Path:
@@ -31,23 +38,36 @@ def write_qwen2_vl(folder: Path) -> Path:
     vocabulary = {letter: i for i, letter in enumerate([*alphabet, *SPECIAL])}
     plain = Tokenizer(models.BPE(vocabulary, []))
     plain.pre_tokenizer, plain.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer = Qwen2TokenizerFast(tokenizer_object=plain, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-                                   additional_special_tokens=list(SPECIAL[1:]))
+    tokenizer = Qwen2TokenizerFast(
+        tokenizer_object=plain,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=list(SPECIAL[1:]),
+    )
     sizes = {"min_pixels": 28 * 28, "max_pixels": 28 * 28 * 16}
-    Qwen2VLProcessor(Qwen2VLImageProcessor(**sizes), tokenizer, Qwen2VLVideoProcessor(**sizes),
-                     chat_template=CHAT).save_pretrained(folder)
+    Qwen2VLProcessor(
+        Qwen2VLImageProcessor(**sizes), tokenizer, Qwen2VLVideoProcessor(**sizes), chat_template=CHAT
+    ).save_pretrained(folder)
     ids = {name: vocabulary[name] for name in SPECIAL}
     torch.manual_seed(0)
     config = Qwen2VLConfig(
         text_config={
-            "vocab_size": len(vocabulary), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": ids["<|endoftext|>"],
-            "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"],
+            "vocab_size": len(vocabulary),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
             "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
         },
         vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2},
-        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
     )
     model = Qwen2VLForConditionalGeneration(config)
     enlarge(model)
@@ -73,11 +93,28 @@ def write_blip(folder: Path) -> Path:
     BlipProcessor(BlipImageProcessor(size=size), BertTokenizerFast(str(folder / "vocab.txt"))).save_pretrained(folder)
     torch.manual_seed(0)
     config = BlipConfig(
-        text_config={"vocab_size": len(words), "hidden_size": 32, "encoder_hidden_size": 32, "intermediate_size": 64,
-                     "num_hidden_layers": 2, "num_attention_heads": 2, "bos_token_id": 5, "eos_token_id": 3,
-                     "pad_token_id": 0, "sep_token_id": 3, "projection_dim": 32},
-        vision_config={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-                       "image_size": 32, "patch_size": 8, "projection_dim": 32},
+        text_config={
+            "vocab_size": len(words),
+            "hidden_size": 32,
+            "encoder_hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "bos_token_id": 5,
+            "eos_token_id": 3,
+            "pad_token_id": 0,
+            "sep_token_id": 3,
+            "projection_dim": 32,
+        },
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+            "projection_dim": 32,
+        },
     )
     model = BlipForConditionalGeneration(config)
     enlarge(model)

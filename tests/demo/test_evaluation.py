@@ -60,6 +60,7 @@ def heldout(work: Path) -> Composer:
 
 # Reading weights without unpickling
 
+
 def test_an_old_torch_file_gives_the_tensors_that_torch_saved(tmp_path: Path) -> None:
     saved = OrderedDict(a=torch.randn(3, 4), b=torch.randn(2, 3, 4).permute(2, 0, 1), n=torch.tensor(7))
     saved["view"] = saved["a"][1:]
@@ -100,6 +101,7 @@ def test_another_wheel_than_the_recorded_one_is_refused(tmp_path: Path) -> None:
 
 # Judges
 
+
 def test_the_judges_are_right_on_true_pictures(work: Path, judge: Judge, heldout: Composer) -> None:
     subjects = evaluate.subjects_of(heldout.store)
     assert len(subjects) == evaluate.CONCEPTS == len({s.concept for s in subjects})
@@ -128,6 +130,7 @@ def test_a_picture_of_another_subject_or_background_is_judged_wrong(judge: Judge
 
 # Figures
 
+
 def test_intervals_cover_the_mean_and_leave_out_what_is_not_defined() -> None:
     values = np.random.default_rng(0).normal(0.6, 0.1, 50)
     found = interval([*values, float("nan")])
@@ -152,8 +155,13 @@ def test_what_limits_the_likeness_is_told_by_references_and_not_by_chance(heldou
     assert inside["first_step_heldout"] < 0.25 and outline["first_step_heldout"] < 1
     with torch.no_grad():
         drawn = draw(model, heldout, 63, 24)
-        own, others = (first_step(model, replace(drawn, features=features)) for features in (
-            drawn.features, ReferenceFeatures(drawn.features.cls.roll(1, 0), drawn.features.patches.roll(1, 0))))
+        own, others = (
+            first_step(model, replace(drawn, features=features))
+            for features in (
+                drawn.features,
+                ReferenceFeatures(drawn.features.cls.roll(1, 0), drawn.features.patches.roll(1, 0)),
+            )
+        )
     error = [float((found - drawn.target).square().mean()) for found in (own, others)]
     assert 2 * error[0] < error[1]
 
@@ -174,8 +182,10 @@ def test_the_record_is_that_of_the_files_that_ship_and_its_figures_are_those_of_
 
 
 def test_the_record_the_workflows_and_the_dials_measurement_have_one_guidance() -> None:
-    graphs = [json.loads((DEMO.parents[1] / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
-              for name in ("flexip_basic", "flexip_gamma_sweep")]
+    graphs = [
+        json.loads((DEMO.parents[1] / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("flexip_basic", "flexip_gamma_sweep")
+    ]
     used = [node["inputs"]["cfg"] for graph in graphs for node in graph.values() if node["class_type"] == "KSampler"]
     values = yaml.safe_load((DEMO.parents[1] / "flexip_model/train/configs/demo.yaml").read_text(encoding="utf-8"))
     assert used == [GUIDANCE, GUIDANCE] and values["guidance"] == GUIDANCE == RECORD["protocol"]["guidance"]

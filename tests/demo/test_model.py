@@ -52,8 +52,13 @@ def test_it_is_a_diffusers_pipeline_that_makes_a_picture() -> None:
 
     pipeline = StableDiffusionPipeline.from_pretrained(FOLDER)
     pipeline.set_progress_bar_config(disable=True)
-    picture = pipeline("a 3d render of a fox on a plain red background", num_inference_steps=4, height=128, width=128,
-                       generator=torch.Generator().manual_seed(0)).images[0]
+    picture = pipeline(
+        "a 3d render of a fox on a plain red background",
+        num_inference_steps=4,
+        height=128,
+        width=128,
+        generator=torch.Generator().manual_seed(0),
+    ).images[0]
     assert picture.size == (128, 128)
     assert np.asarray(picture).std() > 5
 
@@ -81,8 +86,19 @@ def test_gamma_zero_follows_the_prompts_background_and_gamma_one_moves_towards_t
     reference = Image.open(FOLDER / "examples" / "wolf.webp").convert("RGB").resize((128, 128))
     features = shipped.features(to_pixels([reference] * 4))
     prompts = [f"a 3d render of a wolf on a plain {c} background" for c in colors]
-    pictures = {g: sample(shipped.base, shipped.vae, shipped.words, prompts, adapter=shipped.adapter,
-                          features=features, gammas=[g] * 4, steps=12) for g in (0.0, 1.0)}
+    pictures = {
+        g: sample(
+            shipped.base,
+            shipped.vae,
+            shipped.words,
+            prompts,
+            adapter=shipped.adapter,
+            features=features,
+            gammas=[g] * 4,
+            steps=12,
+        )
+        for g in (0.0, 1.0)
+    }
     found = [color_name(border(p)) for p in pictures[0.0]]
     assert sum(f == c for f, c in zip(found, colors, strict=True)) >= 3
 
@@ -98,8 +114,16 @@ def test_gamma_one_keeps_each_held_out_example_so_that_its_look_tells_it_from_th
     references = [Image.open(p).convert("RGB").resize((128, 128)) for p in paths]
     features = shipped.features(to_pixels(references))
     prompts = [f"a 3d render of a {p.stem} on a plain blue background" for p in paths]
-    pictures = sample(shipped.base, shipped.vae, shipped.words, prompts, adapter=shipped.adapter, features=features,
-                      gammas=[1.0] * len(paths), steps=12)
+    pictures = sample(
+        shipped.base,
+        shipped.vae,
+        shipped.words,
+        prompts,
+        adapter=shipped.adapter,
+        features=features,
+        gammas=[1.0] * len(paths),
+        steps=12,
+    )
     wanted = [np.asarray(reference.resize((32, 32)), float) for reference in references]
     right = 0
     for number, picture in enumerate(pictures):

@@ -39,8 +39,9 @@ def test_a_plain_background_has_the_colour_that_the_prompt_says(composer: Compos
 
 def test_scenes_differ_enough_to_be_told_apart_from_their_frames() -> None:
     judge = BackgroundJudge()
-    right = [judge.scene(draw_scene(name, np.random.default_rng(1000 + i), 128)) == name
-             for name in SCENES for i in range(6)]
+    right = [
+        judge.scene(draw_scene(name, np.random.default_rng(1000 + i), 128)) == name for name in SCENES for i in range(6)
+    ]
     assert np.mean(right) > 0.95
 
 
@@ -77,7 +78,7 @@ def test_references_keep_the_subject_style_and_colours(composer: Composer) -> No
         assert same.background in (recipe.background, "plain:white")
         seen = composer.look(other)
         assert seen.subject == look.subject
-        assert seen.style == look.style or not recipe.hue  # other styles have other colours
+        assert seen.style == look.style or not recipe.hue  # other styles have other colors
 
 
 def test_turning_hues_keeps_grays_and_comes_round() -> None:
@@ -88,9 +89,15 @@ def test_turning_hues_keeps_grays_and_comes_round() -> None:
 
 @pytest.mark.parametrize(
     ("names", "concept"),
-    [(("cat", "cat face", "black cat"), "cat"), (("rooster", "chicken", "hatching chick"), "chicken"),
-     (("red apple", "green apple"), "apple"), (("cherries",), "cherry"), (("oncoming bus", "bus", "trolleybus"), "bus"),
-     (("nest with eggs", "empty nest"), "nest"), (("octopus",), "octopus")],
+    [
+        (("cat", "cat face", "black cat"), "cat"),
+        (("rooster", "chicken", "hatching chick"), "chicken"),
+        (("red apple", "green apple"), "apple"),
+        (("cherries",), "cherry"),
+        (("oncoming bus", "bus", "trolleybus"), "bus"),
+        (("nest with eggs", "empty nest"), "nest"),
+        (("octopus",), "octopus"),
+    ],
 )
 def test_variants_of_a_subject_are_one_concept(names: tuple[str, ...], concept: str) -> None:
     assert {concept_of(n) for n in names} == {concept}
@@ -98,7 +105,8 @@ def test_variants_of_a_subject_are_one_concept(names: tuple[str, ...], concept: 
 
 def test_flags_people_and_smileys_are_left_out() -> None:
     entries = {
-        "🐱": {"name": "cat face", "group": "Animals & Nature"}, "🇫🇷": {"name": "flag France", "group": "Flags"},
+        "🐱": {"name": "cat face", "group": "Animals & Nature"},
+        "🇫🇷": {"name": "flag France", "group": "Flags"},
         "👩": {"name": "woman", "group": "People & Body"},
         "😀": {"name": "grinning face", "group": "Smileys & Emotion"},
         "🤖": {"name": "robot", "group": "Smileys & Emotion"},
@@ -112,8 +120,9 @@ def test_no_held_out_concept_reaches_the_training_part() -> None:
     assert 50 <= len(heldout) <= 100
     store = shapes()
     names = [*sorted(heldout)[:3], "certainly not held out", "nor this"]
-    looks = [Look(x.row, replace(x.subject, concept=names[int(x.subject.code[1])]), x.style, x.frame)
-             for x in store.looks]
+    looks = [
+        Look(x.row, replace(x.subject, concept=names[int(x.subject.code[1])]), x.style, x.frame) for x in store.looks
+    ]
     whole = Store(store.pixels, looks)
     training, test = whole.split(False), whole.split(True)
     assert {s.concept for s in training.subjects} == set(names[3:])
@@ -143,5 +152,6 @@ def test_any_text_has_tokens_and_reads_back(tmp_path) -> None:
     assert (ids[:, 0] == last - 1).all() and (ids[:, -1] == last).all()
     assert (ids[1, 1:] == last).all()
     assert words.tokenizer.decode(ids[0], skip_special_tokens=True) == (
-        "a 3 d render of a red thing on a plain blue background")
+        "a 3 d render of a red thing on a plain blue background"
+    )
     assert words.tokenizer.decode(ids[2], skip_special_tokens=True).replace(" ", "") == "naïve猫🐱42!"

@@ -59,15 +59,21 @@ def test_encoders_learn_from_one_step_to_the_next(composer: Composer, tokens: wo
     clip = encoders.run_clip(composer, tokens, _plan(), tmp_path / "clip")
     dino = encoders.run_dino(composer, vae.build().eval(), _plan(), tmp_path / "dino")
     assert clip.step == dino.step == 2
-    features = encoders.Features(encoders.load_clip(tokens, tmp_path / "clip").visual,
-                                 encoders.load_dino(tmp_path / "dino"))
+    features = encoders.Features(
+        encoders.load_clip(tokens, tmp_path / "clip").visual, encoders.load_dino(tmp_path / "dino")
+    )
     cls, patches = features(torch.zeros(2, 3, 128, 128))
     assert cls.shape == (2, 128) and patches.shape == (2, 256, 128)
 
 
 def _encoding(composer: Composer, tokens: words.Words):
-    return composer, vae.build().eval(), encoders.Features(
-        encoders.ClipTrainer(len(tokens.tokenizer)).visual.eval(), encoders.DinoTrainer().encoder.eval())
+    return (
+        composer,
+        vae.build().eval(),
+        encoders.Features(
+            encoders.ClipTrainer(len(tokens.tokenizer)).visual.eval(), encoders.DinoTrainer().encoder.eval()
+        ),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +118,14 @@ def test_base_and_adapter_learn_together_and_the_base_alone_too(composer, tokens
     training.run_together(source, training.Together(len(tokens.tokenizer)), _plan(batch=8, lr=1e-3), tmp_path)
     trained = training.load_together(tokens, tmp_path).state_dict()
     moved = [key for key, value in trained.items() if not torch.equal(value, begun[key])]
-    for part in ("base.unet.conv_out", "base.text.", "adapter.resampler_queries", "adapter.resampler_text",
-                 ".preservation.", ".personalization."):
+    for part in (
+        "base.unet.conv_out",
+        "base.text.",
+        "adapter.resampler_queries",
+        "adapter.resampler_text",
+        ".preservation.",
+        ".personalization.",
+    ):
         assert any(part in name for name in moved), part
 
 
@@ -151,5 +163,6 @@ def test_two_processes_train_one_stage_and_write_it_once(tmp_path: Path, monkeyp
     alone = vae.run(Composer(shapes(), scene_variants=2), _plan(), tmp_path / "alone").trained
     # The same beginning, but the mean gradient of two batches.
     differ = [name for name, value in alone.named_parameters() if not torch.equal(value, found.parts["ema"][name])]
-    assert differ and all((dict(alone.named_parameters())[name] - found.parts["ema"][name]).abs().max() < 0.02
-                          for name in differ)
+    assert differ and all(
+        (dict(alone.named_parameters())[name] - found.parts["ema"][name]).abs().max() < 0.02 for name in differ
+    )

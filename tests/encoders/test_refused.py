@@ -178,7 +178,7 @@ def test_right_model_with_wrong_content_is_refused(clip_models, dino_model, tmp_
         "1 tensors too many": (load_clip, clip | {"vision_model.extra.weight": torch.ones(1)}),
         f"{first} has shape [32, 128]": (load_clip, clip | {first: clip[first].T.contiguous()}),
         "NaN": (load_dino, dino | {norm: torch.full((36,), torch.nan)}),
-        "unquantised": (load_dino, dino | {norm: torch.ones(36, dtype=torch.int8)}),
+        "unquantized": (load_dino, dino | {norm: torch.ones(36, dtype=torch.int8)}),
         "encoder.layer.1.layer_scale2": (load_dino, {k: v for k, v in dino.items() if "1.layer_scale2" not in k}),
     }
     for text, (load, tensors) in cases.items():

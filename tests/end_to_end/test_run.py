@@ -24,7 +24,9 @@ from ..support.comfy_server import comfyui_path
 from ..support.paths import ROOT
 
 BOOTSTRAP = (
-    "run.py", "requirements.txt", "flexip_model/__init__.py",
+    "run.py",
+    "requirements.txt",
+    "flexip_model/__init__.py",
     *(f"flexip_model/common/{name}.py" for name in ("__init__", "errors", "gammas")),
 )
 

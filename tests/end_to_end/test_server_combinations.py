@@ -37,7 +37,8 @@ def graph(strength: float | None = 1.0, *changes: Change, steps: int = 2, **sett
     sampler, apply, encode = (node_of(prompt, kind) for kind in ("KSampler", "FlexIPApply", "FlexIPEncodeReference"))
     prompt[sampler]["inputs"]["steps"] = steps
     prompt[SAVED] = {
-        "class_type": "SaveLatent", "inputs": {"samples": [sampler, 0], "filename_prefix": "latents/combination"}
+        "class_type": "SaveLatent",
+        "inputs": {"samples": [sampler, 0], "filename_prefix": "latents/combination"},
     }
     prompt[apply]["inputs"] |= {"gamma": 0.6, **settings}
     for change in changes:
@@ -75,9 +76,7 @@ def add(kind: str, before: str, key: str, output: int = 0, **inputs: Any) -> Cha
     def change(prompt: Prompt) -> None:
         target = node_of(prompt, before)
         source = prompt[target]["inputs"][key]
-        prompt[kind] = {
-            "class_type": kind, "inputs": {k: source if v == "source" else v for k, v in inputs.items()}
-        }
+        prompt[kind] = {"class_type": kind, "inputs": {k: source if v == "source" else v for k, v in inputs.items()}}
         prompt[target]["inputs"][key] = [kind, output]
 
     return change
@@ -105,7 +104,11 @@ def second_pass(prompt: Prompt) -> None:
     prompt["larger"] = {
         "class_type": "LatentUpscale",
         "inputs": {
-            "samples": [sampler, 0], "upscale_method": "bilinear", "width": 184, "height": 216, "crop": "disabled",
+            "samples": [sampler, 0],
+            "upscale_method": "bilinear",
+            "width": 184,
+            "height": 216,
+            "crop": "disabled",
         },
     }
     inputs = {**prompt[sampler]["inputs"], "latent_image": ["larger", 0], "denoise": 0.6, "steps": 4}
@@ -123,14 +126,34 @@ CASES: dict[str, tuple[Change, ...]] = {
     "second pass at another size": (second_pass,),
     # ComfyUI 0.3.75 compares a batch's sigmas with the schedule's one by one: as many frames as sigmas, or an error.
     "context windows": (
-        size(128, 128, 6), steps_of(5),
-        add("ContextWindowsManual", "KSampler", "model", model="source", context_length=4, context_overlap=1,
-            context_schedule="standard_static", context_stride=1, closed_loop=False, fuse_method="pyramid", dim=0),
+        size(128, 128, 6),
+        steps_of(5),
+        add(
+            "ContextWindowsManual",
+            "KSampler",
+            "model",
+            model="source",
+            context_length=4,
+            context_overlap=1,
+            context_schedule="standard_static",
+            context_stride=1,
+            closed_loop=False,
+            fuse_method="pyramid",
+            dim=0,
+        ),
     ),
     "FreeU after": (add("FreeU_V2", "KSampler", "model", model="source", b1=1.3, b2=1.4, s1=0.9, s2=0.2),),
     "HyperTile before": (
-        add("HyperTile", "FlexIPApply", "model", model="source", tile_size=64, swap_size=2, max_depth=0,
-            scale_depth=False),
+        add(
+            "HyperTile",
+            "FlexIPApply",
+            "model",
+            model="source",
+            tile_size=64,
+            swap_size=2,
+            max_depth=0,
+            scale_depth=False,
+        ),
     ),
 }
 
@@ -186,14 +209,26 @@ def test_a_sweep_in_context_windows_is_the_sweep(server: ComfyServer) -> None:
         prompt[sampler]["inputs"]["steps"] = 8
         prompt[gammas]["inputs"]["gammas"] = "0:1:0.125"
         prompt[SAVED] = {
-            "class_type": "SaveLatent", "inputs": {"samples": [sampler, 0], "filename_prefix": "latents/sweep"}
+            "class_type": "SaveLatent",
+            "inputs": {"samples": [sampler, 0], "filename_prefix": "latents/sweep"},
         }
         for change in changes:
             change(prompt)
         return latent(server, prompt)
 
-    windows = add("ContextWindowsManual", "KSampler", "model", model="source", context_length=4, context_overlap=2,
-                  context_schedule="standard_static", context_stride=1, closed_loop=False, fuse_method="flat", dim=0)
+    windows = add(
+        "ContextWindowsManual",
+        "KSampler",
+        "model",
+        model="source",
+        context_length=4,
+        context_overlap=2,
+        context_schedule="standard_static",
+        context_stride=1,
+        closed_loop=False,
+        fuse_method="flat",
+        dim=0,
+    )
     whole = sweep()
     assert len(whole) == 9
     assert float((sweep(windows) - whole).abs().max()) < 1e-3
@@ -223,14 +258,19 @@ def test_a_sweep_of_an_inpainting_has_one_noise(server: ComfyServer, sampler: st
     sweep, draw = node_of(prompt, "FlexIPGammaSweep"), node_of(prompt, "KSampler")
     prompt["left"] = {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 64, "height": 128}}
     prompt["none"] = {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 128, "height": 128}}
-    prompt["mask"] = {"class_type": "MaskComposite", "inputs": {
-        "destination": ["none", 0], "source": ["left", 0], "x": 0, "y": 0, "operation": "add"}}
-    prompt["masked"] = {"class_type": "SetLatentNoiseMask", "inputs": {
-        "samples": prompt[sweep]["inputs"]["latent"], "mask": ["mask", 0]}}
+    prompt["mask"] = {
+        "class_type": "MaskComposite",
+        "inputs": {"destination": ["none", 0], "source": ["left", 0], "x": 0, "y": 0, "operation": "add"},
+    }
+    prompt["masked"] = {
+        "class_type": "SetLatentNoiseMask",
+        "inputs": {"samples": prompt[sweep]["inputs"]["latent"], "mask": ["mask", 0]},
+    }
     prompt[sweep]["inputs"] |= {"latent": ["masked", 0], "gammas": "1, 1, 0"}
     prompt[draw]["inputs"] |= {"sampler_name": sampler, "scheduler": scheduler, "steps": 3}
     prompt[SAVED] = {
-        "class_type": "SaveLatent", "inputs": {"samples": [draw, 0], "filename_prefix": "latents/inpainting"}
+        "class_type": "SaveLatent",
+        "inputs": {"samples": [draw, 0], "filename_prefix": "latents/inpainting"},
     }
     one, same, other = latent(server, prompt)
     assert float((one - same).abs().max()) < 1e-4 and float((one - other).abs().max()) > 1e-2
@@ -256,7 +296,11 @@ def test_a_tiled_decode_is_nearly_the_plain_one(client: ComfyClient) -> None:
     tiled[decode] = {
         "class_type": "VAEDecodeTiled",
         "inputs": {
-            **tiled[decode]["inputs"], "tile_size": 64, "overlap": 16, "temporal_size": 64, "temporal_overlap": 8,
+            **tiled[decode]["inputs"],
+            "tile_size": 64,
+            "overlap": 16,
+            "temporal_size": 64,
+            "temporal_overlap": 8,
         },
     }
     save = node_of(plain, "SaveImage")

@@ -20,9 +20,18 @@ from .test_server_combinations import WITHOUT, Change, add, graph, latent
 
 SAMPLERS = ("ddim", "euler_ancestral", "heun", "dpmpp_2m_sde", "uni_pc", "lcm", "dpm_adaptive", "res_multistep")
 PATCHES = (
-    "FreeU_V2", "HyperTile", "TomePatchModel", "PatchModelAddDownscale", "PerturbedAttentionGuidance",
-    "SelfAttentionGuidance", "RescaleCFG", "ModelSamplingDiscrete", "DifferentialDiffusion", "EasyCache",
-    "UNetCrossAttentionMultiply", "Mahiro",
+    "FreeU_V2",
+    "HyperTile",
+    "TomePatchModel",
+    "PatchModelAddDownscale",
+    "PerturbedAttentionGuidance",
+    "SelfAttentionGuidance",
+    "RescaleCFG",
+    "ModelSamplingDiscrete",
+    "DifferentialDiffusion",
+    "EasyCache",
+    "UNetCrossAttentionMultiply",
+    "Mahiro",
 )
 COMPILED = "TorchCompileModel"
 
@@ -92,8 +101,10 @@ def halves(prompt: Prompt) -> None:
     prompt |= {
         "black": {"class_type": "SolidMask", "inputs": {"value": 0.0, **size}},
         "white": {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 64, "height": 128}},
-        "left": {"class_type": "MaskComposite", "inputs": {
-            "destination": ["black", 0], "source": ["white", 0], "x": 0, "y": 0, "operation": "add"}},
+        "left": {
+            "class_type": "MaskComposite",
+            "inputs": {"destination": ["black", 0], "source": ["white", 0], "x": 0, "y": 0, "operation": "add"},
+        },
         "right": {"class_type": "InvertMask", "inputs": {"mask": ["left", 0]}},
     }
 
@@ -103,7 +114,8 @@ def second_subject(prompt: Prompt) -> tuple[str, str]:
     first = node_of(prompt, "FlexIPEncodeReference")
     prompt["picture"] = {"class_type": "FlexIPExampleImage", "inputs": {"example": "tomato.webp"}}
     prompt["second"] = {
-        "class_type": "FlexIPEncodeReference", "inputs": {**prompt[first]["inputs"], "image": ["picture", 0]}
+        "class_type": "FlexIPEncodeReference",
+        "inputs": {**prompt[first]["inputs"], "image": ["picture", 0]},
     }
     return first, "second"
 
@@ -124,10 +136,14 @@ def test_two_subjects_by_masks_and_combine_are_each_alone_in_its_half(server: Co
         halves(prompt)
         places = dict(zip(("left", "right"), second_subject(prompt), strict=True))
         for side, encode in places.items():
-            prompt[f"in the {side}"] = {"class_type": "ConditioningSetMask", "inputs": {
-                "conditioning": [encode, 0], "mask": [side, 0], "strength": 1.0, "set_cond_area": "default"}}
-        prompt["both"] = {"class_type": "ConditioningCombine", "inputs": {
-            "conditioning_1": ["in the left", 0], "conditioning_2": ["in the right", 0]}}
+            prompt[f"in the {side}"] = {
+                "class_type": "ConditioningSetMask",
+                "inputs": {"conditioning": [encode, 0], "mask": [side, 0], "strength": 1.0, "set_cond_area": "default"},
+            }
+        prompt["both"] = {
+            "class_type": "ConditioningCombine",
+            "inputs": {"conditioning_1": ["in the left", 0], "conditioning_2": ["in the right", 0]},
+        }
         return latent(server, positive(prompt, [places.get(which, which), 0]))
 
     both, left, right = (made(which) for which in ("both", "left", "right"))
@@ -141,21 +157,35 @@ def test_a_subject_that_changes_at_half_is_two_samplers_that_hand_over(server: C
     ranged, handed = graph(1.0, steps=6), graph(1.0, steps=6)
     first, second = second_subject(ranged)
     for encode, start, end in ((first, 0.0, 0.5), (second, 0.5, 1.0)):
-        ranged[f"from {start}"] = {"class_type": "ConditioningSetTimestepRange", "inputs": {
-            "conditioning": [encode, 0], "start": start, "end": end}}
-    ranged["both"] = {"class_type": "ConditioningCombine", "inputs": {
-        "conditioning_1": ["from 0.0", 0], "conditioning_2": ["from 0.5", 0]}}
+        ranged[f"from {start}"] = {
+            "class_type": "ConditioningSetTimestepRange",
+            "inputs": {"conditioning": [encode, 0], "start": start, "end": end},
+        }
+    ranged["both"] = {
+        "class_type": "ConditioningCombine",
+        "inputs": {"conditioning_1": ["from 0.0", 0], "conditioning_2": ["from 0.5", 0]},
+    }
     first, second = second_subject(handed)
     sampler = node_of(handed, "KSampler")
     given = handed.pop(sampler)["inputs"]
     shared = {key: given[key] for key in ("model", "negative", "cfg", "sampler_name", "scheduler", "steps")}
     for name, encode, source, start, end in (
-        ("begin", first, given["latent_image"], 0, 3), (sampler, second, ["begin", 0], 3, 10000)
+        ("begin", first, given["latent_image"], 0, 3),
+        (sampler, second, ["begin", 0], 3, 10000),
     ):
-        handed[name] = {"class_type": "KSamplerAdvanced", "inputs": {
-            **shared, "noise_seed": given["seed"], "positive": [encode, 0], "latent_image": source,
-            "start_at_step": start, "end_at_step": end, "add_noise": "enable" if start == 0 else "disable",
-            "return_with_leftover_noise": "enable" if start == 0 else "disable"}}
+        handed[name] = {
+            "class_type": "KSamplerAdvanced",
+            "inputs": {
+                **shared,
+                "noise_seed": given["seed"],
+                "positive": [encode, 0],
+                "latent_image": source,
+                "start_at_step": start,
+                "end_at_step": end,
+                "add_noise": "enable" if start == 0 else "disable",
+                "return_with_leftover_noise": "enable" if start == 0 else "disable",
+            },
+        }
     apart = latent(server, positive(ranged, ["both", 0])) - latent(server, handed)
     assert float(apart.abs().max()) < 1e-4
 
@@ -164,9 +194,11 @@ def test_a_subject_that_changes_at_half_is_two_samplers_that_hand_over(server: C
 def lora(server: ComfyServer) -> str:
     """The name of a LoRA that changes a layer of each kind of the model that ships."""
     generator, tensors = torch.Generator().manual_seed(0), {}
-    layers = {"down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q": (64, 64),
-              "mid_block_attentions_0_transformer_blocks_0_attn2_to_k": (64, 128),
-              "up_blocks_1_attentions_0_transformer_blocks_0_attn1_to_v": (96, 96)}
+    layers = {
+        "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q": (64, 64),
+        "mid_block_attentions_0_transformer_blocks_0_attn2_to_k": (64, 128),
+        "up_blocks_1_attentions_0_transformer_blocks_0_attn1_to_v": (96, 96),
+    }
     for name, (outputs, inputs) in layers.items():
         tensors[f"lora_unet_{name}.lora_up.weight"] = torch.randn(outputs, 4, generator=generator) * 0.3
         tensors[f"lora_unet_{name}.lora_down.weight"] = torch.randn(4, inputs, generator=generator) * 0.3
@@ -180,8 +212,7 @@ def lora(server: ComfyServer) -> str:
 def one_result(server: ComfyServer, after: Change, before: Change) -> None:
     """Both orders give one latent, in which both act; at strength 0 it is that of the graph without FlexIP."""
     without, zero, one, two, plain = (
-        latent(server, graph(*given))
-        for given in ((WITHOUT, after), (0.0, after), (1.0, after), (1.0, before), (1.0,))
+        latent(server, graph(*given)) for given in ((WITHOUT, after), (0.0, after), (1.0, after), (1.0, before), (1.0,))
     )
     assert torch.equal(zero, without) and torch.equal(one, two)
     assert (one - plain).abs().max() > 1e-3 and (one - zero).abs().max() > 1e-2
@@ -199,11 +230,20 @@ def test_a_lora_as_a_hook_of_the_prompts_before_and_after_is_one_result(server: 
         def change(prompt: Prompt) -> None:
             target = node_of(prompt, place)
             inputs = prompt[target]["inputs"]
-            prompt["hook"] = {"class_type": "CreateHookLoraModelOnly", "inputs": {
-                "lora_name": lora, "strength_model": 1.0}}
-            prompt["hooked"] = {"class_type": "PairConditioningSetProperties", "inputs": {
-                "positive_NEW": inputs["positive"], "negative_NEW": inputs["negative"], "strength": 1.0,
-                "set_cond_area": "default", "hooks": ["hook", 0]}}
+            prompt["hook"] = {
+                "class_type": "CreateHookLoraModelOnly",
+                "inputs": {"lora_name": lora, "strength_model": 1.0},
+            }
+            prompt["hooked"] = {
+                "class_type": "PairConditioningSetProperties",
+                "inputs": {
+                    "positive_NEW": inputs["positive"],
+                    "negative_NEW": inputs["negative"],
+                    "strength": 1.0,
+                    "set_cond_area": "default",
+                    "hooks": ["hook", 0],
+                },
+            }
             inputs |= {"positive": ["hooked", 0], "negative": ["hooked", 1]}
 
         return change
@@ -228,10 +268,14 @@ def test_a_run_that_leaves_flexip_out_is_told_in_the_log_and_on_the_samplers_nod
     encode = node_of(prompt, "FlexIPEncodeReference")
     ends = {"conditioning": [encode, 0], "start": 0.6, "end": 1.0}
     prompt["late"] = {"class_type": "ConditioningSetTimestepRange", "inputs": ends}
-    prompt["early"] = {"class_type": "ConditioningSetTimestepRange", "inputs": {
-        **ends, "conditioning": prompt[encode]["inputs"]["positive"], "start": 0.0, "end": 0.6}}
-    prompt["both"] = {"class_type": "ConditioningCombine", "inputs": {
-        "conditioning_1": ["late", 0], "conditioning_2": ["early", 0]}}
+    prompt["early"] = {
+        "class_type": "ConditioningSetTimestepRange",
+        "inputs": {**ends, "conditioning": prompt[encode]["inputs"]["positive"], "start": 0.0, "end": 0.6},
+    }
+    prompt["both"] = {
+        "class_type": "ConditioningCombine",
+        "inputs": {"conditioning_1": ["late", 0], "conditioning_2": ["early", 0]},
+    }
     sampler = node_of(prompt, "KSampler")
     prompt[sampler]["inputs"]["negative"] = prompt[encode]["inputs"]["negative"]
     result = ComfyClient(server.url).run(positive(prompt, ["both", 0]))

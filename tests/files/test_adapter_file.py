@@ -26,8 +26,9 @@ from ..support.helpers import damaged_headers, tiny_adapter, tiny_features
 def saved(tmp_path):
     adapter = tiny_adapter()
     path = tmp_path / "adapter.safetensors"
-    save_adapter(path, adapter.config, adapter.state_dict(), training={"trained": True, "steps": 7},
-                 dtype=torch.float32)
+    save_adapter(
+        path, adapter.config, adapter.state_dict(), training={"trained": True, "steps": 7}, dtype=torch.float32
+    )
     return path
 
 
@@ -70,8 +71,16 @@ def test_keys_are_a_contract():
     assert keys["queries"] == (1, 16, 768)
     heads = {key.split(".")[0] for key in keys}
     assert heads == {
-        "queries", "project_retrieval", "project_cls", "project_text", "resampler_queries", "resampler_cls",
-        "resampler_text", "down_blocks", "mid_block", "up_blocks",
+        "queries",
+        "project_retrieval",
+        "project_cls",
+        "project_text",
+        "resampler_queries",
+        "resampler_cls",
+        "resampler_text",
+        "down_blocks",
+        "mid_block",
+        "up_blocks",
     }
 
 
@@ -163,7 +172,10 @@ def test_files_that_are_not_safetensors(tmp_path, saved):
         file.write((MAX_HEADER_BYTES + 1).to_bytes(8, "little"))
         file.truncate(MAX_HEADER_BYTES + 100)
     for name, message in (
-        ("renamed", "pickle"), ("empty", "not a whole"), ("cut", "cut short"), ("bomb", "over the limit"),
+        ("renamed", "pickle"),
+        ("empty", "not a whole"),
+        ("cut", "cut short"),
+        ("bomb", "over the limit"),
     ):
         with pytest.raises(FlexIPError, match=message):
             read_info(tmp_path / f"{name}.safetensors")

@@ -147,7 +147,7 @@ def test_variants_are_refused_by_name(tmp_path: Path) -> None:
         "image_proj.layers.0.0.to_kv.weight": meta_like(plus, {"image_proj.layers.0.0.to_kv.weight": (1536, 700)}),
         "damaged IP-Adapter file": {k: v for k, v in plus.items() if k != "image_proj.layers.0.0.to_q.weight"},
         "NaN": plain | {"image_proj.norm.bias": torch.full((TOKENS,), torch.nan)},
-        "unquantised": plain | {"image_proj.norm.bias": torch.zeros(TOKENS, dtype=torch.int8)},
+        "unquantized": plain | {"image_proj.norm.bias": torch.zeros(TOKENS, dtype=torch.int8)},
     }
     messages = {name: refused(path, weights) for name, weights in cases.items()}
     assert {name for name, message in messages.items() if name not in message} == set()

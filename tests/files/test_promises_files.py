@@ -245,8 +245,18 @@ def change(path: Path, name: str) -> None:
     save_file(tensors, path, metadata=metadata)
 
 
-WRONG = ("NaN", "infinite", "integers", "no tensors", "missing", "extra", "transposed", "SDXL", "foreign adapter",
-         "later version")
+WRONG = (
+    "NaN",
+    "infinite",
+    "integers",
+    "no tensors",
+    "missing",
+    "extra",
+    "transposed",
+    "SDXL",
+    "foreign adapter",
+    "later version",
+)
 
 
 @pytest.mark.promise(7)
@@ -273,11 +283,40 @@ def test_whole_files_with_wrong_content_are_refused_by_what_is_wrong(saved: Path
 def payloads(secret: Path) -> list[str]:
     """Thirty names that try to leave a folder."""
     name = secret.name
-    up = ["../", "..\\", "../../", "../../../", "..//..//", "./../", "x/../../", "....//", "..%2f", "%2e%2e/",
-          "..%252f", "..\u2215", "..\uff0f", "\uff0e\uff0e/", ".\x00./", "../\x00"]
-    whole = [str(secret), f"//{secret}", f"file://{secret}", f"\\\\?\\{secret}", f"C:\\{name}",
-             f"/proc/self/root{secret}", f"~/{name}", f"~root/{name}", f"$HOME/{name}", f"`cat {secret}`",
-             f"; cat {secret}", f"| cat {secret}", f"{secret}\x00.safetensors", f"{name}\n../{name}"]
+    up = [
+        "../",
+        "..\\",
+        "../../",
+        "../../../",
+        "..//..//",
+        "./../",
+        "x/../../",
+        "....//",
+        "..%2f",
+        "%2e%2e/",
+        "..%252f",
+        "..\u2215",
+        "..\uff0f",
+        "\uff0e\uff0e/",
+        ".\x00./",
+        "../\x00",
+    ]
+    whole = [
+        str(secret),
+        f"//{secret}",
+        f"file://{secret}",
+        f"\\\\?\\{secret}",
+        f"C:\\{name}",
+        f"/proc/self/root{secret}",
+        f"~/{name}",
+        f"~root/{name}",
+        f"$HOME/{name}",
+        f"`cat {secret}`",
+        f"; cat {secret}",
+        f"| cat {secret}",
+        f"{secret}\x00.safetensors",
+        f"{name}\n../{name}",
+    ]
     return [*(f"{before}{name}" for before in up), *whole]
 
 

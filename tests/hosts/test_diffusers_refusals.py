@@ -149,11 +149,14 @@ def test_an_ejected_host_takes_no_condition(unet):
         host.condition = condition(adapter)
 
 
-@pytest.mark.parametrize(("of_unet", "of_adapter", "of_tokens"), [
-    (torch.bfloat16, torch.float32, torch.float32),
-    (torch.float32, torch.bfloat16, torch.float16),
-    (torch.bfloat16, torch.float64, torch.bfloat16),
-])
+@pytest.mark.parametrize(
+    ("of_unet", "of_adapter", "of_tokens"),
+    [
+        (torch.bfloat16, torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16, torch.float16),
+        (torch.bfloat16, torch.float64, torch.bfloat16),
+    ],
+)
 def test_unet_adapter_and_tokens_may_differ_in_dtype(unet, of_unet, of_adapter, of_tokens):
     adapter = tiny_adapter()
     p, s = (t.to(of_tokens) for t in tokens(adapter))

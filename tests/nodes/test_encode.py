@@ -81,9 +81,11 @@ def test_a_new_prompt_encodes_the_picture_no_second_time(pack, nodes, demo, monk
     _, clip, _, encoders, adapter, example = demo
 
     def run(text, image):
-        return nodes["FlexIPEncodeReference"].execute(
-            encoders, adapter, image, prompt(clip, text), prompt(clip, ""), "pad"
-        ).args[2]
+        return (
+            nodes["FlexIPEncodeReference"]
+            .execute(encoders, adapter, image, prompt(clip, text), prompt(clip, ""), "pad")
+            .args[2]
+        )
 
     first = run("a cat", example)
     assert torch.equal(run("a dog", example).preservation, first.preservation) and len(passes) == 1
@@ -113,8 +115,15 @@ def test_other_weights_of_the_right_sizes_are_told(nodes, demo, caplog):
         return [record.message for record in caplog.records if "weights of the encoder" in record.message]
 
     assert encode(adapter.info) == []
-    told = encode(dataclasses.replace(adapter.info, encoders={
-        "clip": {"name": "another CLIP", "hash": "0123456789abcdef"}, "retrieval": {"name": "unknown", "hash": ""}}))
+    told = encode(
+        dataclasses.replace(
+            adapter.info,
+            encoders={
+                "clip": {"name": "another CLIP", "hash": "0123456789abcdef"},
+                "retrieval": {"name": "unknown", "hash": ""},
+            },
+        )
+    )
     assert len(told) == 1 and "another CLIP (0123456789abcdef)" in told[0]
 
 
@@ -130,9 +139,11 @@ def test_an_imported_adapter_through_the_nodes_needs_clip_alone(pack, nodes, dem
     encoders_module = importlib.import_module(f"{pack.__name__}.flexip_model.encoders")
     alone = wires.manage_encoders(encoders_module.Encoders(encoders.encoders.clip, None))
     with torch.inference_mode():
-        positive, negative, embeds = nodes["FlexIPEncodeReference"].execute(
-            alone, adapter, example, prompt(clip, "a cat"), prompt(clip, ""), "center"
-        ).args
+        positive, negative, embeds = (
+            nodes["FlexIPEncodeReference"]
+            .execute(alone, adapter, example, prompt(clip, "a cat"), prompt(clip, ""), "center")
+            .args
+        )
         assert embeds.preservation.shape[1] == config.queries and adapter.s_key not in positive[0][1]["model_conds"]
         patched = nodes["FlexIPApply"].execute(model, adapter, 1.0, 1.0, 0.0, 1.0).args[0]
         change = rig.predict(patched, positive, negative)[0] - rig.predict(model, positive, negative)[0]

@@ -29,7 +29,9 @@ def test_files_are_listed_anew_and_loaded(nodes, comfy_base, tiny_folder):
     adapter = tiny_adapter()
     for name, trained in (("good", True), ("empty", False), ("empty_untrained", False)):
         save_adapter(
-            folders["flexip"] / f"{name}.safetensors", adapter.config, adapter.state_dict(),
+            folders["flexip"] / f"{name}.safetensors",
+            adapter.config,
+            adapter.state_dict(),
             training={"trained": trained},
         )
     shutil.copy(tiny_folder / "encoders" / "clip_vision.safetensors", folders["clip_vision"] / "vit-h.safetensors")

@@ -17,14 +17,19 @@ NODES = Path(__file__).with_name("nodes.importlinter.toml")
 
 
 def tool(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(TOOLS / command[0]), *command[1:]], cwd=cwd, env={**os.environ, **environment},
-                          capture_output=True, text=True)
+    return subprocess.run(
+        [str(TOOLS / command[0]), *command[1:]],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize(
     "command",
-    [("ruff", "check", "."), ("lint-imports",), ("mypy",)],
-    ids=lambda command: command[0],
+    [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("codespell",), ("lint-imports",), ("mypy",)],
+    ids=" ".join,
 )
 def test_tool_has_no_complaint(command: tuple[str, ...]) -> None:
     done = tool(*command)
@@ -64,8 +69,11 @@ def test_import_directions_of_the_nodes(tmp_path: Path) -> None:
         ("images/crops.py", "from ..method import sites", "Pictures know nothing of the method"),
         ("train/preview.py", "import comfy.sd", "ComfyUI is imported in nodes/ alone"),
         ("encoders/clip.py", "def late():\n    import diffusers", "What the nodes use needs no diffusers"),
-        ("train/watch.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .trainer import Trainer",
-         "Inside train"),
+        (
+            "train/watch.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .trainer import Trainer",
+            "Inside train",
+        ),
         ("method/loose.py", "", "Inside method"),
     ],
     ids=lambda value: value if value.endswith(".py") else "",

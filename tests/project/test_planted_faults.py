@@ -22,14 +22,25 @@ NOTICED = ("AssertionError", "Failed")
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Every planted test in one child process, each once more without its fault."""
-    files = [file for file in sorted(TESTS.rglob("test_*.py"))
-             if any(f"def {fault.test}(" in file.read_text(encoding="utf-8") for fault in FAULTS.values())]
+    files = [
+        file
+        for file in sorted(TESTS.rglob("test_*.py"))
+        if any(f"def {fault.test}(" in file.read_text(encoding="utf-8") for fault in FAULTS.values())
+    ]
     results = tmp_path_factory.mktemp("planted") / "results.json"
     pytest_command = Path(sys.executable).with_name("pytest.exe" if os.name == "nt" else "pytest")
-    command = [str(pytest_command), *map(str, files), "-q", "-p", "no:cacheprovider", "--plant=all",
-               f"--plant-results={results}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [
+        str(pytest_command),
+        *map(str, files),
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--plant=all",
+        f"--plant-results={results}",
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert results.is_file(), done.stdout[-4000:] + done.stderr[-2000:]
     return json.loads(results.read_text(encoding="utf-8"))
 

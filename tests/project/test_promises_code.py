@@ -47,8 +47,11 @@ def test_nothing_is_hidden_run_from_text_or_installed(figures) -> None:
         bad += [f"{file}: import {name}" for name in imports(tree) & (HIDES | PICKLES)]
         bad += [f"{file}: {name}" for name in calls(tree) if name in ("torch.load", "torch.save", "numpy.load")]
         if file.relative_to(source_tree.ROOT).as_posix() not in MAY_CALL_PIP:
-            bad += [f"{file}: {node.value}" for node in ast.walk(tree)
-                    if isinstance(node, ast.Constant) and node.value in INSTALLS]
+            bad += [
+                f"{file}: {node.value}"
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Constant) and node.value in INSTALLS
+            ]
         bad += [f"{file}: a line of {len(line)}" for line in text.splitlines() if len(line) > 150]
     assert bad == []
     figures.cases(1, len(files), len(files), "files")
@@ -79,8 +82,13 @@ print(json.dumps([names, touched]))
 @pytest.mark.promise(2)
 def test_importing_every_module_touches_nothing(figures) -> None:
     script = f"ROOT = {str(source_tree.ROOT)!r}\n{INERT}"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parent,
-                          env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     names, touched = json.loads(done.stdout.splitlines()[-1])
     assert touched == []

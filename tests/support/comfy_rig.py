@@ -96,8 +96,15 @@ class Rig:
         )
 
     def calls(
-        self, model: Any, positive: Any, negative: Any, batch: int = 1, sigmas: Any = (5.0, 0.0), size: Any = (8, 8),
-        cfg: float = 7.5, callback: Any = None,
+        self,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        batch: int = 1,
+        sigmas: Any = (5.0, 0.0),
+        size: Any = (8, 8),
+        cfg: float = 7.5,
+        callback: Any = None,
     ) -> list[Call]:
         """Run ComfyUI's guider with plain Euler steps and record each forward of the diffusion model."""
         samplers = importlib.import_module("comfy.samplers")
@@ -116,9 +123,19 @@ class Rig:
         noise = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(2)).repeat(batch, 1, 1, 1)
         with torch.inference_mode():
             samplers.sample(
-                model, noise, positive, negative, cfg, model.load_device, samplers.ksampler("euler"),
-                torch.tensor(sigmas), model_options=model.model_options, latent_image=torch.zeros_like(noise),
-                callback=callback, disable_pbar=True, seed=0,
+                model,
+                noise,
+                positive,
+                negative,
+                cfg,
+                model.load_device,
+                samplers.ksampler("euler"),
+                torch.tensor(sigmas),
+                model_options=model.model_options,
+                latent_image=torch.zeros_like(noise),
+                callback=callback,
+                disable_pbar=True,
+                seed=0,
             )
         return seen
 

@@ -10,7 +10,7 @@ from flexip_model.demo.scenes.store import SIDE, Look, Store
 
 
 def shapes() -> Store:
-    """Five regular polygons, each in its own colour."""
+    """Five regular polygons, each in its own color."""
     pixels, looks = [], []
     for i, color in enumerate(["red", "green", "blue", "orange", "purple"]):
         subject = Subject(f"f{i}", f"{color} thing", f"thing{i}")

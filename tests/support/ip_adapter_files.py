@@ -69,5 +69,3 @@ def plus_weights(
 def save(path: Path, weights: dict[str, Tensor], **metadata: str) -> Path:
     save_file({key: value.contiguous() for key, value in weights.items()}, path, metadata=metadata or None)
     return path
-
-

@@ -1,7 +1,7 @@
 """One fault for each of the first 22 promises, and the test that must notice it.
 
-    python run.py test --plant=9        the tests of that promise with its fault planted: they must fail
-    python run.py test --plant=all      all of them (test_planted_faults.py does this)
+python run.py test --plant=9        the tests of that promise with its fault planted: they must fail
+python run.py test --plant=all      all of them (test_planted_faults.py does this)
 """
 
 from __future__ import annotations
@@ -232,6 +232,7 @@ def turned_grid(ground: Ground) -> None:
 
 def guessed_grid(ground: Ground, halve: Callable[[int], int]) -> None:
     """The grid of a layer from the latent's size and the layer's level, as a patch must that is not told."""
+
     def guess(self: Any, q: Any, options: dict) -> tuple[int, int]:
         height, width = options["original_shape"][-2:]
         for _ in range(self.site.level):
@@ -287,39 +288,72 @@ def dropped_patch(ground: Ground) -> None:
 
 FAULTS = {
     1: Fault("eval in a module", eval_in_a_module, "test_nothing_is_hidden_run_from_text_or_installed"),
-    2: Fault("a module that writes a file when it is imported", writing_import,
-             "test_importing_every_module_touches_nothing"),
+    2: Fault(
+        "a module that writes a file when it is imported", writing_import, "test_importing_every_module_touches_nothing"
+    ),
     3: Fault("a pickle is tried first", pickle_fallback, "test_canaries_in_pickles_never_run"),
-    4: Fault("names are joined to the folder unchecked", joined_paths,
-             "test_thirty_names_at_every_text_input_open_no_file_outside"),
-    5: Fault("the parser's own errors come through", uncaught_errors,
-             "test_nineteen_broken_files_give_one_sentence_with_their_path"),
+    4: Fault(
+        "names are joined to the folder unchecked",
+        joined_paths,
+        "test_thirty_names_at_every_text_input_open_no_file_outside",
+    ),
+    5: Fault(
+        "the parser's own errors come through",
+        uncaught_errors,
+        "test_nineteen_broken_files_give_one_sentence_with_their_path",
+    ),
     6: Fault("no limit of a header's size", no_limit_of_headers, "test_a_header_bomb_is_bounded", "99 MB"),
-    7: Fault("the check for NaN is skipped", no_finite_check,
-             "test_whole_files_with_wrong_content_are_refused_by_what_is_wrong"),
-    8: Fault("any DINO is taken for DINOv2-L/14", every_dino_is_the_right_one, "test_other_models_are_refused_by_name",
-             "dino"),
-    9: Fault("the branches are swapped", swapped_branches,
-             "test_gamma_one_is_the_preservation_branch_and_gamma_zero_the_other"),
+    7: Fault(
+        "the check for NaN is skipped",
+        no_finite_check,
+        "test_whole_files_with_wrong_content_are_refused_by_what_is_wrong",
+    ),
+    8: Fault(
+        "any DINO is taken for DINOv2-L/14",
+        every_dino_is_the_right_one,
+        "test_other_models_are_refused_by_name",
+        "dino",
+    ),
+    9: Fault(
+        "the branches are swapped",
+        swapped_branches,
+        "test_gamma_one_is_the_preservation_branch_and_gamma_zero_the_other",
+    ),
     10: Fault("the model is patched without a clone", dropped_clone, "test_base_patched_base_again"),
     11: Fault("clones copy tensors", deep_copies, "test_ten_clones_share_every_tensor"),
-    12: Fault("tokens in another order than the conds", tokens_in_another_order,
-              "test_ten_layouts_give_what_one_cond_at_a_time_gives"),
-    13: Fault("kept keys are found by their size", kept_by_size,
-              "test_every_guider_gives_each_prompt_its_own_tokens", "False"),
-    14: Fault("γ per cond in place of per picture", gammas_by_cond,
-              "test_batches_of_latents_and_references_equal_singles"),
+    12: Fault(
+        "tokens in another order than the conds",
+        tokens_in_another_order,
+        "test_ten_layouts_give_what_one_cond_at_a_time_gives",
+    ),
+    13: Fault(
+        "kept keys are found by their size", kept_by_size, "test_every_guider_gives_each_prompt_its_own_tokens", "False"
+    ),
+    14: Fault(
+        "γ per cond in place of per picture", gammas_by_cond, "test_batches_of_latents_and_references_equal_singles"
+    ),
     15: Fault("S is padded with zeros", zero_padding, "test_prompts_of_every_length_agree_joined_and_split", "77-154"),
     16: Fault("height and width are swapped", turned_grid, "test_a_quarter_lies_on_its_quarter_at_every_latent_size"),
     17: Fault("odd sizes are halved downwards", rounded_down, "test_tiled_and_merged_tokens_at_odd_sizes", "HyperTile"),
-    18: Fault("a layer's grid is guessed from the latent's", from_the_latent, "test_deep_shrink_at_every_factor",
-              "1-2.0"),
-    19: Fault("keys and values stay in float32", keys_in_float32, "test_dtypes_of_model_encoders_and_adapter",
-              "torch.float16"),
-    20: Fault("weights are divided by their sum", divided_by_their_sum, "test_no_backend_makes_a_black_picture",
-              "attention_pytorch-False"),
-    21: Fault("ComfyUI is not told of the adapter's weights", weights_outside_comfyui,
-              "test_memory_modes_change_nothing", "novram"),
-    22: Fault("what was in the slot is dropped", dropped_patch,
-              "test_another_packs_patch_before_and_after_gives_one_result"),
+    18: Fault(
+        "a layer's grid is guessed from the latent's", from_the_latent, "test_deep_shrink_at_every_factor", "1-2.0"
+    ),
+    19: Fault(
+        "keys and values stay in float32", keys_in_float32, "test_dtypes_of_model_encoders_and_adapter", "torch.float16"
+    ),
+    20: Fault(
+        "weights are divided by their sum",
+        divided_by_their_sum,
+        "test_no_backend_makes_a_black_picture",
+        "attention_pytorch-False",
+    ),
+    21: Fault(
+        "ComfyUI is not told of the adapter's weights",
+        weights_outside_comfyui,
+        "test_memory_modes_change_nothing",
+        "novram",
+    ),
+    22: Fault(
+        "what was in the slot is dropped", dropped_patch, "test_another_packs_patch_before_and_after_gives_one_result"
+    ),
 }

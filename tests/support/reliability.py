@@ -79,8 +79,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("reliability")
     group.addoption("--reliability", metavar="FILE", help="print the table of promises and write it into this file")
     group.addoption("--reliability-full", action="store_true", help="the long counts of random cases")
-    group.addoption("--plant", metavar="ROWS", help="plant the faults of these promises (3,9 or all), and run only "
-                    "the tests that must notice them")
+    group.addoption(
+        "--plant",
+        metavar="ROWS",
+        help="plant the faults of these promises (3,9 or all), and run only the tests that must notice them",
+    )
     group.addoption("--plant-results", metavar="FILE", help="where the outcome of each planted test goes, as JSON")
 
 
@@ -185,11 +188,16 @@ class Results:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         if "planted" in parameters and (call.when == "call" or call.excinfo):
             error = call.excinfo.type.__name__ if call.excinfo else ""
-            self.planted.append({
-                "row": parameters["planted"], "test": getattr(item, "originalname", ""), "when": call.when,
-                "promises": sorted(self.rows.get(item.nodeid, ())), "error": error,
-                "text": str(call.excinfo.value)[:500] if call.excinfo else "",
-            })
+            self.planted.append(
+                {
+                    "row": parameters["planted"],
+                    "test": getattr(item, "originalname", ""),
+                    "when": call.when,
+                    "promises": sorted(self.rows.get(item.nodeid, ())),
+                    "error": error,
+                    "text": str(call.excinfo.value)[:500] if call.excinfo else "",
+                }
+            )
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -232,8 +240,9 @@ class Results:
         yield "|---|---|---|---|---|---|"
         for row in sorted(set(self.total)):
             cases = "; ".join(f"{p:,}/{t:,} {what}" for (of, what), (p, t) in self.cases.items() if of == row)
-            worst = "; ".join(f"{what} {number(value)}{unit}" for (of, what), (value, unit) in self.values.items()
-                              if of == row)
+            worst = "; ".join(
+                f"{what} {number(value)}{unit}" for (of, what), (value, unit) in self.values.items() if of == row
+            )
             seeds = ", ".join(sorted(self.seeds[row]))
             yield f"| {row} | {PROMISES[row]} | {self.passed[row]}/{self.total[row]} | {cases} | {worst} | {seeds} |"
         yield ""

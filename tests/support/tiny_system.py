@@ -59,8 +59,13 @@ def write_system(folder: Path, seed: int = 0) -> Path:
     vocabulary = write_tokenizer(folder / "tokenizer")
     text = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=vocabulary, hidden_size=tiny_config().text_width, intermediate_size=64, num_hidden_layers=2,
-            num_attention_heads=2, bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1,
+            vocab_size=vocabulary,
+            hidden_size=tiny_config().text_width,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            bos_token_id=vocabulary - 2,
+            eos_token_id=vocabulary - 1,
             pad_token_id=vocabulary - 1,
         )
     )
@@ -68,15 +73,22 @@ def write_system(folder: Path, seed: int = 0) -> Path:
     text.half().float().save_pretrained(folder / "text_encoder")
     DDPMScheduler(prediction_type="epsilon").save_pretrained(folder / "scheduler")
     AutoencoderKL(
-        block_out_channels=(32, 64, 96, 96), layers_per_block=1, norm_num_groups=8, latent_channels=4,
-        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=(32, 64, 96, 96),
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=4,
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
     ).save_pretrained(folder / "vae")
     tiny_unet(seed).save_pretrained(folder / "unet")
     write_encoders(folder / "encoders")
     adapter = tiny_adapter(seed)
     save_adapter(
-        folder / "flexip_demo.safetensors", adapter.config, adapter.state_dict(),
-        training={"trained": True}, dtype=torch.float32,
+        folder / "flexip_demo.safetensors",
+        adapter.config,
+        adapter.state_dict(),
+        training={"trained": True},
+        dtype=torch.float32,
     )
     (folder / "examples").mkdir()
     Image.linear_gradient("L").convert("RGB").resize((48, 40)).save(folder / "examples" / "gradient.png")

@@ -19,9 +19,20 @@ from flexip_model.train.trainer import Trainer
 
 from .demo_shapes import shapes
 
-SMALL = {"size": 64, "batch": 4, "precision": "fp32", "adapter": {"width": 32, "depth": 1, "heads": 2,
-         "head_width": 16, "queries": 4}, "start": None, "preview_every": 0, "log_every": 1, "save_every": 100,
-         "stages": [{"steps": 4}], "warmup": 0, "lr": 1e-3, "schedule": "constant"}
+SMALL = {
+    "size": 64,
+    "batch": 4,
+    "precision": "fp32",
+    "adapter": {"width": 32, "depth": 1, "heads": 2, "head_width": 16, "queries": 4},
+    "start": None,
+    "preview_every": 0,
+    "log_every": 1,
+    "save_every": 100,
+    "stages": [{"steps": 4}],
+    "warmup": 0,
+    "lr": 1e-3,
+    "schedule": "constant",
+}
 """Changes to the config `demo` that make a step cheap."""
 
 
@@ -31,8 +42,9 @@ def png(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def pack(folder: Path, images: int = 7, variants: int = 5, broken: int = 0, quality: str = "base",
-         name: str = "drawn") -> Path:
+def pack(
+    folder: Path, images: int = 7, variants: int = 5, broken: int = 0, quality: str = "base", name: str = "drawn"
+) -> Path:
     """Write `images` groups of one frame and `variants` groups of three; the pictures of the last
     `broken` of either are cut short."""
     composer = Composer(shapes(), scene_variants=2)
@@ -47,8 +59,16 @@ def pack(folder: Path, images: int = 7, variants: int = 5, broken: int = 0, qual
         for drawn in recipes:
             picture, mask = composer.picture_and_mask(drawn)
             content = png(picture)[:200] if spoiled else png(picture)
-            frames.append(NewFrame(content, *picture.size, 1.0, f"{number:016x}", mask=png(mask),
-                                   captions=(composer.prompt(drawn, rng),)))
+            frames.append(
+                NewFrame(
+                    content,
+                    *picture.size,
+                    1.0,
+                    f"{number:016x}",
+                    mask=png(mask),
+                    captions=(composer.prompt(drawn, rng),),
+                )
+            )
         writer.add(NewGroup(f"{name}-{number:04}", "image" if image else "video", tuple(frames), quality=quality))
     writer.close()
     return folder

@@ -17,11 +17,29 @@ from flexip_model.tools.example_data import write_data
 from flexip_model.train.frozen import Frozen
 
 TINY = ("benchmark", "training", "--model", "demo", "--size", "64", "--batch", "2", "--steps", "5", "--rounds", "1")
-SAMPLE = Arithmetic(unet=100, forward=110, trained=390, vae=400, clip=100, dino=100, text=10, trainable=100_000_000,
-                    frozen=1_000_000_000, activations=500_000_000)
-DISK = OnDisk(loader=10, passes={"latents": 1, "clip": 2, "dino": 2}, header=100, parquet=100, arrow=400,
-              variant_parquet=300, variant_arrow=1000, permutation=1)
-CARD = Card("card", memory=24, peak=100, utilisation=0.5, price=2)
+SAMPLE = Arithmetic(
+    unet=100,
+    forward=110,
+    trained=390,
+    vae=400,
+    clip=100,
+    dino=100,
+    text=10,
+    trainable=100_000_000,
+    frozen=1_000_000_000,
+    activations=500_000_000,
+)
+DISK = OnDisk(
+    loader=10,
+    passes={"latents": 1, "clip": 2, "dino": 2},
+    header=100,
+    parquet=100,
+    arrow=400,
+    variant_parquet=300,
+    variant_arrow=1000,
+    permutation=1,
+)
+CARD = Card("card", memory=24, peak=100, utilization=0.5, price=2)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +53,7 @@ def sample(full: Frozen) -> Arithmetic:
 
 
 # Speed
+
 
 def test_the_training_benchmark_compares_three_ways_to_train_the_same_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY]) == 0
@@ -59,10 +78,16 @@ def test_data_without_caches_is_not_measured_as_if_it_had_them(
     assert "no caches of latents and [CLS]" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("arguments", "named"), [
-    (["training", "--steps", "7"], "multiple of 5"), (["training", "--base", "sd15"], "--dino"),
-    (["scale", "--price", "tpu=1"], "rtx4090"), (["scale", "--utilisation", "a100=1.5"], "at most 1"),
-    (["scale", "--speed", "a100"], "CARD=NUMBER")])
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["training", "--steps", "7"], "multiple of 5"),
+        (["training", "--base", "sd15"], "--dino"),
+        (["scale", "--price", "tpu=1"], "rtx4090"),
+        (["scale", "--utilisation", "a100=1.5"], "at most 1"),
+        (["scale", "--speed", "a100"], "CARD=NUMBER"),
+    ],
+)
 def test_a_wrong_option_of_the_benchmarks_is_named_before_anything_is_made(
     arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,9 +106,15 @@ def test_the_made_data_has_groups_of_both_kinds_with_masks_at_the_size_that_pack
 
 # Scale
 
+
 def test_the_counts_are_those_of_the_analysis(sample: Arithmetic) -> None:
-    for value, wanted in ((sample.unet, 402), (sample.vae, 558), (sample.clip, 167), (sample.dino, 81),
-                          (sample.text, 7)):
+    for value, wanted in (
+        (sample.unet, 402),
+        (sample.vae, 558),
+        (sample.clip, 167),
+        (sample.dino, 81),
+        (sample.text, 7),
+    ):
         assert value == pytest.approx(wanted, rel=0.06 if wanted == 7 else 0.01)
     # The analysis says "about 827"; the 32 more are the backward of attention, which costs twice its forward.
     assert 827 < sample.trained < 827 * 1.05

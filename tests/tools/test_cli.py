@@ -26,8 +26,16 @@ def saved(folder: Path, **training) -> Path:
 def test_inspect_says_what_the_file_is_and_from_what_it_was_trained(tmp_path, capsys):
     assert main(["inspect", str(saved(tmp_path, trained=True, steps=1234, data="emoji"))]) == 0
     out = capsys.readouterr().out
-    for part in ("FlexIP adapter", "trained         yes", "steps         1234", "data          emoji", "a CLIP ab12",
-                 "α 0.9, β 0.9", "width 64, depth 2, 4 heads of 16, 16 queries", "Mine"):
+    for part in (
+        "FlexIP adapter",
+        "trained         yes",
+        "steps         1234",
+        "data          emoji",
+        "a CLIP ab12",
+        "α 0.9, β 0.9",
+        "width 64, depth 2, 4 heads of 16, 16 queries",
+        "Mine",
+    ):
         assert part in out
 
 

@@ -126,8 +126,12 @@ def test_cached_features_give_the_losses_of_uncached_ones_and_a_stale_cache_is_n
     samples = open_samples(plain.config, plain.frozen, 0, 1)
     tickets = [t for step in range(4) for t in samples.order.tickets(step, 0)]
     uncached = collate([samples[t] for t in tickets])
-    assert main(["data", "cache", str(data), "--vae", str(demo), "--clip", clip, "--dino", dino, "--size", "64",
-                 "--flips"]) == 0
+    assert (
+        main(
+            ["data", "cache", str(data), "--vae", str(demo), "--clip", clip, "--dino", dino, "--size", "64", "--flips"]
+        )
+        == 0
+    )
     samples = open_samples(plain.config, plain.frozen, 0, 1)
     assert "cached latents, clip, dino" in samples.groups.remarks[-1]
     cached = collate([samples[t] for t in tickets])

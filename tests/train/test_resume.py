@@ -32,6 +32,7 @@ STOPS = int(os.environ.get("FLEXIP_STOPS", "1"))
 
 # Resume
 
+
 @pytest.mark.promise(24)
 def test_100_steps_are_50_and_50_over_many_epochs_and_with_workers(data: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -61,15 +62,25 @@ def _machines(data: Path, output: Path, steps: int, stop: int = 0) -> list[dict]
     """How two processes with an output folder each ended; the second gets SIGTERM after the step `stop`."""
     output.mkdir(exist_ok=True)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               str(Path(__file__).parent / "machine.py"), str(data), str(output), str(steps), str(stop)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(Path(__file__).parent / "machine.py"),
+        str(data),
+        str(output),
+        str(steps),
+        str(stop),
+    ]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((output / f"end-{rank}.json").read_text()) for rank in range(2)]
 
 
-def test_a_signal_to_one_machine_stops_all_and_all_go_on_from_the_firsts_checkpoint(
-        data: Path, tmp_path: Path) -> None:
+def test_a_signal_to_one_machine_stops_all_and_all_go_on_from_the_firsts_checkpoint(data: Path, tmp_path: Path) -> None:
     whole = _machines(data, tmp_path / "whole", 6)
     stopped = _machines(data, tmp_path / "parts", 6, stop=2)
     assert [(end["step"], end["code"]) for end in stopped] == [(3, 128 + signal.SIGTERM)] * 2
@@ -99,6 +110,7 @@ def test_a_run_goes_on_beside_the_same_encoders_and_on_the_same_data_only(tmp_pa
 
 
 # Trouble
+
 
 @pytest.mark.promise(27)
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(data: Path, tmp_path: Path, monkeypatch) -> None:
@@ -270,8 +282,9 @@ def test_sigterm_saves_and_the_same_command_goes_on(data: Path, tmp_path: Path, 
     values = to_dict(config(data, tmp_path / "run", stages=[{"steps": 6}], save_every=1000))
     path.write_text(json.dumps(values, default=list))
     command = [sys.executable, "-m", "flexip_model.train", str(path)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(f"step {1 + point % 4}/"):

@@ -29,6 +29,7 @@ from ..support.train_rig import config, png
 
 # Order
 
+
 def test_every_device_batch_holds_both_kinds_in_equal_numbers_and_no_group_twice_in_an_epoch() -> None:
     order = Order((6, 4), images=2, batch=4, world=2, seed=3)
     seen: dict[int, list[int]] = {0: [], 1: []}
@@ -57,6 +58,7 @@ def test_a_sampler_that_starts_later_gives_what_the_whole_one_gives_there() -> N
 
 # Config
 
+
 @pytest.mark.parametrize("name", NAMED)
 def test_configs_that_ship_are_whole_and_survive_json(name: str) -> None:
     found = load_config(name)
@@ -73,11 +75,19 @@ def test_the_papers_numbers_are_the_default() -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("batch: 7", "split"), ("lr: fast", "expected a number"), ("learning_rate: 1", "unknown key learning_rate"),
-     ("- a", "key: value"), ("a: [", "not YAML"), ("extends: nowhere.yaml", "no config"), ("stages: []", "no stage"),
-     ("dropout: {text: 0.95}", "sum of the dropouts"), ("adapter: {depht: 3}", "no field depht"),
-     ("adapter: {alpha: high}", "adapter.alpha is 'high'; expected a number"),
-     ("preview_steps: 0", "preview_steps is 0; expected at least 1")],
+    [
+        ("batch: 7", "split"),
+        ("lr: fast", "expected a number"),
+        ("learning_rate: 1", "unknown key learning_rate"),
+        ("- a", "key: value"),
+        ("a: [", "not YAML"),
+        ("extends: nowhere.yaml", "no config"),
+        ("stages: []", "no stage"),
+        ("dropout: {text: 0.95}", "sum of the dropouts"),
+        ("adapter: {depht: 3}", "no field depht"),
+        ("adapter: {alpha: high}", "adapter.alpha is 'high'; expected a number"),
+        ("preview_steps: 0", "preview_steps is 0; expected at least 1"),
+    ],
 )
 def test_a_wrong_config_is_named(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "my.yaml"
@@ -103,6 +113,7 @@ def test_paths_are_relative_to_the_config_and_a_part_of_a_section_can_be_changed
 
 
 # Samples
+
 
 def test_a_sample_depends_on_its_ticket_alone_and_variants_see_another_picture(data: Path, tmp_path: Path) -> None:
     from flexip_model.train.frozen import load_frozen
@@ -199,13 +210,16 @@ def test_padding_is_read_neither_in_training_nor_in_the_nodes(tmp_path: Path) ->
 
 # Devices
 
+
 def _gradients(data: Path, output: Path, batch: int, *launches: list[str]) -> dict[str, torch.Tensor]:
     """The gradients of one step, after launchers that are started beside each other, as on several machines."""
     output.mkdir()
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
     script = [str(Path(__file__).parent / "gradients.py"), str(data), str(output), str(batch)]
-    started = [subprocess.Popen([sys.executable, "-m", *launch, *script], cwd=ROOT, env=env, stderr=subprocess.PIPE,
-                                text=True) for launch in launches]
+    started = [
+        subprocess.Popen([sys.executable, "-m", *launch, *script], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+        for launch in launches
+    ]
     for process in started:
         complaint = process.communicate(timeout=300)[1]
         assert process.returncode == 0, complaint[-3000:]
@@ -213,16 +227,36 @@ def _gradients(data: Path, output: Path, batch: int, *launches: list[str]) -> di
 
 
 def test_two_processes_and_two_machines_have_the_gradients_of_one_with_the_same_global_batch(
-        data: Path, tmp_path: Path) -> None:
+    data: Path, tmp_path: Path
+) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     one = _gradients(data, tmp_path / "one", 8, ["torch.distributed.run", "--standalone", "--nproc_per_node", "1"])
-    processes = _gradients(data, tmp_path / "processes", 4,
-                           ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"])
-    machines = _gradients(data, tmp_path / "machines", 4, *(
-        ["torch.distributed.run", "--nnodes", "2", "--node_rank", rank, "--nproc_per_node", "1",
-         "--master_addr", "127.0.0.1", "--master_port", str(port)] for rank in "01"))
+    processes = _gradients(
+        data, tmp_path / "processes", 4, ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    )
+    machines = _gradients(
+        data,
+        tmp_path / "machines",
+        4,
+        *(
+            [
+                "torch.distributed.run",
+                "--nnodes",
+                "2",
+                "--node_rank",
+                rank,
+                "--nproc_per_node",
+                "1",
+                "--master_addr",
+                "127.0.0.1",
+                "--master_port",
+                str(port),
+            ]
+            for rank in "01"
+        ),
+    )
     largest = max(float(value.abs().max()) for value in one.values())
     for several in (processes, machines):
         assert one.keys() == several.keys()

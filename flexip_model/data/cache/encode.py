@@ -84,14 +84,18 @@ def _work(task: CacheTask, share: Share) -> None:
         try:
             _encode_shard(task, dataset, makers, table, rows, progress)
         except torch.OutOfMemoryError as error:
-            raise FlexIPError(f"{device} is out of memory with --batch {task.batch}; run the same command again with "
-                              f"--batch {max(1, task.batch // 2)}, it goes on where it stopped") from error
+            raise FlexIPError(
+                f"{device} is out of memory with --batch {task.batch}; run the same command again with "
+                f"--batch {max(1, task.batch // 2)}, it goes on where it stopped"
+            ) from error
         progress.shards += 1
     progress.close()
     for maker in makers:
         if isinstance(maker, LatentMaker) and maker.noise is not None:
-            print(f"the VAE's own noise, which is left out, is {100 * maker.noise:.2g} % of the latents' deviation",
-                  flush=True)
+            print(
+                f"the VAE's own noise, which is left out, is {100 * maker.noise:.2g} % of the latents' deviation",
+                flush=True,
+            )
     if all(cache_file(task.folder, maker.manifest.key, rows.shard).exists() for _, rows in places for maker in makers):
         counts = mark_caches(task.folder)
         for maker in makers:
@@ -104,14 +108,16 @@ def _begin(task: CacheTask, maker: Maker) -> None:
     if (folder / MANIFEST).exists():
         _, more = read_manifest(folder)
         if more.get("dtype") != task.dtype:
-            raise FlexIPError(f"{folder} was begun in {more.get('dtype')}; go on with --dtype {more.get('dtype')}, or "
-                              "delete it")
+            raise FlexIPError(
+                f"{folder} was begun in {more.get('dtype')}; go on with --dtype {more.get('dtype')}, or delete it"
+            )
         return
     write_manifest(folder, maker.manifest, {"network": maker.name, "dtype": task.dtype, "stored": "float16"})
 
 
-def _encode_shard(task: CacheTask, dataset: Dataset, makers: Sequence[Maker], table: Any, rows: ShardRows,
-                  progress: _Progress) -> None:
+def _encode_shard(
+    task: CacheTask, dataset: Dataset, makers: Sequence[Maker], table: Any, rows: ShardRows, progress: _Progress
+) -> None:
     wanted = stamp(table, rows)
     paths = {id(maker): cache_file(task.folder, maker.manifest.key, rows.shard) for maker in makers}
     missing = [maker for maker in makers if finished_names(paths[id(maker)], wanted) is None]
@@ -170,15 +176,20 @@ def _add(maker: Maker, number: int, file: TensorFile, loaded: Sequence[_Loaded],
     """Encode what the file lacks of these frames, and append it in fp16."""
     like = next(maker.module.parameters())
     todo = [entry for entry in loaded if entry.views and entry.frame.frame_id not in file.done]
-    pixels = {tensor_name(entry.frame.frame_id, variant): value
-              for entry in todo for variant, value in entry.views[number].pixels.items()}
+    pixels = {
+        tensor_name(entry.frame.frame_id, variant): value
+        for entry in todo
+        for variant, value in entry.views[number].pixels.items()
+    }
     names, found = list(pixels), dict[str, Tensor]()
     for start in range(0, len(names), batch):
         part = names[start : start + batch]
         codes = maker.encode(torch.stack([pixels[name] for name in part]).to(like.device, like.dtype)).half().cpu()
         if not bool(torch.isfinite(codes).all()):
-            raise FlexIPError(f"{maker.name} gives values that are not finite in half precision; with --dtype float16 "
-                              "try bfloat16 or float32, else the weights are damaged")
+            raise FlexIPError(
+                f"{maker.name} gives values that are not finite in half precision; with --dtype float16 "
+                "try bfloat16 or float32, else the weights are damaged"
+            )
         found |= zip(part, codes, strict=True)
     for entry in todo:
         view = entry.views[number]
@@ -208,8 +219,9 @@ class _Progress:
         self.said = time.monotonic()
         rate = self.frames / max(self.said - self.started, 1e-6)
         who = f"process {self.share.rank}: " if self.share.world > 1 else ""
-        print(f"{who}{self.shards} of {self.total} shards, {self.frames} frames encoded, {rate:.1f} frames/s",
-              flush=True)
+        print(
+            f"{who}{self.shards} of {self.total} shards, {self.frames} frames encoded, {rate:.1f} frames/s", flush=True
+        )
 
     def close(self) -> None:
         self.say()

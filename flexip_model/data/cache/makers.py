@@ -26,7 +26,7 @@ class Views(NamedTuple):
     """What a network is to see of a frame.
 
     Attributes:
-        pixels: by variant, (3, S, S) float32 each, normalised for the network.
+        pixels: by variant, (3, S, S) float32 each, normalized for the network.
         kept: tensors that are stored as they are, by variant.
         complaint: why a variant is missing.
     """
@@ -135,23 +135,26 @@ def load_vae(path: str | Path) -> Any:
 
     folder = Path(path)
     if folder.is_file():
-        raise FlexIPError(f"{folder} is a file; expected is a VAE's folder in diffusers' layout, with config.json and "
-                          "diffusion_pytorch_model.safetensors")
+        raise FlexIPError(
+            f"{folder} is a file; expected is a VAE's folder in diffusers' layout, with config.json and "
+            "diffusion_pytorch_model.safetensors"
+        )
     if (folder / "vae").is_dir():
         folder = folder / "vae"
     if not (folder / "config.json").is_file():
-        raise FlexIPError(f"there is no VAE in {path}: no config.json; give the folder vae/ of an SD1.5 model in "
-                          "diffusers' layout")
+        raise FlexIPError(
+            f"there is no VAE in {path}: no config.json; give the folder vae/ of an SD1.5 model in diffusers' layout"
+        )
     try:
-        vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True,
-                                            low_cpu_mem_usage=False)
+        vae = AutoencoderKL.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise FlexIPError(f"the VAE in {folder} cannot be loaded ({' '.join(str(error).split())[:300]})") from error
     return vae.float().eval().requires_grad_(False)
 
 
-def load_makers(vae: str | None, clip: str | None, dino: str | None, size: int, crop: str,
-                flips: bool) -> list[Maker]:
+def load_makers(vae: str | None, clip: str | None, dino: str | None, size: int, crop: str, flips: bool) -> list[Maker]:
     """The kinds of cache that were asked for, their networks in fp32 on the CPU.
 
     Raises:

@@ -106,8 +106,10 @@ def list_caches(folder: str | Path) -> dict[str, Manifest]:
     Raises:
         FlexIPError: a manifest is damaged, or its folder was renamed.
     """
-    return {path.parent.name: read_manifest(path.parent)[0]
-            for path in sorted((Path(folder) / "caches").glob(f"*/{MANIFEST}"))}
+    return {
+        path.parent.name: read_manifest(path.parent)[0]
+        for path in sorted((Path(folder) / "caches").glob(f"*/{MANIFEST}"))
+    }
 
 
 def check_cache(folder: str | Path, wanted: Manifest) -> str:
@@ -125,9 +127,11 @@ def check_cache(folder: str | Path, wanted: Manifest) -> str:
     if not of_kind:
         raise FlexIPError(f"{folder} has no cache of {what}; make one with `python -m flexip_model data cache`")
     nearest = min(of_kind, key=lambda key: len(of_kind[key].differences(wanted)))
-    raise FlexIPError(f"the cache of {what} in {Path(folder) / 'caches' / nearest} is stale, it was made with "
-                      f"{' and '.join(of_kind[nearest].differences(wanted))}; make a new one with "
-                      "`python -m flexip_model data cache` (the old one may be deleted)")
+    raise FlexIPError(
+        f"the cache of {what} in {Path(folder) / 'caches' / nearest} is stale, it was made with "
+        f"{' and '.join(of_kind[nearest].differences(wanted))}; make a new one with "
+        "`python -m flexip_model data cache` (the old one may be deleted)"
+    )
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, dict[str, Any]]:
@@ -233,8 +237,9 @@ class CacheReader:
                 file = safe_open(str(path), framework="pt")
                 found = file, frozenset(file.keys())
             except (OSError, SafetensorError) as error:
-                raise FlexIPError(f"{path} cannot be read ({error}); delete it and run "
-                                  "`python -m flexip_model data cache` again") from error
+                raise FlexIPError(
+                    f"{path} cannot be read ({error}); delete it and run `python -m flexip_model data cache` again"
+                ) from error
             while len(self._files) >= OPEN_FILES:
                 self._files.popitem(last=False)
         self._files[shard] = found

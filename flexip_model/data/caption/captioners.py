@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PROMPT = (
     "Describe this picture for a picture generator in one or two short sentences, at most 40 words. Begin with the "
     "main subject: say what kind of thing it is, what it is doing, where it is and from where it is seen. Do not "
-    "describe its colours, patterns, materials, clothes or other fine looks. Do not begin with \"The image\"."
+    'describe its colors, patterns, materials, clothes or other fine looks. Do not begin with "The image".'
 )
 """Class, scene and action from the text; fine looks stay with the reference picture, whose branch is to carry them."""
 NEW_TOKENS = 58
@@ -80,12 +80,18 @@ class ChatCaptioner:
         try:
             self.question = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         except (ValueError, AttributeError, ImportError) as error:
-            raise FlexIPError(f"{choice.model} has no chat template ({error}); get the Instruct form of the model, or "
-                              "use --captioner blip") from error
+            raise FlexIPError(
+                f"{choice.model} has no chat template ({error}); get the Instruct form of the model, or "
+                "use --captioner blip"
+            ) from error
 
     def __call__(self, frames: Sequence[Frame], pictures: Sequence[Image]) -> list[str | None]:
-        inputs = self.processor(text=[self.question] * len(pictures), images=[capped(p) for p in pictures],
-                                padding=True, return_tensors="pt")
+        inputs = self.processor(
+            text=[self.question] * len(pictures),
+            images=[capped(p) for p in pictures],
+            padding=True,
+            return_tensors="pt",
+        )
         answers = _generate(self.model, inputs)[:, inputs["input_ids"].shape[1] :]
         return list(self.processor.batch_decode(answers, skip_special_tokens=True))
 
@@ -168,8 +174,9 @@ def _entry(path: Path, number: int, line: str) -> tuple[str, str]:
     except (ValueError, AttributeError):
         name = text = None
     if not isinstance(name, str) or not isinstance(text, str):
-        raise FlexIPError(f"{path}, line {number}: expected an object with \"frame_id\" and \"caption\", "
-                          f"got {line.strip()[:80]!r}")
+        raise FlexIPError(
+            f'{path}, line {number}: expected an object with "frame_id" and "caption", got {line.strip()[:80]!r}'
+        )
     return name, text
 
 
@@ -180,8 +187,10 @@ def _load(choice: CaptionerChoice, model_class: str) -> tuple[Any, Any]:
     if choice.model is None:
         raise FlexIPError(f"--captioner {choice.name} needs --model FOLDER, such as a local Qwen2-VL-7B-Instruct")
     if not choice.download and not Path(choice.model).is_dir():
-        raise FlexIPError(f"there is no folder {choice.model}; give the model's local folder, or add --download to "
-                          "fetch it from the Hugging Face hub by its name")
+        raise FlexIPError(
+            f"there is no folder {choice.model}; give the model's local folder, or add --download to "
+            "fetch it from the Hugging Face hub by its name"
+        )
     dtype = choice.dtype or (torch.bfloat16 if torch.device(choice.device).type == "cuda" else torch.float32)
     local = {"local_files_only": not choice.download, "trust_remote_code": False}
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
@@ -190,8 +199,9 @@ def _load(choice: CaptionerChoice, model_class: str) -> tuple[Any, Any]:
         processor = transformers.AutoProcessor.from_pretrained(choice.model, **local)
         model = getattr(transformers, model_class).from_pretrained(choice.model, **weights, **local)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise FlexIPError(f"{choice.model} cannot be loaded as --captioner {choice.name} "
-                          f"({' '.join(str(error).split())[:300]})") from error
+        raise FlexIPError(
+            f"{choice.model} cannot be loaded as --captioner {choice.name} ({' '.join(str(error).split())[:300]})"
+        ) from error
     if choice.name == "qwen2-vl" and model.config.model_type != "qwen2_vl":
         raise FlexIPError(f"{choice.model} is a {model.config.model_type}, not a Qwen2-VL; use --captioner chat")
     # Leftovers of sampling in a model's own settings, which greedy search would warn of.
@@ -202,6 +212,8 @@ def _load(choice: CaptionerChoice, model_class: str) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def _generate(model: Any, inputs: Any) -> Any:
-    moved = {name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
-             for name, value in inputs.items()}
+    moved = {
+        name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
+        for name, value in inputs.items()
+    }
     return model.generate(**moved, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=1)

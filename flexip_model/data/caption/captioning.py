@@ -84,8 +84,10 @@ class Report:
         if self.without:
             found.append(f"{self.without} frames have none, such as {', '.join(self.first_without)}")
         if self.repeats:
-            found.append(f"in {self.repeats} of {self.groups} groups with several captioned frames one text stands "
-                         f"under more than one of them, such as in {', '.join(self.first_repeats)}")
+            found.append(
+                f"in {self.repeats} of {self.groups} groups with several captioned frames one text stands "
+                f"under more than one of them, such as in {', '.join(self.first_repeats)}"
+            )
         return found
 
 
@@ -152,8 +154,11 @@ def _work(task: CaptionTask, share: Share) -> None:
         if log.is_finished():
             continue
         seen = log.seen()
-        frames = [frame for frame in read_frames(table, rows)
-                  if frame.frame_id not in seen and (task.again or not frame.captions)]
+        frames = [
+            frame
+            for frame in read_frames(table, rows)
+            if frame.frame_id not in seen and (task.again or not frame.captions)
+        ]
         try:
             if frames and captioner is None:
                 captioner = _captioner(task, share)
@@ -167,14 +172,17 @@ def _work(task: CaptionTask, share: Share) -> None:
             log.close()
     progress.close()
     if isinstance(captioner, FileCaptioner) and share.world == 1 and not progress.found:
-        raise FlexIPError(f"{task.captions} names none of the frames, its first is {next(iter(captioner.captions))!r}; "
-                          f"expected frame ids, the tar members' names, such as {progress.last!r}")
+        raise FlexIPError(
+            f"{task.captions} names none of the frames, its first is {next(iter(captioner.captions))!r}; "
+            f"expected frame ids, the tar members' names, such as {progress.last!r}"
+        )
 
 
 def _captioner(task: CaptionTask, share: Share) -> Captioner:
     device = pick_device(task.device, share.local)
-    return CAPTIONERS[task.captioner](CaptionerChoice(
-        task.captioner, task.model, task.captions, device, DTYPES[task.dtype], task.download))
+    return CAPTIONERS[task.captioner](
+        CaptionerChoice(task.captioner, task.model, task.captions, device, DTYPES[task.dtype], task.download)
+    )
 
 
 def _load(dataset: Dataset, looks: bool, frame: Frame) -> tuple[Frame, Image | None, str]:
@@ -185,14 +193,17 @@ def _load(dataset: Dataset, looks: bool, frame: Frame) -> tuple[Frame, Image | N
         return frame, None, str(error)
 
 
-def _ask(captioner: Captioner, loaded: Sequence[tuple[Frame, Image | None, str]], task: CaptionTask,
-         progress: _Progress) -> list[Entry]:
+def _ask(
+    captioner: Captioner, loaded: Sequence[tuple[Frame, Image | None, str]], task: CaptionTask, progress: _Progress
+) -> list[Entry]:
     good = [(frame, picture) for frame, picture, complaint in loaded if not complaint]
     try:
         texts = captioner([f for f, _ in good], [p for _, p in good if p is not None]) if good else []
     except torch.OutOfMemoryError as error:
-        raise FlexIPError(f"the GPU is out of memory with --batch {task.batch}; run the same command again with "
-                          f"--batch {max(1, task.batch // 2)}, it goes on where it stopped") from error
+        raise FlexIPError(
+            f"the GPU is out of memory with --batch {task.batch}; run the same command again with "
+            f"--batch {max(1, task.batch // 2)}, it goes on where it stopped"
+        ) from error
     entries: list[Entry] = [(frame.frame_id, None) for frame, _, complaint in loaded if complaint]
     for (frame, _), text in zip(good, texts, strict=True):
         whole = tidy(text or "")
@@ -264,8 +275,11 @@ class _Progress:
     def say(self) -> None:
         self.said = time.monotonic()
         who = f"process {self.share.rank}: " if self.share.world > 1 else ""
-        print(f"{who}{self.done} frames seen, {self.found} captioned, {self.cut} captions cut to fit, "
-              f"{self.done / max(self.said - self.started, 1e-6):.1f} frames/s", flush=True)
+        print(
+            f"{who}{self.done} frames seen, {self.found} captioned, {self.cut} captions cut to fit, "
+            f"{self.done / max(self.said - self.started, 1e-6):.1f} frames/s",
+            flush=True,
+        )
 
     def close(self) -> None:
         if self.done:
@@ -277,6 +291,7 @@ class _Progress:
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """SIGTERM does what Ctrl-C does, where this is the main thread."""
+
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 

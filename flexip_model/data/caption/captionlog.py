@@ -51,13 +51,14 @@ class ShardLog:
         try:
             if self._file is None:
                 self._file = self._open()
-            self._file.writelines(json.dumps({"frame_id": name, "caption": text}) + "\n"
-                                  for name, text in entries)
+            self._file.writelines(json.dumps({"frame_id": name, "caption": text}) + "\n" for name, text in entries)
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise FlexIPError(f"{self.part} cannot be written ({error.strerror or error}); free some space and run "
-                              "the same command again: it goes on where it stopped") from error
+            raise FlexIPError(
+                f"{self.part} cannot be written ({error.strerror or error}); free some space and run "
+                "the same command again: it goes on where it stopped"
+            ) from error
 
     def finish(self) -> None:
         """Every frame was seen."""

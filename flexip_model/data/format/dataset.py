@@ -42,8 +42,14 @@ class Dataset:
         rows: (groups,) int64: place of each chosen group in the tables laid end to end.
     """
 
-    def __init__(self, folder: Path, split: str | None, kinds: tuple[str, ...] | None,
-                 qualities: tuple[str, ...] | None, remote: Remote | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: str | None,
+        kinds: tuple[str, ...] | None,
+        qualities: tuple[str, ...] | None,
+        remote: Remote | None = None,
+    ) -> None:
         self.folder, self.remote, self._chosen = folder, remote, (split, kinds, qualities)
         self.datasets = read_folder_file(folder)
         self.tables = {name: _table(folder, name) for name in index_names(folder)}
@@ -52,14 +58,21 @@ class Dataset:
         # A chunk's batches, so that one row is found by bisection and not by a walk over all chunks.
         self._batches = [batch for table in self.tables.values() for batch in table.to_batches()]
         self._batch_starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)]).tolist()
-        chosen = [_select(table, split, kinds, qualities) + start
-                  for table, start in zip(self.tables.values(), self._starts, strict=False)]
+        chosen = [
+            _select(table, split, kinds, qualities) + start
+            for table, start in zip(self.tables.values(), self._starts, strict=False)
+        ]
         self.rows = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
         self._shards = _Shards(remote)
 
     @classmethod
-    def open(cls, folder: str | Path, split: str | None = None, kinds: Iterable[str] | None = None,
-             qualities: Iterable[str] | None = None) -> Dataset:
+    def open(
+        cls,
+        folder: str | Path,
+        split: str | None = None,
+        kinds: Iterable[str] | None = None,
+        qualities: Iterable[str] | None = None,
+    ) -> Dataset:
         """Open and check a data folder.
 
         Args:
@@ -78,7 +91,7 @@ class Dataset:
         if unknown:
             raise FlexIPError(f"there is no kind {unknown[0]!r}; choose from {', '.join(KINDS)}")
         remote = Remote(str(folder)) if is_remote(folder) else None
-        place = Path(folder) if remote is None else remote.synchronise()
+        place = Path(folder) if remote is None else remote.synchronize()
         return cls(place, split, chosen, None if qualities is None else tuple(qualities), remote)
 
     def __len__(self) -> int:
@@ -86,8 +99,9 @@ class Dataset:
 
     def column(self, name: str) -> pa.Array:
         """One column of the chosen groups ("kind", "quality", "dataset", "license", "split", "group_id")."""
-        whole = pa.chunked_array([column for table in self.tables.values() for column in table.column(name).chunks],
-                                 SCHEMA.field(name).type)
+        whole = pa.chunked_array(
+            [column for table in self.tables.values() for column in table.column(name).chunks], SCHEMA.field(name).type
+        )
         return whole.take(pa.array(self.rows)).combine_chunks()
 
     def group(self, number: int) -> Group:
@@ -202,8 +216,9 @@ def _derive(parquet: pq.ParquetFile, derived: Path, stamp: bytes) -> None:
             writer.write_batch(batch.cast(schema))
 
 
-def _select(table: pa.Table, split: str | None, kinds: Sequence[str] | None,
-            qualities: Sequence[str] | None) -> np.ndarray:
+def _select(
+    table: pa.Table, split: str | None, kinds: Sequence[str] | None, qualities: Sequence[str] | None
+) -> np.ndarray:
     keep = np.ones(table.num_rows, bool)
     for column, values in (("split", None if split is None else [split]), ("kind", kinds), ("quality", qualities)):
         if values is not None:

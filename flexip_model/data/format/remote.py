@@ -53,12 +53,13 @@ class Remote:
             try:
                 self._files, self._base = FileSystem.from_uri(self.uri.rstrip("/"))
             except (ArrowException, OSError, ValueError) as error:
-                raise FlexIPError(f"{self.uri} cannot be reached ({error}); expected a URI such as s3://bucket/folder"
-                                  ) from error
+                raise FlexIPError(
+                    f"{self.uri} cannot be reached ({error}); expected a URI such as s3://bucket/folder"
+                ) from error
             self._process = os.getpid()
         return self._files
 
-    def synchronise(self) -> Path:
+    def synchronize(self) -> Path:
         """Copy `flexip-data.json`, the index and the caches' manifests where they changed; returns the mirror.
 
         Raises:

@@ -21,17 +21,37 @@ QUALITIES = ("base", "high")
 SPLITS = ("train", "val", "heldout")
 ROLES = ("any", "reference", "target")
 
-FRAME = pa.struct([
-    ("frame_id", pa.string()), ("shard", pa.string()),
-    ("offset", pa.int64()), ("bytes", pa.int64()), ("mask_offset", pa.int64()), ("mask_bytes", pa.int64()),
-    ("width", pa.int32()), ("height", pa.int32()), ("time", pa.float64()), ("role", pa.string()),
-    ("box", pa.list_(pa.float32())), ("captions", pa.list_(pa.string())), ("sharpness", pa.float32()),
-    ("hash", pa.string()), ("dhash", pa.string()), ("caches", pa.list_(pa.string())),
-])
-SCHEMA = pa.schema([
-    ("group_id", pa.string()), ("dataset", pa.string()), ("kind", pa.string()), ("quality", pa.string()),
-    ("license", pa.string()), ("split", pa.string()), ("frames", pa.list_(FRAME)),
-])
+FRAME = pa.struct(
+    [
+        ("frame_id", pa.string()),
+        ("shard", pa.string()),
+        ("offset", pa.int64()),
+        ("bytes", pa.int64()),
+        ("mask_offset", pa.int64()),
+        ("mask_bytes", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("time", pa.float64()),
+        ("role", pa.string()),
+        ("box", pa.list_(pa.float32())),
+        ("captions", pa.list_(pa.string())),
+        ("sharpness", pa.float32()),
+        ("hash", pa.string()),
+        ("dhash", pa.string()),
+        ("caches", pa.list_(pa.string())),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("group_id", pa.string()),
+        ("dataset", pa.string()),
+        ("kind", pa.string()),
+        ("quality", pa.string()),
+        ("license", pa.string()),
+        ("split", pa.string()),
+        ("frames", pa.list_(FRAME)),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -132,7 +152,7 @@ class NewFrame:
 
 @dataclass(frozen=True)
 class NewGroup:
-    """A group that is not in a shard yet; the writer adds the dataset and the licence."""
+    """A group that is not in a shard yet; the writer adds the dataset and the license."""
 
     group_id: str
     kind: str
@@ -184,8 +204,11 @@ def _same(found: pa.DataType, wanted: pa.DataType) -> bool:
     if pa.types.is_list(wanted):
         return pa.types.is_list(found) and _same(found.value_type, wanted.value_type)
     if pa.types.is_struct(wanted):
-        return (pa.types.is_struct(found) and {f.name for f in found} == {f.name for f in wanted}
-                and all(_same(found.field(f.name).type, f.type) for f in wanted))
+        return (
+            pa.types.is_struct(found)
+            and {f.name for f in found} == {f.name for f in wanted}
+            and all(_same(found.field(f.name).type, f.type) for f in wanted)
+        )
     return found == wanted
 
 
@@ -199,15 +222,18 @@ def read_folder_file(folder: str | Path) -> dict[str, dict[str, Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FlexIPError(f"{folder} is no data folder: it has no {FOLDER_FILE}; make one with "
-                          f"`python -m flexip_model data pack`") from None
+        raise FlexIPError(
+            f"{folder} is no data folder: it has no {FOLDER_FILE}; make one with `python -m flexip_model data pack`"
+        ) from None
     except (OSError, ValueError) as error:
         raise FlexIPError(f"{path} cannot be read ({error})") from error
     if not isinstance(content, dict) or content.get("format") != "flexip-data":
-        raise FlexIPError(f"{path} is not the file of a FlexIP data folder: its format is not \"flexip-data\"")
+        raise FlexIPError(f'{path} is not the file of a FlexIP data folder: its format is not "flexip-data"')
     if content.get("version") != VERSION:
-        raise FlexIPError(f"{folder} has data format version {content.get('version')}, this pack reads version "
-                          f"{VERSION}; update the pack")
+        raise FlexIPError(
+            f"{folder} has data format version {content.get('version')}, this pack reads version "
+            f"{VERSION}; update the pack"
+        )
     datasets = content.get("datasets")
     if not isinstance(datasets, dict) or not all(isinstance(value, dict) for value in datasets.values()):
         raise FlexIPError(f"{path} has no table of datasets")

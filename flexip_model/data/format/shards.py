@@ -62,8 +62,9 @@ class ShardWriter:
         FlexIPError: the dataset exists already, a bad name, or a disk that takes no files.
     """
 
-    def __init__(self, folder: str | Path, dataset: str, license: str, note: str = "", *,
-                 max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self, folder: str | Path, dataset: str, license: str, note: str = "", *, max_bytes: int = MAX_BYTES
+    ) -> None:
         self.folder, self.dataset, self.license, self.note = Path(folder), check_name(dataset), license, note
         self.max_bytes = max_bytes
         self.index = self.folder / "index" / f"{dataset}.parquet"
@@ -72,15 +73,20 @@ class ShardWriter:
             read_folder_file(self.folder)
         if self.index.exists():
             self._clear_parts()  # of a run that was killed after its last step but one
-            raise FlexIPError(f"{self.folder} has a dataset {dataset!r} already; choose another --name, or delete "
-                              f"{self.index} and its shards first")
+            raise FlexIPError(
+                f"{self.folder} has a dataset {dataset!r} already; choose another --name, or delete "
+                f"{self.index} and its shards first"
+            )
         try:
             self._parts.mkdir(parents=True, exist_ok=True)
             (self.folder / "shards").mkdir(exist_ok=True)
         except OSError as error:
             raise FlexIPError(f"{self.folder} cannot be written ({error.strerror})") from error
-        for leftover in chain(self._parts.glob(".*.tmp"), self.index.parent.glob(f".{dataset}.*.tmp"),
-                              (self.folder / "shards").glob(f".{dataset}-[0-9]*.tar.tmp")):
+        for leftover in chain(
+            self._parts.glob(".*.tmp"),
+            self.index.parent.glob(f".{dataset}.*.tmp"),
+            (self.folder / "shards").glob(f".{dataset}-[0-9]*.tar.tmp"),
+        ):
             leftover.unlink()
         done = self._complete()
         self.resumed: dict[str, Any] | None = None
@@ -145,14 +151,15 @@ class ShardWriter:
             raise FlexIPError(f"{self.folder} cannot be written ({error.strerror or error}){FULL}") from error
         frames = sum(len(row["frames"]) for row in self._rows)
         table = pa.Table.from_pylist(self._rows, SCHEMA).replace_schema_metadata(
-            {PROGRESS: json.dumps(self._progress), "flexip.frames": str(frames)})
+            {PROGRESS: json.dumps(self._progress), "flexip.frames": str(frames)}
+        )
         with atomic(self._parts / f"{self._shard:06}.parquet") as temporary:
             pq.write_table(table, temporary, compression="zstd")
         self._file, self._rows = None, []
         self._shard += 1
 
     def parts(self) -> Iterator[pa.RecordBatch]:
-        """The rows of the complete shards, in order; the licences and splits are those of `add`."""
+        """The rows of the complete shards, in order; the licenses and splits are those of `add`."""
         for part in self._complete():
             yield from pq.ParquetFile(part).iter_batches()
 
@@ -188,8 +195,9 @@ class ShardWriter:
     def _write(self, group: NewGroup) -> Group:
         number = sum(len(row["frames"]) for row in self._rows)
         frames = tuple(self._write_frame(frame, number + i) for i, frame in enumerate(group.frames))
-        return Group(group.group_id, self.dataset, group.kind, group.quality, group.license or self.license,
-                     group.split, frames)
+        return Group(
+            group.group_id, self.dataset, group.kind, group.quality, group.license or self.license, group.split, frames
+        )
 
     def _write_frame(self, frame: NewFrame, number: int) -> Frame:
         digest = hashlib.sha256(frame.picture).hexdigest()
@@ -199,9 +207,22 @@ class ShardWriter:
         offset = self._member(f"{frame_id}.{suffix}", frame.picture)
         mask_offset = None if frame.mask is None else self._member(f"{frame_id}.mask.png", frame.mask)
         return Frame(
-            frame_id, f"{self.dataset}-{self._shard:06}.tar", offset, len(frame.picture), mask_offset,
-            None if frame.mask is None else len(frame.mask), frame.width, frame.height, frame.time, frame.role,
-            frame.box, frame.captions, frame.sharpness, digest, frame.dhash)
+            frame_id,
+            f"{self.dataset}-{self._shard:06}.tar",
+            offset,
+            len(frame.picture),
+            mask_offset,
+            None if frame.mask is None else len(frame.mask),
+            frame.width,
+            frame.height,
+            frame.time,
+            frame.role,
+            frame.box,
+            frame.captions,
+            frame.sharpness,
+            digest,
+            frame.dhash,
+        )
 
     def _member(self, name: str, content: bytes) -> int:
         assert self._file is not None
@@ -220,8 +241,11 @@ def write_index(path: Path, batches: Iterator[pa.RecordBatch]) -> None:
 
 
 def _check(group: NewGroup) -> None:
-    for value, allowed, what in ((group.kind, KINDS, "kind"), (group.quality, QUALITIES, "quality"),
-                                 (group.split, SPLITS, "split")):
+    for value, allowed, what in (
+        (group.kind, KINDS, "kind"),
+        (group.quality, QUALITIES, "quality"),
+        (group.split, SPLITS, "split"),
+    ):
         if value not in allowed:
             raise FlexIPError(f"group {group.group_id!r} has {what} {value!r}, expected one of {', '.join(allowed)}")
     if not group.frames:

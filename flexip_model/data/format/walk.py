@@ -78,13 +78,18 @@ def rewrite_frames(folder: Path, dataset: str, column: str, change: Callable[[st
         for batch in pq.ParquetFile(path).iter_batches(batch_size=1 << 14):
             frames = batch.column("frames").cast(SCHEMA.field("frames").type)
             flat = frames.flatten()
-            values = [change(frame_id, shard, old or []) for frame_id, shard, old in zip(
-                *(flat.field(name).to_pylist() for name in ("frame_id", "shard", column)), strict=True)]
+            values = [
+                change(frame_id, shard, old or [])
+                for frame_id, shard, old in zip(
+                    *(flat.field(name).to_pylist() for name in ("frame_id", "shard", column)), strict=True
+                )
+            ]
             columns = [flat.field(i) for i in range(flat.type.num_fields)]
             columns[flat.type.get_field_index(column)] = pa.array(values, pa.list_(pa.string()))
             arrays = list(batch.columns)
             arrays[batch.schema.get_field_index("frames")] = rebuild(
-                frames, pa.StructArray.from_arrays(columns, fields=list(flat.type)))
+                frames, pa.StructArray.from_arrays(columns, fields=list(flat.type))
+            )
             yield pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
     write_index(path, changed())

@@ -47,8 +47,10 @@ class Protected:
                     near[name].append(hashes_of(flat))
                     self._places[name] += _places(flat)
         self._exact = {name: pa.array(values, pa.string()) for name, values in exact.items()}
-        self._near = {name: NearHashes(np.concatenate(values) if values else np.zeros(0, np.uint64), distance)
-                      for name, values in near.items()}
+        self._near = {
+            name: NearHashes(np.concatenate(values) if values else np.zeros(0, np.uint64), distance)
+            for name, values in near.items()
+        }
 
     def copies(self, batch: pa.RecordBatch) -> np.ndarray:
         """(frames of all rows,) bool: which frames are copies of a picture that their split may not have."""

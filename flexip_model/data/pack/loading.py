@@ -28,8 +28,9 @@ class Result:
     small: int = 0
 
 
-def load_all(layout: str, items: Iterator[Item], choice: Choice, short_side: int, min_side: int,
-             processes: int) -> Iterator[tuple[Item, Result]]:
+def load_all(
+    layout: str, items: Iterator[Item], choice: Choice, short_side: int, min_side: int, processes: int
+) -> Iterator[tuple[Item, Result]]:
     """Each item with what became of it, in order; loaded by other processes when there is more than one.
 
     Raises:
@@ -54,8 +55,10 @@ def load_all(layout: str, items: Iterator[Item], choice: Choice, short_side: int
                     item, future = waiting.popleft()
                     yield item, future.result()
         except BrokenProcessPool as error:
-            raise FlexIPError("a process that reads pictures was ended from outside, most often for want of memory; "
-                              "run the same command with fewer --processes, it goes on") from error
+            raise FlexIPError(
+                "a process that reads pictures was ended from outside, most often for want of memory; "
+                "run the same command with fewer --processes, it goes on"
+            ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -107,8 +107,9 @@ def pack(options: Options, say: Callable[[str], None] = print) -> Tally:
     return tally
 
 
-def _fill(writer: ShardWriter, layout: Layout, options: Options, kept_out: KeptOut,
-          stop: _Stop, say: Callable[[str], None]) -> Tally:
+def _fill(
+    writer: ShardWriter, layout: Layout, options: Options, kept_out: KeptOut, stop: _Stop, say: Callable[[str], None]
+) -> Tally:
     key = _fingerprint(options)
     tally, items = Tally(), layout.items(options.source)
     if writer.resumed is not None:
@@ -116,17 +117,20 @@ def _fill(writer: ShardWriter, layout: Layout, options: Options, kept_out: KeptO
         tally = Tally(**writer.resumed["tally"])
         last = next(islice(items, tally.items - 1, None), None)
         if last is None or last.key != writer.resumed["last"]:
-            raise FlexIPError(f"{options.source} changed since the unfinished run of {writer.dataset!r}: put it back, "
-                              f"or {_anew(writer)}")
+            raise FlexIPError(
+                f"{options.source} changed since the unfinished run of {writer.dataset!r}: put it back, "
+                f"or {_anew(writer)}"
+            )
         say(f"going on after {tally.items:,} of the source's items, {writer.groups:,} groups")
     shown = time.monotonic()
-    for item, result in load_all(layout.name, items, options.choice, options.short_side,
-                                 options.min_side, options.processes):
+    for item, result in load_all(
+        layout.name, items, options.choice, options.short_side, options.min_side, options.processes
+    ):
         tally.items += 1
         tally.pictures += result.pictures
         tally.broken += len(result.broken)
         tally.small += result.small
-        tally.named += result.broken[:max(0, NAMED - len(tally.named))]
+        tally.named += result.broken[: max(0, NAMED - len(tally.named))]
         groups = _groups(item, result, layout, options, kept_out, tally)
         writer.add(groups, {"options": key, "last": item.key, "tally": asdict(tally)})
         if tally.pictures >= FEW:
@@ -166,16 +170,18 @@ class _Stop:
         signal.signal(number, signal.SIG_DFL)
 
 
-def _groups(item: Item, result: Result, layout: Layout, options: Options, kept_out: KeptOut,
-            tally: Tally) -> list[NewGroup]:
+def _groups(
+    item: Item, result: Result, layout: Layout, options: Options, kept_out: KeptOut, tally: Tally
+) -> list[NewGroup]:
     split = split_of(item.split_key, options.heldout, options.val)
     groups = []
     for suffix, frames in result.groups:
         kept = [frame for frame, source in frames if not kept_out.has(frame, source)]
         tally.kept_out += len(frames) - len(kept)
         if enough(layout.kind, [frame.role for frame in kept]):
-            groups.append(NewGroup(item.key + suffix, layout.kind, tuple(kept), split,
-                                   options.quality or layout.quality))
+            groups.append(
+                NewGroup(item.key + suffix, layout.kind, tuple(kept), split, options.quality or layout.quality)
+            )
             tally.splits[split] += 1
     tally.no_group += not groups
     return groups
@@ -194,8 +200,10 @@ def _same_options(writer: ShardWriter, now: dict[str, Any]) -> None:
     before = (writer.resumed or {}).get("options", {})
     for name, value in now.items():
         if before.get(name) != value:
-            raise FlexIPError(f"an unfinished run of {writer.dataset!r} had {name} {before.get(name)!r} and this one "
-                              f"has {value!r}: repeat it as it was, or {_anew(writer)}")
+            raise FlexIPError(
+                f"an unfinished run of {writer.dataset!r} had {name} {before.get(name)!r} and this one "
+                f"has {value!r}: repeat it as it was, or {_anew(writer)}"
+            )
 
 
 def _anew(writer: ShardWriter) -> str:
@@ -207,17 +215,22 @@ def _check_broken(tally: Tally, options: Options) -> None:
         some = "; ".join(tally.named[:3])
         raise FlexIPError(
             f"{tally.broken:,} of {tally.pictures:,} pictures or videos cannot be read, more than the "
-            f"{options.broken:.0%} that --broken allows, such as {some}; mend or remove them, or allow more")
+            f"{options.broken:.0%} that --broken allows, such as {some}; mend or remove them, or allow more"
+        )
 
 
 def _nothing(layout: Layout, options: Options, tally: Tally) -> str:
     if not tally.items:
         return f"{options.source} holds nothing in the layout {layout.name}, which is: {layout.expects}"
-    what = f"{tally.items:,} items gave no group: {tally.broken:,} unreadable, {tally.small:,} under --min-side, " \
-           f"{tally.kept_out:,} kept out"
+    what = (
+        f"{tally.items:,} items gave no group: {tally.broken:,} unreadable, {tally.small:,} under --min-side, "
+        f"{tally.kept_out:,} kept out"
+    )
     if layout.kind == "video":
-        what += "; frames of one shot have to be --gap of the video's length apart and inside the --similarity band " \
-                "(--gap-of shot helps with short shots in long videos)"
+        what += (
+            "; frames of one shot have to be --gap of the video's length apart and inside the --similarity band "
+            "(--gap-of shot helps with short shots in long videos)"
+        )
     return what + (f"; such as {tally.named[0]}" if tally.named else "")
 
 
@@ -225,11 +238,14 @@ def report(tally: Tally, writer: ShardWriter, own: int, others: int, say: Callab
     """Say what was packed, what was left out, and why."""
     say(f"{writer.dataset}: {writer.groups:,} groups, {writer.frames:,} frames from {tally.items:,} items")
     say("  groups by split: " + ", ".join(f"{name} {count:,}" for name, count in tally.splits.items()))
-    for what, count in (("unreadable", tally.broken), ("smaller than --min-side", tally.small),
-                        ("kept out by --exclude, the same file or a near copy", tally.kept_out),
-                        ("left out of the index, copies of a held-out or validation picture", own),
-                        ("taken out of other datasets' indexes, copies of one of this dataset's", others),
-                        ("items without a group (too few pictures, or no two frames that fit)", tally.no_group)):
+    for what, count in (
+        ("unreadable", tally.broken),
+        ("smaller than --min-side", tally.small),
+        ("kept out by --exclude, the same file or a near copy", tally.kept_out),
+        ("left out of the index, copies of a held-out or validation picture", own),
+        ("taken out of other datasets' indexes, copies of one of this dataset's", others),
+        ("items without a group (too few pictures, or no two frames that fit)", tally.no_group),
+    ):
         if count:
             say(f"  {what}: {count:,}")
     for line in tally.named:

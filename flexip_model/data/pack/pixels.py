@@ -110,13 +110,24 @@ def make_frame(raw: RawFrame, short_side: int) -> tuple[NewFrame, str | None]:
         picture = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
         mask = None if mask is None else mask.resize(picture.size, Image.Resampling.BOX)
         if box is not None:
-            box = (box[0] * width / full[0], box[1] * height / full[1],
-                   box[2] * width / full[0], box[3] * height / full[1])
+            box = (
+                box[0] * width / full[0],
+                box[1] * height / full[1],
+                box[2] * width / full[0],
+                box[3] * height / full[1],
+            )
     encoded = content if verbatim and content is not None else encode(picture, kind or "JPEG")
     gray = picture.convert("L")
     return NewFrame(
-        encoded, picture.width, picture.height, sharpness(gray), f"{dhash(gray):016x}",
-        mask=None if mask is None else encode(mask, "PNG"), time=raw.time, role=raw.role, box=clip(box, picture.size),
+        encoded,
+        picture.width,
+        picture.height,
+        sharpness(gray),
+        f"{dhash(gray):016x}",
+        mask=None if mask is None else encode(mask, "PNG"),
+        time=raw.time,
+        role=raw.role,
+        box=clip(box, picture.size),
         captions=tuple(text for text in (caption.strip() for caption in raw.captions) if text),
     ), None if content is None else hashlib.sha256(content).hexdigest()
 
@@ -125,7 +136,8 @@ def flatten(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """RGB over white, and the alpha channel where anything is transparent."""
     if picture.mode.startswith("I"):  # 16 bit, which Pillow would clip instead of scale
         return Image.fromarray((np.asarray(picture, np.float32) / 257).clip(0, 255).astype(np.uint8)).convert(
-            "RGB"), None
+            "RGB"
+        ), None
     if not picture.has_transparency_data:
         return picture.convert("RGB"), None
     rgba = picture.convert("RGBA")
@@ -169,10 +181,11 @@ def clip(box: tuple[float, ...] | None, size: tuple[int, int]) -> tuple[float, f
 
 
 def sharpness(gray: Image.Image) -> float:
-    """Variance of the Laplacian (4 neighbours) of the 8-bit gray picture, longer side 256 px."""
+    """Variance of the Laplacian (4 neighbors) of the 8-bit gray picture, longer side 256 px."""
     scale = SHARPNESS_SIDE / max(gray.size)
-    small = gray.resize((max(3, round(gray.width * scale)), max(3, round(gray.height * scale))),
-                        Image.Resampling.BILINEAR)
+    small = gray.resize(
+        (max(3, round(gray.width * scale)), max(3, round(gray.height * scale))), Image.Resampling.BILINEAR
+    )
     return float(laplacian(np.asarray(small, np.float32)).var())
 
 
@@ -181,7 +194,7 @@ def laplacian(x: np.ndarray) -> np.ndarray:
 
 
 def dhash(gray: Image.Image) -> int:
-    """The 64-bit difference hash: whether each of 8 × 8 cells is brighter than its left neighbour."""
+    """The 64-bit difference hash: whether each of 8 × 8 cells is brighter than its left neighbor."""
     cells = np.asarray(gray.resize((9, 8), Image.Resampling.BOX), np.int16)
     return int("".join("1" if bit else "0" for bit in (cells[:, 1:] > cells[:, :-1]).ravel()), 2)
 

@@ -145,8 +145,9 @@ def read_excluded(places: Iterable[Path], distance: int = NEAR) -> KeptOut:
                     hashes.append(int(text, 16))
                     smalls.append(None)
                 elif text:
-                    raise FlexIPError(f"{place}, line {number}: expected 64 or 16 hexadecimal digits, got "
-                                      f"{text[:80]!r}")
+                    raise FlexIPError(
+                        f"{place}, line {number}: expected 64 or 16 hexadecimal digits, got {text[:80]!r}"
+                    )
         else:
             raise FlexIPError(f"--exclude {place}: there is no such folder or file")
     return KeptOut(exact, NearHashes(np.array(hashes, np.uint64), distance), smalls)

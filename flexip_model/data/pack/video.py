@@ -39,7 +39,7 @@ class VideoChoice:
         frames: at most this many a shot.
         gap: least distance in time, as a share of the length (the issue's "at least a tenth").
         gap_of: "video": of the whole video's length; "shot": of the shot's, for long films with short shots.
-        low: least similarity of colours (histogram intersection, 0 to 1): under it, another thing came into view.
+        low: least similarity of colors (histogram intersection, 0 to 1): under it, another thing came into view.
         high: largest sameness (1 − mean difference of 32 × 32 px pictures, 0 to 1): over it, nothing moved.
     """
 
@@ -50,10 +50,17 @@ class VideoChoice:
     high: float = 0.985
 
     def __post_init__(self) -> None:
-        if not (self.frames >= 2 and 0 < self.gap < 1 and self.gap_of in ("video", "shot")
-                and 0 <= self.low < 1 and 0 < self.high <= 1):
-            raise FlexIPError("frames of a video: at least 2, gap between 0 and 1 of the `video` or the `shot`, and "
-                              f"a band of similarity inside 0 to 1, not {self}")
+        if not (
+            self.frames >= 2
+            and 0 < self.gap < 1
+            and self.gap_of in ("video", "shot")
+            and 0 <= self.low < 1
+            and 0 < self.high <= 1
+        ):
+            raise FlexIPError(
+                "frames of a video: at least 2, gap between 0 and 1 of the `video` or the `shot`, and "
+                f"a band of similarity inside 0 to 1, not {self}"
+            )
 
 
 @dataclass
@@ -85,8 +92,13 @@ class Scan:
     length: float = 0.0
 
 
-def pick_frames(path: Path, choice: VideoChoice, *, window: tuple[float, float] | None = None,
-                allowed: Callable[[int], bool] | None = None) -> list[list[Picked]]:
+def pick_frames(
+    path: Path,
+    choice: VideoChoice,
+    *,
+    window: tuple[float, float] | None = None,
+    allowed: Callable[[int], bool] | None = None,
+) -> list[list[Picked]]:
     """The groups of frames of a video, one list for each shot that has at least two.
 
     Args:
@@ -103,8 +115,9 @@ def pick_frames(path: Path, choice: VideoChoice, *, window: tuple[float, float] 
     return [[Picked(pictures[seen.number], seen.time, seen.number, seen.shot) for seen in group] for group in chosen]
 
 
-def scan_video(path: Path, window: tuple[float, float] | None = None,
-               allowed: Callable[[int], bool] | None = None) -> Scan:
+def scan_video(
+    path: Path, window: tuple[float, float] | None = None, allowed: Callable[[int], bool] | None = None
+) -> Scan:
     """Decode a video once: its shots, and up to 12 frames a second with sharpness and a 32 × 32 px picture.
 
     Raises:
@@ -137,8 +150,7 @@ def scan_video(path: Path, window: tuple[float, float] | None = None,
     ends = list(pairwise(cuts))
     for seen in scan.seen:
         seen.shot = bisect_right(cuts, seen.number) - 1
-    scan.seen = [seen for seen in scan.seen
-                 if _inside(seen.number, *ends[seen.shot], only=len(ends) == 1)]
+    scan.seen = [seen for seen in scan.seen if _inside(seen.number, *ends[seen.shot], only=len(ends) == 1)]
     return scan
 
 
@@ -154,7 +166,7 @@ def find_cuts(changes: np.ndarray) -> list[int]:
     """Where new shots begin: changes that are large and stand out from the two before and the two after."""
     cuts = []
     for i in range(1, len(changes)):
-        around = np.concatenate([changes[max(1, i - 2):i], changes[i + 1:i + 3]])
+        around = np.concatenate([changes[max(1, i - 2) : i], changes[i + 1 : i + 3]])
         level = float(around.mean()) if len(around) else 0.0
         if changes[i] >= CUT_LEAST and changes[i] >= CUT_RATIO * level:
             cuts.append(i)
@@ -183,14 +195,18 @@ def choose(scan: Scan, choice: VideoChoice) -> list[list[Seen]]:
 
 
 def _fits(a: Seen, b: Seen, choice: VideoChoice) -> bool:
-    return colours(a.small, b.small) >= choice.low and sameness(a.small, b.small) <= choice.high
+    return colors(a.small, b.small) >= choice.low and sameness(a.small, b.small) <= choice.high
 
 
 def _pair(frames: list[Seen], gap: float, choice: VideoChoice) -> list[Seen]:
     """The two frames that differ most, for motion that comes back to where it began; empty when none fit."""
     some = [frames[i * len(frames) // TRIED] for i in range(TRIED)] if len(frames) > TRIED else frames
-    pairs = ((sameness(a.small, b.small), i, j) for i, a in enumerate(some) for j, b in enumerate(some)
-             if b.time - a.time >= gap - 1e-6)
+    pairs = (
+        (sameness(a.small, b.small), i, j)
+        for i, a in enumerate(some)
+        for j, b in enumerate(some)
+        if b.time - a.time >= gap - 1e-6
+    )
     for _, i, j in sorted(pairs)[:TRIED]:
         if _fits(some[i], some[j], choice):
             return [some[i], some[j]]
@@ -217,8 +233,8 @@ def _slots(frames: list[Seen], span: float, gap: float, most: int) -> list[Seen]
     return chosen
 
 
-def colours(a: np.ndarray, b: np.ndarray) -> float:
-    """How much of the colours two small RGB pictures share: intersection of 8 × 4 × 4 HSV histograms, 0 to 1."""
+def colors(a: np.ndarray, b: np.ndarray) -> float:
+    """How much of the colors two small RGB pictures share: intersection of 8 × 4 × 4 HSV histograms, 0 to 1."""
     return float(np.minimum(_histogram(a), _histogram(b)).sum())
 
 

@@ -11,12 +11,19 @@ from ..scenes.store import STYLES
 from .summary import MEASURES
 
 BEGIN, END = "<!-- figures: written by `demo-model evaluate` -->\n", "<!-- end of figures -->\n"
-_NAMES = {"first": "reference is the judge's first of 51", "first_raw": "the same, by raw pixels",
-          "background": "background", "style": "style", "text": "background and style",
-          "both": "all: first, background, style"}
+_NAMES = {
+    "first": "reference is the judge's first of 51",
+    "first_raw": "the same, by raw pixels",
+    "background": "background",
+    "style": "style",
+    "text": "background and style",
+    "both": "all: first, background, style",
+}
 _LIKENESS = {
-    "background": "target and reference differ by", "pixels": "a linear reader of the reference's pixels leaves",
-    "dino": "a linear reader of the DINO-like tokens leaves", "preservation": "a linear reader of P leaves",
+    "background": "target and reference differ by",
+    "pixels": "a linear reader of the reference's pixels leaves",
+    "dino": "a linear reader of the DINO-like tokens leaves",
+    "preservation": "a linear reader of P leaves",
     "first_step_seen": "the first step at γ = 1 leaves, trained subjects",
     "first_step_heldout": "the first step at γ = 1 leaves, held-out subjects",
 }
@@ -43,21 +50,28 @@ def tables(record: dict[str, Any]) -> str:
     shown = [name for name in MEASURES if name in _NAMES]
     lines = ["| γ | pictures | " + " | ".join(_NAMES[name] for name in shown) + " |", "|---" * (len(shown) + 2) + "|"]
     rows = [(gamma, 6 * protocol["noises"], values) for gamma, values in figures["gammas"].items()]
-    rows += [("no adapter", 6 * protocol["noises"], figures["baselines"]["no_adapter"]),
-             ("copy of the reference", 6, figures["baselines"]["copy"]),
-             ("true picture, through the VAE", 6, figures["baselines"]["through_vae"])]
+    rows += [
+        ("no adapter", 6 * protocol["noises"], figures["baselines"]["no_adapter"]),
+        ("copy of the reference", 6, figures["baselines"]["copy"]),
+        ("true picture, through the VAE", 6, figures["baselines"]["through_vae"]),
+    ]
     for label, pictures, values in rows:
         cells = " | ".join(_share(values[name]) for name in shown)
         lines.append(f"| {label} | {pictures} × {figures['subjects']} | {cells} |")
     steps = figures["largest_step_over_mean"]
     lines += [
-        "", "| Over γ, per subject | |", "|---|---|",
+        "",
+        "| Over γ, per subject | |",
+        "|---|---|",
         f"| preservation rises: Spearman's ρ, median | {_number(figures['spearman_preservation'])} |",
         f"| text fidelity falls: Spearman's ρ, median | {_number(figures['spearman_fidelity'])} |",
         f"| largest of 20 steps of 0.05 over their average, median | {_number(steps['median'])} |",
         f"| the same, 95th percentile of the subjects | {_number(steps['p95'])} |",
         f"| γ between 0 and 1 with the most pictures in which all holds | {figures['best_gamma']:g} |",
-        "", "| Text fidelity, by the style asked for | " + " | ".join(STYLES) + " |", "|---" * (len(STYLES) + 1) + "|"]
+        "",
+        "| Text fidelity, by the style asked for | " + " | ".join(STYLES) + " |",
+        "|---" * (len(STYLES) + 1) + "|",
+    ]
     styles = [figures["fidelity_by_style"][style] for style in STYLES]
     for gamma in figures["gammas"]:
         lines.append(f"| γ = {gamma} | " + " | ".join(_number(style["gammas"][gamma]) for style in styles) + " |")
@@ -65,12 +79,19 @@ def tables(record: dict[str, Any]) -> str:
         "| Spearman's ρ over γ, median | " + " | ".join(_number(style["spearman"]) for style in styles) + " |",
         "",
         f"| The base alone, trained subjects, {base['prompts_per_style']} prompts each | " + " | ".join(STYLES) + " |",
-        "|---" * (len(STYLES) + 1) + "|"]
-    for name, label in (("subject", "subject is the judge's first of 51"), ("style", "style"),
-                        ("background", "background")):
+        "|---" * (len(STYLES) + 1) + "|",
+    ]
+    for name, label in (
+        ("subject", "subject is the judge's first of 51"),
+        ("style", "style"),
+        ("background", "background"),
+    ):
         lines.append(f"| {label} | " + " | ".join(f"{100 * base[style][name]:.0f} %" for style in STYLES) + " |")
-    lines += ["", "| Of a picture's variance of latents | inside, median | 95th percentile | outline, median | "
-              "95th percentile |", "|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| Of a picture's variance of latents | inside, median | 95th percentile | outline, median | 95th percentile |",
+        "|---|---|---|---|---|",
+    ]
     for name, label in _LIKENESS.items():
         values = record["likeness"]["unexplained"][name]
         left = [_share(values[kind][figure]) for kind in ("inside", "outline") for figure in ("median", "p95")]

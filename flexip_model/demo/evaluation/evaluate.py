@@ -1,7 +1,7 @@
 """How well the exported model keeps held-out subjects and follows prompts, subject by subject.
 
 51 held-out concepts, one subject each; its 3D picture on white is the reference. Six prompts (four in its own style on
-two plain colours and two scenes, one as a flat icon, one as a line drawing) × four noises × six γ, the same noises at
+two plain colors and two scenes, one as a flat icon, one as a line drawing) × four noises × six γ, the same noises at
 every γ and without the adapter; and one fine sweep of 21 γ. What judges say of each picture: see `judges`.
 """
 
@@ -92,22 +92,55 @@ class Evaluation:
         def figures(gamma: float | None) -> dict[str, float]:
             asked = six * NOISES
             prompts = [a.prompt(subject.name) for a in asked]
-            with_adapter: dict[str, Any] = {} if gamma is None else {
-                "adapter": self.model.adapter, "features": features(len(prompts)), "gammas": [gamma] * len(prompts)}
-            return self.judged(number, asked, sample(self.model.base, self.model.vae, self.model.words, prompts,
-                                                     seed=1000 + number, steps=STEPS, **with_adapter))
+            with_adapter: dict[str, Any] = (
+                {}
+                if gamma is None
+                else {
+                    "adapter": self.model.adapter,
+                    "features": features(len(prompts)),
+                    "gammas": [gamma] * len(prompts),
+                }
+            )
+            return self.judged(
+                number,
+                asked,
+                sample(
+                    self.model.base,
+                    self.model.vae,
+                    self.model.words,
+                    prompts,
+                    seed=1000 + number,
+                    steps=STEPS,
+                    **with_adapter,
+                ),
+            )
 
         scene = six[2].prompt(subject.name)
-        fine = sample(self.model.base, self.model.vae, self.model.words, [scene] * len(FINE), seed=1000 + number,
-                      adapter=self.model.adapter, features=features(len(FINE)), gammas=FINE, same_noise=True,
-                      steps=STEPS)
+        fine = sample(
+            self.model.base,
+            self.model.vae,
+            self.model.words,
+            [scene] * len(FINE),
+            seed=1000 + number,
+            adapter=self.model.adapter,
+            features=features(len(FINE)),
+            gammas=FINE,
+            same_noise=True,
+            steps=STEPS,
+        )
         true = [(a, compose(self.composer, subject, a, seed=0)) for a in six]
         shown = [(a, picture) for a, picture in true if picture is not None]
-        return {"subject": subject.name, "code": subject.code, "pixel_steps": np.round(mean_step(fine), 5).tolist(),
-                "gammas": [figures(gamma) for gamma in GAMMAS], "no_adapter": figures(None),
-                "copy": self.judged(number, six, [reference] * len(six)),
-                "through_vae": self.judged(number, [a for a, _ in shown], through_vae(self.model.vae,
-                                                                                     [p for _, p in shown]))}
+        return {
+            "subject": subject.name,
+            "code": subject.code,
+            "pixel_steps": np.round(mean_step(fine), 5).tolist(),
+            "gammas": [figures(gamma) for gamma in GAMMAS],
+            "no_adapter": figures(None),
+            "copy": self.judged(number, six, [reference] * len(six)),
+            "through_vae": self.judged(
+                number, [a for a, _ in shown], through_vae(self.model.vae, [p for _, p in shown])
+            ),
+        }
 
     def judged(self, number: int, asked: Sequence[Asked], pictures: Sequence[Image.Image]) -> dict[str, float]:
         """Means over a subject's pictures.
@@ -134,10 +167,17 @@ class Evaluation:
         style = (chances.argmax(-1) == wanted).numpy()
         chance = chances[torch.arange(len(asked)), wanted].numpy()
         fidelity = background * chance
-        values = {"first": first, "first_raw": first_raw, "preservation": preservation, "background": background,
-                  "style": style, "text": background & style, "fidelity": fidelity,
-                  "both": background & style & np.array(first),
-                  **{f"fidelity_{STYLES[n]}": fidelity[(wanted == n).numpy()] for n in wanted.unique().tolist()}}
+        values = {
+            "first": first,
+            "first_raw": first_raw,
+            "preservation": preservation,
+            "background": background,
+            "style": style,
+            "text": background & style,
+            "fidelity": fidelity,
+            "both": background & style & np.array(first),
+            **{f"fidelity_{STYLES[n]}": fidelity[(wanted == n).numpy()] for n in wanted.unique().tolist()},
+        }
         return {name: round(float(np.mean(value)), 4) for name, value in values.items()}
 
 

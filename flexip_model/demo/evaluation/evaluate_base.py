@@ -43,8 +43,11 @@ def base_figures(evaluation: Evaluation, out: Path) -> dict[str, Any]:
             first.append(int((evaluation.judge([c for c in candidates if c is not None]) @ vector).argmax()) == 0)
         background = [evaluation.backgrounds.right(p, a.background) for p, a in zip(pictures, asked, strict=True)]
         chances = evaluation.styles(pictures)
-        figures[style] = {"subject": float(np.mean(first)), "background": float(np.mean(background)),
-                          "style": round(float((chances.argmax(-1) == STYLES.index(style)).float().mean()), 4)}
+        figures[style] = {
+            "subject": float(np.mean(first)),
+            "background": float(np.mean(background)),
+            "style": round(float((chances.argmax(-1) == STYLES.index(style)).float().mean()), 4),
+        }
     grid(rows).save(out / "base.png")
     figures["judges_on_true_pictures"] = _true_pictures(evaluation)
     return figures

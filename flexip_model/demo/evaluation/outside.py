@@ -14,14 +14,19 @@ from ..stages.vae import to_pixels
 from .shipped import Shipped
 from .wheels import Wheel
 
-SCIKIT_IMAGE = Wheel("scikit-image==0.25.2",
-                     "scikit_image-0.25.2-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
-                     "24cc986e1f4187a12aa319f777b36008764e856e5013666a4a83f8df083c2641")
+SCIKIT_IMAGE = Wheel(
+    "scikit-image==0.25.2",
+    "scikit_image-0.25.2-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+    "24cc986e1f4187a12aa319f777b36008764e856e5013666a4a83f8df083c2641",
+)
 """Two of its pictures are read: Chelsea the cat (Stefan van der Walt) and the coffee cup (Rachel Michetti), CC0."""
-NOTO = Package("@iconify-json/noto", "1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
-               "Apache-2.0")
-PHOTOS = (("chelsea.png", (60, 0, 360, 300), "a 3d render of a cat in a green meadow"),
-          ("coffee.png", (140, 30, 510, 400), "a 3d render of a cup on a beach"))
+NOTO = Package(
+    "@iconify-json/noto", "1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad", "Apache-2.0"
+)
+PHOTOS = (
+    ("chelsea.png", (60, 0, 360, 300), "a 3d render of a cat in a green meadow"),
+    ("coffee.png", (140, 30, 510, 400), "a 3d render of a cup on a beach"),
+)
 """File, the square that is cut out of it, and the prompt."""
 DRAWINGS = (("turtle", "a 3d render of a turtle on a beach"), ("house", "a flat icon of a house in the snow"))
 """Noto's name of a held-out subject, and the prompt."""
@@ -45,6 +50,17 @@ def draw_outside(model: Shipped, downloads: Path, path: Path) -> None:
     rows = []
     for reference, prompt in zip(references, prompts, strict=True):
         features = model.features(to_pixels([reference] * len(GAMMAS)))
-        rows.append(sample(model.base, model.vae, model.words, [prompt] * len(GAMMAS), adapter=model.adapter,
-                           features=features, gammas=GAMMAS, seed=2, same_noise=True))
+        rows.append(
+            sample(
+                model.base,
+                model.vae,
+                model.words,
+                [prompt] * len(GAMMAS),
+                adapter=model.adapter,
+                features=features,
+                gammas=GAMMAS,
+                seed=2,
+                same_noise=True,
+            )
+        )
     draw_sheet(rows, GAMMAS, references).save(path, quality=90)

@@ -23,10 +23,14 @@ Row = dict[str, Any]
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
     """The goals' figures, every one over subjects."""
-    table = {f"{gamma:g}": {m: interval([row["gammas"][i][m] for row in rows]) for m in MEASURES}
-             for i, gamma in enumerate(GAMMAS)}
-    baselines = {name: {m: interval([row[name][m] for row in rows]) for m in MEASURES}
-                 for name in ("no_adapter", "copy", "through_vae")}
+    table = {
+        f"{gamma:g}": {m: interval([row["gammas"][i][m] for row in rows]) for m in MEASURES}
+        for i, gamma in enumerate(GAMMAS)
+    }
+    baselines = {
+        name: {m: interval([row[name][m] for row in rows]) for m in MEASURES}
+        for name in ("no_adapter", "copy", "through_vae")
+    }
     both = {gamma: table[gamma]["both"]["value"] for gamma in table if 0 < float(gamma) < 1}
     best = max(both, key=lambda gamma: both[gamma])
 
@@ -35,15 +39,26 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
 
     steps = [largest_step(row["pixel_steps"]) for row in rows]
     return {
-        "subjects": len(rows), "gammas": table, "baselines": baselines, "best_gamma": float(best),
+        "subjects": len(rows),
+        "gammas": table,
+        "baselines": baselines,
+        "best_gamma": float(best),
         "spearman_preservation": interval(ranks("preservation"), np.median),
         "spearman_fidelity": interval(ranks("fidelity"), np.median),
-        "fidelity_by_style": {style: {
-            "gammas": {f"{gamma:g}": interval([row["gammas"][i][f"fidelity_{style}"] for row in rows])
-                       for i, gamma in enumerate(GAMMAS)},
-            "spearman": interval(ranks(f"fidelity_{style}"), np.median)} for style in STYLES},
-        "largest_step_over_mean": {"median": interval(steps, np.median),
-                                   "p95": interval(steps, partial(np.percentile, q=95))},
+        "fidelity_by_style": {
+            style: {
+                "gammas": {
+                    f"{gamma:g}": interval([row["gammas"][i][f"fidelity_{style}"] for row in rows])
+                    for i, gamma in enumerate(GAMMAS)
+                },
+                "spearman": interval(ranks(f"fidelity_{style}"), np.median),
+            }
+            for style in STYLES
+        },
+        "largest_step_over_mean": {
+            "median": interval(steps, np.median),
+            "p95": interval(steps, partial(np.percentile, q=95)),
+        },
         "mean_pixel_steps": np.round(np.mean([row["pixel_steps"] for row in rows], 0), 5).tolist(),
     }
 
@@ -68,10 +83,20 @@ def draw_curves(figures: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    panels = (("Keeps the subject", (("first", "reference is the judge's first of 51"),
-                                     ("first_raw", "the same, by raw pixels"))),
-              ("Follows the prompt", (("background", "background as asked"), ("style", "style as asked"),
-                                      ("both", "all of it, and the subject kept"))))
+    panels = (
+        (
+            "Keeps the subject",
+            (("first", "reference is the judge's first of 51"), ("first_raw", "the same, by raw pixels")),
+        ),
+        (
+            "Follows the prompt",
+            (
+                ("background", "background as asked"),
+                ("style", "style as asked"),
+                ("both", "all of it, and the subject kept"),
+            ),
+        ),
+    )
     for axis, (title, lines) in zip(axes, panels, strict=False):
         for (measure, label), color in zip(lines, ("#1f5fa8", "#d07a1a", "#3a8f4d"), strict=False):
             values = [figures["gammas"][f"{gamma:g}"][measure] for gamma in GAMMAS]

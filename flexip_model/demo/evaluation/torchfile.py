@@ -49,8 +49,9 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
             storages[key] = torch.frombuffer(bytearray(content), dtype=kinds[key], count=count)
         return {name: _tensor(call, storages) for name, call in _pairs(described)}
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, struct.error) as error:
-        raise FlexIPError(f"{path} is not a weights file of torch before 1.6 with nothing but tensors in it "
-                          f"({error})") from error
+        raise FlexIPError(
+            f"{path} is not a weights file of torch before 1.6 with nothing but tensors in it ({error})"
+        ) from error
 
 
 def _pairs(described: Any) -> list[tuple[str, Any]]:

@@ -31,9 +31,20 @@ class Wheel:
             folder.mkdir(parents=True, exist_ok=True)
             python, _, platform = self.filename.removesuffix(".whl").split("-")[2:]
             version = ["--python-version", python[2:]] if python.startswith("cp") else []
-            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", *version,
-                       *(part for name in platform.split(".") for part in ("--platform", name)),
-                       "--dest", str(folder), self.requirement]
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--no-deps",
+                "--only-binary",
+                ":all:",
+                *version,
+                *(part for name in platform.split(".") for part in ("--platform", name)),
+                "--dest",
+                str(folder),
+                self.requirement,
+            ]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode or not path.exists():
                 raise FlexIPError(f"pip could not fetch {self.requirement}: {done.stderr.strip()[-300:]}")

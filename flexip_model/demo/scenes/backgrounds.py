@@ -1,4 +1,4 @@
-"""Backgrounds whose description is known: plain colours, gradients, and ten simple drawn scenes."""
+"""Backgrounds whose description is known: plain colors, gradients, and ten simple drawn scenes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 COLORS: dict[str, tuple[int, int, int]] = {
-    "red": (214, 48, 49), "orange": (240, 140, 40), "yellow": (250, 214, 60), "green": (62, 160, 75),
-    "blue": (45, 100, 210), "purple": (130, 70, 175), "pink": (246, 160, 190), "white": (250, 250, 250),
-    "gray": (140, 142, 146), "black": (22, 22, 26),
+    "red": (214, 48, 49),
+    "orange": (240, 140, 40),
+    "yellow": (250, 214, 60),
+    "green": (62, 160, 75),
+    "blue": (45, 100, 210),
+    "purple": (130, 70, 175),
+    "pink": (246, 160, 190),
+    "white": (250, 250, 250),
+    "gray": (140, 142, 146),
+    "black": (22, 22, 26),
 }
-"""Plain background colours, sRGB; a drawn background strays from them by at most 10 levels a channel."""
+"""Plain background colors, sRGB; a drawn background strays from them by at most 10 levels a channel."""
 
 _S = 288
 Draw = ImageDraw.ImageDraw
@@ -217,26 +224,32 @@ def draw_scene(name: str, rng: Rng, size: int) -> Image.Image:
 
 
 def draw_plain(color: str, rng: Rng, size: int) -> Image.Image:
-    """A plain background; its colour is within 10 levels a channel of ``COLORS[color]``."""
+    """A plain background; its color is within 10 levels a channel of `COLORS[color]`."""
     return Image.new("RGB", (size, size), _jitter(rng, COLORS[color]))
 
 
 def draw_gradient(first: str, second: str, rng: Rng, size: int) -> Image.Image:
-    """A gradient from one plain colour (top) to another (bottom)."""
+    """A gradient from one plain color (top) to another (bottom)."""
     return _vertical(rng, COLORS[first], COLORS[second], size)
 
 
 def hue_matrix(turn: float) -> np.ndarray:
-    """3 × 3 RGB matrix that rotates hues by ``turn`` (0 to 1 is a full circle) and keeps grays."""
+    """3 × 3 RGB matrix that rotates hues by `turn` (0 to 1 is a full circle) and keeps grays."""
     cos, sin = np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)
     third, root = (1 - cos) / 3, np.sqrt(1 / 3) * sin
-    return np.array([[cos + third, third - root, third + root],
-                     [third + root, cos + third, third - root],
-                     [third - root, third + root, cos + third]], np.float32)
+    return np.array(
+        [
+            [cos + third, third - root, third + root],
+            [third + root, cos + third, third - root],
+            [third - root, third + root, cos + third],
+        ],
+        np.float32,
+    )
 
 
 def color_name(rgb: np.ndarray) -> str:
-    """The name in ``COLORS`` nearest to an sRGB colour (0 to 255), by distance in hue, lightness and saturation."""
+    """The name in `COLORS` nearest to an sRGB color (0 to 255), by distance in hue, lightness and saturation."""
+
     def key(c: np.ndarray) -> np.ndarray:
         h, light, s = colorsys.rgb_to_hls(*(np.asarray(c, float) / 255))
         chroma = s * (1 - abs(2 * light - 1))

@@ -33,9 +33,9 @@ class Recipe:
         background: "plain:<color>", "gradient:<top>:<bottom>" or "scene:<name>".
         scale: side of the look as a share of the picture's side.
         stretch: the look's width over its height.
-        x, y: centre of the look as shares of the picture.
+        x, y: center of the look as shares of the picture.
         flip, angle: mirrored; turned by degrees, counter-clockwise.
-        hue: turn of the subject's hues, 0 to 1; 0 leaves the colours.
+        hue: turn of the subject's hues, 0 to 1; 0 leaves the colors.
         seed: of the background's variation.
     """
 
@@ -69,7 +69,7 @@ class Composer:
     """Draws recipes, the pictures for them, and the prompts that describe them."""
 
     def __init__(self, store: Store, scene_variants: int = 48, size: int = SIDE) -> None:
-        """``scene_variants`` pictures of each scene are drawn once and reused (mirrored or not)."""
+        """`scene_variants` pictures of each scene are drawn once and reused (mirrored or not)."""
         self.store = store
         self.size = size
         self._variants = scene_variants
@@ -109,7 +109,7 @@ class Composer:
         return looks[rng.integers(len(looks))]
 
     def recipe(self, rng: np.random.Generator, look: Look | None = None, recolor: float = 0.35) -> Recipe:
-        """A random recipe; with probability ``recolor`` the subject's hues are turned (never line drawings').
+        """A random recipe; with probability `recolor` the subject's hues are turned (never line drawings').
 
         The subject is large and near the middle: our choice, because a model this small learns shapes late when
         their place varies too. Half the looks are stretched, so that there are more shapes than subjects.
@@ -117,11 +117,17 @@ class Composer:
         look = look or self.draw_look(rng)
         turn = rng.random() < recolor and look.style != "line"
         return Recipe(
-            row=look.row, background=self.draw_background_name(rng), scale=float(rng.uniform(0.72, 0.98)),
+            row=look.row,
+            background=self.draw_background_name(rng),
+            scale=float(rng.uniform(0.72, 0.98)),
             stretch=float(np.exp(rng.normal(0, 0.15))) if rng.random() < 0.5 else 1.0,
-            x=float(rng.uniform(0.48, 0.52)), y=float(rng.uniform(MIDDLE - 0.02, MIDDLE + 0.02)),
-            flip=bool(rng.random() < 0.5), angle=float(rng.normal(0, 4)),
-            hue=float(rng.uniform(0.1, 0.9)) if turn else 0.0, seed=int(rng.integers(1 << 30)))
+            x=float(rng.uniform(0.48, 0.52)),
+            y=float(rng.uniform(MIDDLE - 0.02, MIDDLE + 0.02)),
+            flip=bool(rng.random() < 0.5),
+            angle=float(rng.normal(0, 4)),
+            hue=float(rng.uniform(0.1, 0.9)) if turn else 0.0,
+            seed=int(rng.integers(1 << 30)),
+        )
 
     def picture(self, recipe: Recipe) -> Image.Image:
         """The composed RGB picture of a recipe."""
@@ -188,7 +194,7 @@ class Composer:
         return words[rng.integers(len(words))]
 
     def variant(self, recipe: Recipe, rng: np.random.Generator) -> Recipe:
-        """Another picture of the same subject in the same colours: another animation frame where there is one,
+        """Another picture of the same subject in the same colors: another animation frame where there is one,
         turned, stretched, in another size, on another background; half of the time in any of its styles, so that a 3D
         reference also leads to a drawing, and of these every second time in the target's own size and place, so that
         the style is all that the prompt decides. Never mirrored against the target: a short training then lays the

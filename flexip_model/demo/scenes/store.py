@@ -16,7 +16,7 @@ from .concepts import Subject, draw_heldout, heldout_concepts, select
 SIDE = 144
 FRAMES = 4
 STYLES = ("3d", "flat", "line")
-"""3d: rendered still and animation frames; flat: coloured drawing; line: one-colour high-contrast drawing."""
+"""3d: rendered still and animation frames; flat: colored drawing; line: one-colour high-contrast drawing."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Store:
 
     Attributes:
         pixels: uint8, (looks, 144, 144, 4), straight (not premultiplied) alpha.
-        looks: one entry per row of ``pixels``.
+        looks: one entry per row of `pixels`.
     """
 
     def __init__(self, pixels: np.ndarray, looks: list[Look]) -> None:
@@ -46,13 +46,13 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path) -> Store:
-        """The store that ``build`` wrote into ``folder``."""
+        """The store that `build` wrote into `folder`."""
         index = json.loads((folder / "looks.json").read_text(encoding="utf-8"))
         looks = [Look(e["row"], Subject(**e["subject"]), e["style"], e["frame"]) for e in index]
         return cls(np.load(folder / "looks.npy", mmap_mode="r"), looks)
 
     def split(self, heldout: bool) -> Store:
-        """The part that training reads (``heldout=False``) or the part that it never reads."""
+        """The part that training reads (`heldout=False`) or the part that it never reads."""
         concepts = heldout_concepts()
         return Store(self.pixels, [x for x in self.looks if (x.subject.concept in concepts) == heldout])
 
@@ -75,7 +75,7 @@ class Store:
 
 
 def _webp_pictures(data: bytes, frames: int) -> list[Image.Image]:
-    """The still picture, or ``frames`` frames spread evenly over an animation, as RGBA at 144 px."""
+    """The still picture, or `frames` frames spread evenly over an animation, as RGBA at 144 px."""
     with Image.open(io.BytesIO(data)) as image:
         count = getattr(image, "n_frames", 1)
         picked = [0] if count == 1 else [round(i * count / frames) for i in range(frames)]
@@ -90,16 +90,18 @@ def svg_picture(body: str, size: int) -> Image.Image:
     """The body of an SVG of size × size as RGBA at 144 px."""
     import resvg_py
 
-    svg = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}" width="{SIDE}" height="{SIDE}" '
-           f'color="#000">{body}</svg>')
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}" width="{SIDE}" height="{SIDE}" '
+        f'color="#000">{body}</svg>'
+    )
     png = resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE)
     return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 
 
 def build(downloads: Path, folder: Path, animated: bool = True) -> Store:
-    """Fetch the packages into ``downloads`` and write the store into ``folder`` (about 250 MB, two minutes).
+    """Fetch the packages into `downloads` and write the store into `folder` (about 250 MB, two minutes).
 
-    Without ``animated`` frames, which evaluation does not need, 18 MB are downloaded in place of 750.
+    Without `animated` frames, which evaluation does not need, 18 MB are downloaded in place of 750.
     """
     moving = sources.ANIMATED if animated else ()
     archives = {p: sources.fetch(p, downloads) for p in sources.PACKAGES if p not in sources.ANIMATED or animated}
@@ -114,8 +116,11 @@ def build(downloads: Path, folder: Path, animated: bool = True) -> Store:
     for style, package in (("flat", sources.FLAT), ("line", sources.HIGH_CONTRAST)):
         names = sources.read_json(archives[package], "chars.json")
         icons = sources.read_json(archives[package], "icons.json")
-        drawings[style] = {code: (icons["icons"][name]["body"], icons.get("width", 32))
-                           for code, name in names.items() if name in icons["icons"]}
+        drawings[style] = {
+            code: (icons["icons"][name]["body"], icons.get("width", 32))
+            for code, name in names.items()
+            if name in icons["icons"]
+        }
 
     looks: list[Look] = []
     pixels: list[np.ndarray] = []
@@ -145,5 +150,6 @@ def write_heldout(store: Store, path: Path) -> None:
     """Draw the held-out concepts of a store and write them with the names that they cover."""
     concepts = draw_heldout([s.concept for s in store.subjects])
     names = {c: sorted(s.name for s in store.subjects if s.concept == c) for c in concepts}
-    path.write_text(json.dumps({"concepts": concepts, "subjects": names}, indent=1, ensure_ascii=False) + "\n",
-                    encoding="utf-8")
+    path.write_text(
+        json.dumps({"concepts": concepts, "subjects": names}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )

@@ -1,6 +1,6 @@
 """The demo model's tokenizer: CLIP's byte-level BPE, learned from the prompts' own words.
 
-The files are CLIP's (``vocab.json``, ``merges.txt``), so transformers' ``CLIPTokenizer`` reads them, and any text
+The files are CLIP's (`vocab.json`, `merges.txt`), so transformers' `CLIPTokenizer` reads them, and any text
 can be written with the 256 bytes that the vocabulary begins with.
 """
 
@@ -31,9 +31,13 @@ def corpus(store: Store) -> Counter[str]:
     words: Counter[str] = Counter()
     for subject in store.subjects:
         words.update(subject.name.replace("’", "").replace("-", " ").split())
-    fixed = [*COLORS, *RECOLORED, *(w for group in STYLE_WORDS.values() for w in group),
-             *(w for _, group in SCENES.values() for w in group),
-             "a an of on in the with and background plain gradient from to front wall picture photo"]
+    fixed = [
+        *COLORS,
+        *RECOLORED,
+        *(w for group in STYLE_WORDS.values() for w in group),
+        *(w for _, group in SCENES.values() for w in group),
+        "a an of on in the with and background plain gradient from to front wall picture photo",
+    ]
     for phrase in fixed:
         for word in phrase.replace("-", " ").split():
             words[word] += 20
@@ -41,7 +45,7 @@ def corpus(store: Store) -> Counter[str]:
 
 
 def learn_merges(words: Counter[str], limit: int) -> list[tuple[str, str]]:
-    """Byte-pair merges, the most frequent pair first (ties alphabetically), at most ``limit``.
+    """Byte-pair merges, the most frequent pair first (ties alphabetically), at most `limit`.
 
     Only ASCII letters and digits are merged; other characters stay bytes.
     """
@@ -60,13 +64,13 @@ def learn_merges(words: Counter[str], limit: int) -> list[tuple[str, str]]:
             i = 0
             while i < len(parts) - 1:
                 if (parts[i], parts[i + 1]) == best:
-                    parts[i:i + 2] = ["".join(best)]
+                    parts[i : i + 2] = ["".join(best)]
                 i += 1
     return merges
 
 
 def write_tokenizer(store: Store, folder: Path, limit: int = 1400) -> None:
-    """Learn the merges from a store's names (training part) and write CLIP's tokenizer files into ``folder``."""
+    """Learn the merges from a store's names (training part) and write CLIP's tokenizer files into `folder`."""
     letters = _byte_letters()
     merges = learn_merges(corpus(store), limit)
     tokens = [*letters, *(c + _WORD_END for c in letters), *("".join(m) for m in merges)]
@@ -75,11 +79,18 @@ def write_tokenizer(store: Store, folder: Path, limit: int = 1400) -> None:
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(m) for m in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, "bos_token": START, "eos_token": END,
-              "pad_token": END, "unk_token": END}
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": LENGTH,
+        "bos_token": START,
+        "eos_token": END,
+        "pad_token": END,
+        "unk_token": END,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     (folder / "special_tokens_map.json").write_text(
-        json.dumps({k: v for k, v in config.items() if k.endswith("_token")}, indent=1) + "\n", encoding="utf-8")
+        json.dumps({k: v for k, v in config.items() if k.endswith("_token")}, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 class Words:
@@ -92,5 +103,6 @@ class Words:
 
     def __call__(self, prompts: list[str]):
         """(n, 77) int64 ids: start, words, end, padded with end; longer prompts are cut."""
-        return self.tokenizer(prompts, padding="max_length", truncation=True, max_length=LENGTH,
-                              return_tensors="pt").input_ids
+        return self.tokenizer(
+            prompts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
+        ).input_ids

@@ -65,22 +65,28 @@ class Cache:
         return len(self.recipes)
 
     def draw(self, rng: np.random.Generator, variant: Tensor) -> Batch:
-        """Random entries, one per element of ``variant`` (n,): its reference is another picture of the subject where
-        ``variant`` is true, else the same one."""
+        """Random entries, one per element of `variant` (n,): its reference is another picture of the subject where
+        `variant` is true, else the same one."""
         picked = torch.from_numpy(rng.integers(len(self.recipes), size=len(variant)))
 
         def reference(name: str) -> Tensor:
             same, other = (self.tensors[f"{kind}_{name}"][picked].float() for kind in ("same", "other"))
             return torch.where(variant.view(-1, *[1] * (same.ndim - 1)), other, same)
 
-        return Batch([self.recipes[i] for i in picked.tolist()], self.tensors["latents"][picked].float(),
-                     self.tensors["mask"][picked].float() / 255, reference("cls"), reference("patches"))
+        return Batch(
+            [self.recipes[i] for i in picked.tolist()],
+            self.tensors["latents"][picked].float(),
+            self.tensors["mask"][picked].float() / 255,
+            reference("cls"),
+            reference("patches"),
+        )
 
 
 @torch.no_grad()
-def make_part(composer: Composer, vae: Any, features: Features, seed: tuple[int, int], count: int,
-              batch: int = 16) -> tuple[list[Recipe], dict[str, Tensor]]:
-    """Compose and encode ``count`` targets and their references, in fp16 (masks in 8 bits)."""
+def make_part(
+    composer: Composer, vae: Any, features: Features, seed: tuple[int, int], count: int, batch: int = 16
+) -> tuple[list[Recipe], dict[str, Tensor]]:
+    """Compose and encode `count` targets and their references, in fp16 (masks in 8 bits)."""
     rng = np.random.default_rng(seed)
     recipes = [composer.recipe(rng) for _ in range(count)]
     rows: dict[str, list[Tensor]] = {}
@@ -88,8 +94,10 @@ def make_part(composer: Composer, vae: Any, features: Features, seed: tuple[int,
         targets = recipes[start : start + batch]
         drawn = [composer.picture_and_mask(r) for r in targets]
         code = vae.encode(to_pixels([p for p, _ in drawn])).latent_dist.mean
-        found = {"latents": (code * vae.config.scaling_factor).half(),
-                 "mask": torch.from_numpy(np.stack([np.asarray(m.reduce(composer.size // 16)) for _, m in drawn]))}
+        found = {
+            "latents": (code * vae.config.scaling_factor).half(),
+            "mask": torch.from_numpy(np.stack([np.asarray(m.reduce(composer.size // 16)) for _, m in drawn])),
+        }
         for kind, draw in (("same", composer.same), ("other", composer.variant)):
             cls, patches = features(to_pixels([composer.picture(draw(r, rng)) for r in targets]))
             found |= {f"{kind}_cls": cls.half(), f"{kind}_patches": patches.half()}
@@ -98,9 +106,10 @@ def make_part(composer: Composer, vae: Any, features: Features, seed: tuple[int,
     return recipes, {key: torch.cat(parts).contiguous() for key, parts in rows.items()}
 
 
-def fill(parts_of: Callable[[], tuple[Composer, Any, Features]], folder: Path, count: int, processes: int,
-         seed: int = 5) -> None:
-    """Write parts of ``PART`` targets into ``folder`` until there are ``count``; finished parts are kept.
+def fill(
+    parts_of: Callable[[], tuple[Composer, Any, Features]], folder: Path, count: int, processes: int, seed: int = 5
+) -> None:
+    """Write parts of `PART` targets into `folder` until there are `count`; finished parts are kept.
 
     Args:
         parts_of: makes the composer, the VAE and the encoders; called in every process, so it must be picklable.

@@ -1,7 +1,7 @@
 """Stage 2: the tiny encoders, both from nothing but this data.
 
 CLIP-like: the picture tower against the text encoder (symmetric InfoNCE with the prompts), and against the tower's
-view of another picture of the same subject in the same colours, so that [CLS] says what the subject is and how it
+view of another picture of the same subject in the same colors, so that [CLS] says what the subject is and how it
 looks. DINO-like: 40 % of the patches are masked; every patch token must tell, through one linear layer, its own
 pixels, which of them belong to the subject, the VAE's latent there, and where in the picture it lies. Linear, so that
 the tokens hold looks and places in a form that an adapter can use: without the last, tokens of a short training know
@@ -31,7 +31,7 @@ _CODE = 3.0
 
 
 def fit(pixels: Tensor) -> Tensor:
-    """Square pictures (n, 3, s, s) in [-1, 1] as ``preprocess.prepare`` gives them: (n, 3, 112, 112) in [0, 1]."""
+    """Square pictures (n, 3, s, s) in [-1, 1] as `preprocess.prepare` gives them: (n, 3, 112, 112) in [0, 1]."""
     return F.interpolate((pixels + 1) / 2, ENCODER_SIDE, mode="bicubic", antialias=True).clamp(0, 1)
 
 
@@ -129,8 +129,13 @@ def run_dino(composer: Composer, vae: Any, plan: Plan, folder: Path) -> Stage:
         place = F.cross_entropy(where[:, :GRID], row) + F.cross_entropy(where[:, GRID:], column)
         error = (guessed[:shown] - latents.flatten(2).transpose(1, 2)).pow(2).mean(-1)
         code = (error * (0.15 + share[:shown].mean(-1))).mean()
-        return {"loss": looks + 0.3 * mask + 0.2 * place + _CODE * code, "looks": looks, "mask": mask, "place": place,
-                "code": code}
+        return {
+            "loss": looks + 0.3 * mask + 0.2 * place + _CODE * code,
+            "looks": looks,
+            "mask": mask,
+            "place": place,
+            "code": code,
+        }
 
     return train(model, step, plan, folder)
 

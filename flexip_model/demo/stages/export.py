@@ -34,9 +34,19 @@ def save_encoder(family: str, module: nn.Module, path: Path) -> str:
     return (load_clip if family == "open_clip" else load_dino)(path).weights_hash
 
 
-def export(folder: Path, *, vae: nn.Module, base: Base, tokenizer: Path, visual: nn.Module, dino: nn.Module,
-           adapter: Mapping[str, Tensor], training: dict[str, Any], dial: tuple[float, ...] = ()) -> None:
-    """Write every part of the shipped model into ``folder``.
+def export(
+    folder: Path,
+    *,
+    vae: nn.Module,
+    base: Base,
+    tokenizer: Path,
+    visual: nn.Module,
+    dino: nn.Module,
+    adapter: Mapping[str, Tensor],
+    training: dict[str, Any],
+    dial: tuple[float, ...] = (),
+) -> None:
+    """Write every part of the shipped model into `folder`.
 
     Args:
         tokenizer: folder with CLIP's tokenizer files.
@@ -49,20 +59,38 @@ def export(folder: Path, *, vae: nn.Module, base: Base, tokenizer: Path, visual:
     folder.mkdir(parents=True, exist_ok=True)
     words = Words(tokenizer)
     pipeline: Any = StableDiffusionPipeline(
-        vae=_half(vae), text_encoder=_half(base.text), tokenizer=words.tokenizer, unet=_half(base.unet),
-        scheduler=noise_schedule(), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        vae=_half(vae),
+        text_encoder=_half(base.text),
+        tokenizer=words.tokenizer,
+        unet=_half(base.unet),
+        scheduler=noise_schedule(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipeline.save_pretrained(folder)
     for part in ("vae", "unet", "text_encoder"):
         _tidy(folder / part / "config.json")
     shutil.rmtree(folder / "tokenizer")
     shutil.copytree(tokenizer, folder / "tokenizer")
     (folder / "encoders").mkdir(exist_ok=True)
-    hashes = {family: save_encoder(family, module, folder / "encoders" / ENCODER_FILES[family])
-              for family, module in (("open_clip", visual), ("dinov2", dino))}
-    encoders = {"clip": {"name": encoder_metadata("open_clip")["name"], "hash": hashes["open_clip"]},
-                "retrieval": {"name": encoder_metadata("dinov2")["name"], "hash": hashes["dinov2"]}}
-    save_adapter(folder / ADAPTER_FILE, replace(ADAPTER, dial=dial), adapter, training=training,
-                 encoders=encoders, title="FlexIP demo adapter", license="Apache-2.0")
+    hashes = {
+        family: save_encoder(family, module, folder / "encoders" / ENCODER_FILES[family])
+        for family, module in (("open_clip", visual), ("dinov2", dino))
+    }
+    encoders = {
+        "clip": {"name": encoder_metadata("open_clip")["name"], "hash": hashes["open_clip"]},
+        "retrieval": {"name": encoder_metadata("dinov2")["name"], "hash": hashes["dinov2"]},
+    }
+    save_adapter(
+        folder / ADAPTER_FILE,
+        replace(ADAPTER, dial=dial),
+        adapter,
+        training=training,
+        encoders=encoders,
+        title="FlexIP demo adapter",
+        license="Apache-2.0",
+    )
 
 
 def _half(module: nn.Module) -> nn.Module:

@@ -1,7 +1,7 @@
 """The demo model's networks: the classes of full size at tiny sizes, with random weights.
 
 UNet: SD1.5's structure (16 cross-attention sites) with four narrow levels and 2 heads. GroupNorm has 16 groups and
-in the VAE one: with SD1.5's 32 there would be one to three channels a group, which removes the colour of plain areas.
+in the VAE one: with SD1.5's 32 there would be one to three channels a group, which removes the color of plain areas.
 Heads are few because narrow heads are slow on a CPU. The UNet predicts v (Salimans and Ho, 2022): at much noise ε
 says almost nothing of the picture, so a short training on ε hardly asks the UNet to read its references there.
 """
@@ -26,37 +26,78 @@ GRID = 16
 """Patches of the DINO-like encoder, queries of the adapter and places of a latent: so many a side of each."""
 
 UNET: dict[str, Any] = {
-    "sample_size": 16, "in_channels": 4, "out_channels": 4, "layers_per_block": 2,
-    "block_out_channels": list(CHANNELS), "cross_attention_dim": TEXT_WIDTH, "attention_head_dim": 2,
-    "norm_num_groups": 16, "use_linear_projection": False,
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 2,
+    "block_out_channels": list(CHANNELS),
+    "cross_attention_dim": TEXT_WIDTH,
+    "attention_head_dim": 2,
+    "norm_num_groups": 16,
+    "use_linear_projection": False,
     "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
     "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
 }
 SCHEDULER: dict[str, Any] = {
-    "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-    "prediction_type": "v_prediction", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
 }
 CLIP_VISION: dict[str, Any] = {
-    "image_size": ENCODER_SIDE, "patch_size": 16, "width": ENCODER_WIDTH, "layers": 4, "heads": 4, "mlp_ratio": 4.0,
+    "image_size": ENCODER_SIDE,
+    "patch_size": 16,
+    "width": ENCODER_WIDTH,
+    "layers": 4,
+    "heads": 4,
+    "mlp_ratio": 4.0,
     "output_dim": ENCODER_WIDTH,
 }
 DINO: dict[str, Any] = {
-    "image_size": ENCODER_SIDE, "patch_size": ENCODER_SIDE // GRID, "hidden_size": ENCODER_WIDTH,
-    "num_hidden_layers": 4, "num_attention_heads": 4, "mlp_ratio": 4,
+    "image_size": ENCODER_SIDE,
+    "patch_size": ENCODER_SIDE // GRID,
+    "hidden_size": ENCODER_WIDTH,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "mlp_ratio": 4,
 }
 ADAPTER = FlexIPConfig(
-    width=128, depth=2, heads=4, head_width=32, queries=GRID**2, clip_width=ENCODER_WIDTH,
-    retrieval_width=ENCODER_WIDTH, text_width=TEXT_WIDTH, token_width=TEXT_WIDTH, channels=CHANNELS,
+    width=128,
+    depth=2,
+    heads=4,
+    head_width=32,
+    queries=GRID**2,
+    clip_width=ENCODER_WIDTH,
+    retrieval_width=ENCODER_WIDTH,
+    text_width=TEXT_WIDTH,
+    token_width=TEXT_WIDTH,
+    channels=CHANNELS,
 )
 
 
 def encoder_metadata(family: str) -> dict:
-    """What an exported encoder file says of itself (metadata key ``flexip.encoder``)."""
+    """What an exported encoder file says of itself (metadata key `flexip.encoder`)."""
     if family == "open_clip":
-        return {"family": family, "name": "FlexIP demo CLIP", "config": CLIP_VISION, "image_size": ENCODER_SIDE,
-                "mean": CLIP_MEAN, "std": CLIP_STD}
-    return {"family": family, "name": "FlexIP demo DINO", "config": DINO, "image_size": ENCODER_SIDE,
-            "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        return {
+            "family": family,
+            "name": "FlexIP demo CLIP",
+            "config": CLIP_VISION,
+            "image_size": ENCODER_SIDE,
+            "mean": CLIP_MEAN,
+            "std": CLIP_STD,
+        }
+    return {
+        "family": family,
+        "name": "FlexIP demo DINO",
+        "config": DINO,
+        "image_size": ENCODER_SIDE,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+    }
 
 
 def build_unet() -> Any:
@@ -78,10 +119,21 @@ def build_text_encoder(vocabulary: int) -> Any:
     """A CLIP text model for a vocabulary whose last two ids are the start and end tokens."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=vocabulary, hidden_size=TEXT_WIDTH, intermediate_size=4 * TEXT_WIDTH, num_hidden_layers=3,
-        num_attention_heads=4, max_position_embeddings=LENGTH, hidden_act="quick_gelu", projection_dim=ENCODER_WIDTH,
-        bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1, pad_token_id=vocabulary - 1))
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocabulary,
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=LENGTH,
+            hidden_act="quick_gelu",
+            projection_dim=ENCODER_WIDTH,
+            bos_token_id=vocabulary - 2,
+            eos_token_id=vocabulary - 1,
+            pad_token_id=vocabulary - 1,
+        )
+    )
 
 
 def build_clip_vision() -> Any:
@@ -91,7 +143,7 @@ def build_clip_vision() -> Any:
 
 
 def place_waves(side: int, width: int) -> Tensor:
-    """Sines and cosines of row and column, (side², width), low frequencies strongest; ``width`` divisible by 4.
+    """Sines and cosines of row and column, (side², width), low frequencies strongest; `width` divisible by 4.
 
     Places are told apart by them at once; a random table needs a long training for that.
     """
@@ -102,7 +154,7 @@ def place_waves(side: int, width: int) -> Tensor:
 
 
 def build_dino() -> Any:
-    """A new DINOv2 model whose position table starts with ``place_waves``."""
+    """A new DINOv2 model whose position table starts with `place_waves`."""
     from transformers import Dinov2Config, Dinov2Model
 
     model: Any = Dinov2Model(Dinov2Config(**DINO))

@@ -25,9 +25,19 @@ GUIDANCE = 3.0
 
 
 @torch.no_grad()
-def sample(base: Base, vae: Any, words: Words, prompts: Sequence[str], *, adapter: FlexIPAdapter | None = None,
-           features: tuple[Tensor, Tensor] | None = None, gammas: Sequence[float] | None = None, seed: int = 0,
-           steps: int = 25, same_noise: bool = False) -> list[Image.Image]:
+def sample(
+    base: Base,
+    vae: Any,
+    words: Words,
+    prompts: Sequence[str],
+    *,
+    adapter: FlexIPAdapter | None = None,
+    features: tuple[Tensor, Tensor] | None = None,
+    gammas: Sequence[float] | None = None,
+    seed: int = 0,
+    steps: int = 25,
+    same_noise: bool = False,
+) -> list[Image.Image]:
     """One 128 px picture per prompt; the negative has the empty prompt, the null CLS and null features.
 
     Args:
@@ -63,6 +73,6 @@ def grid(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = (), side
 
 
 def mean_step(pictures: Sequence[Image.Image]) -> list[float]:
-    """Mean absolute pixel difference (0 to 1) between neighbours of a sweep."""
+    """Mean absolute pixel difference (0 to 1) between neighbors of a sweep."""
     values = [np.asarray(p, np.float32) / 255 for p in pictures]
     return [float(np.abs(a - b).mean()) for a, b in pairwise(values)]

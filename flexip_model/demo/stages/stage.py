@@ -31,12 +31,12 @@ class _Step(nn.Module):
 class Stage(Loop[nn.Module]):
     """Trains one module of the small model.
 
-    Pictures are drawn from ``default_rng((seed, step, process))``, so a resumed run sees the data that the
+    Pictures are drawn from `default_rng((seed, step, process))`, so a resumed run sees the data that the
     uninterrupted run would have seen.
 
     Args:
         module: everything that is trained, in one module; frozen parts stay outside.
-        step: draws a batch with the generator that it gets and returns named losses; "loss" is minimised.
+        step: draws a batch with the generator that it gets and returns named losses; "loss" is minimized.
         folder: its checkpoints are continued; its name is the stage's.
 
     Attributes:
@@ -82,7 +82,7 @@ class Stage(Loop[nn.Module]):
 
 
 def train(module: nn.Module, step: StepFn, plan: Plan, folder: Path) -> Stage:
-    """Train ``module`` for the plan's steps, from the newest checkpoint in ``folder`` if there is one; on return it
+    """Train `module` for the plan's steps, from the newest checkpoint in `folder` if there is one; on return it
     holds the averaged weights, in eval mode.
 
     Raises:

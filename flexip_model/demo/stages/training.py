@@ -64,11 +64,12 @@ class Source:
         self.composer, self.cache, self.words = composer, cache, words
         self.noise = Noise()
 
-    def losses(self, base: Base, adapter: FlexIPAdapter, host: FlexIPHost, rng: np.random.Generator, batch: int,
-               alone: int = 0) -> dict[str, Tensor]:
+    def losses(
+        self, base: Base, adapter: FlexIPAdapter, host: FlexIPHost, rng: np.random.Generator, batch: int, alone: int = 0
+    ) -> dict[str, Tensor]:
         """Mean squared errors of v per kind of sample, and "loss", their mean over all.
 
-        The first ``alone`` samples are plain text-to-image ("text"; a tenth of their prompts is empty): their tokens
+        The first `alone` samples are plain text-to-image ("text"; a tenth of their prompts is empty): their tokens
         P and S are zero, and so, the projections having no bias, is what the branches add. Of the others every second
         is of the image kind (γ about α), every second of the variant kind (γ about 1 - β), Eq. 5.
         """
@@ -94,8 +95,11 @@ class Source:
         host.condition = None
         weight = 1 + _SUBJECT * (drawn.mask > 0.02).float()
         error = ((guess - target).pow(2).mean(1) * weight / weight.mean()).mean((1, 2))
-        kinds = {"loss": error.mean(), "image": error[alone:][~variant[alone:]].mean(),
-                 "variant": error[alone:][variant[alone:]].mean()}
+        kinds = {
+            "loss": error.mean(),
+            "image": error[alone:][~variant[alone:]].mean(),
+            "variant": error[alone:][variant[alone:]].mean(),
+        }
         return kinds | ({"text": error[:alone].mean()} if alone else {})
 
 

@@ -20,9 +20,15 @@ from ..scenes.compose import Composer, to_array
 from .stage import Plan, Stage, device_of, load_averaged, train
 
 CONFIG = {
-    "in_channels": 3, "out_channels": 3, "latent_channels": 4, "sample_size": 128,
-    "block_out_channels": [32, 64, 96, 96], "layers_per_block": 1, "norm_num_groups": 1,
-    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "sample_size": 128,
+    "block_out_channels": [32, 64, 96, 96],
+    "layers_per_block": 1,
+    "norm_num_groups": 1,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
     "scaling_factor": 0.18215,
 }
 
@@ -33,7 +39,7 @@ _PINNED = 2.5
 def build() -> Any:
     """A new VAE that starts as a linear autoencoder of 8 × 8 block means.
 
-    From a random start this network spends most of a short run on passing plain colours through. So residual
+    From a random start this network spends most of a short run on passing plain colors through. So residual
     branches start at zero, the trunk at averages and copies; channels 0 to 5 carry RGB and -RGB
     (silu(x) - silu(-x) = x), and two constant channels pin the scale of the one-group norms.
     """
@@ -89,7 +95,7 @@ def to_pixels(pictures: list[Image.Image]) -> Tensor:
 
 
 def to_pictures(pixels: Tensor) -> list[Image.Image]:
-    """The reverse of ``to_pixels``, clamped."""
+    """The reverse of `to_pixels`, clamped."""
     values = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(v) for v in values]
 
@@ -103,15 +109,18 @@ def through_vae(model: Any, pictures: list[Image.Image]) -> list[Image.Image]:
 def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
     loss = (out - target).abs().mean()
     for _ in range(2):
-        loss = loss + 0.5 * (out.diff(dim=-1) - target.diff(dim=-1)).abs().mean() \
+        loss = (
+            loss
+            + 0.5 * (out.diff(dim=-1) - target.diff(dim=-1)).abs().mean()
             + 0.5 * (out.diff(dim=-2) - target.diff(dim=-2)).abs().mean()
+        )
         out, target = F.avg_pool2d(out, 2), F.avg_pool2d(target, 2)
         loss = loss + 0.5 * (out - target).abs().mean()
     return loss
 
 
 def run(composer: Composer, plan: Plan, folder: Path) -> Stage:
-    """Train the VAE on the composer's pictures; the state stays in ``folder``."""
+    """Train the VAE on the composer's pictures; the state stays in `folder`."""
     model, batch = build(), plan.batch
 
     def step(rng: np.random.Generator) -> dict[str, Tensor]:
@@ -120,22 +129,21 @@ def run(composer: Composer, plan: Plan, folder: Path) -> Stage:
         pixels = to_pixels(pictures)
         if not whole:
             corners = rng.integers(0, composer.size - 63, (batch, 2))
-            pixels = torch.stack([pixels[i // 2, :, y:y + 64, x:x + 64] for i, (y, x) in enumerate(corners)])
+            pixels = torch.stack([pixels[i // 2, :, y : y + 64, x : x + 64] for i, (y, x) in enumerate(corners)])
         pixels = pixels.to(device_of(model))
         code = model.encode(pixels).latent_dist.mean
         out = model.decode(code + 0.02 * torch.randn_like(code)).sample
         pull = code.pow(2).mean()
-        return {"loss": reconstruction_loss(out, pixels) + 1e-3 * pull, "l1": (out - pixels).abs().mean(),
-                "pull": pull}
+        return {"loss": reconstruction_loss(out, pixels) + 1e-3 * pull, "l1": (out - pixels).abs().mean(), "pull": pull}
 
     return train(model, step, plan, folder)
 
 
 @torch.no_grad()
-def normalise(model: Any, pixels: Tensor) -> None:
+def normalize(model: Any, pixels: Tensor) -> None:
     """Fold the latents' mean and deviation into the 1 × 1 convolutions around the code, in place.
 
-    ComfyUI's SD1.5 latent format multiplies by the constant 0.18215, so here ``encode(x) * 0.18215`` must itself
+    ComfyUI's SD1.5 latent format multiplies by the constant 0.18215, so here `encode(x) * 0.18215` must itself
     have zero mean and unit deviation per channel.
     """
     scale = model.config.scaling_factor
@@ -146,21 +154,21 @@ def normalise(model: Any, pixels: Tensor) -> None:
     quant.weight[:4] *= gain[:, None, None, None]
     quant.bias[:4] = (quant.bias[:4] - mean) * gain
     quant.weight[4:], quant.bias[4:] = 0.0, -20.0
-    post.bias += (post.weight[:, :, 0, 0] @ mean)
+    post.bias += post.weight[:, :, 0, 0] @ mean
     post.weight /= gain[None, :, None, None]
 
 
 def load(folder: Path, composer: Composer, seed: int = 1) -> Any:
-    """The trained VAE with normalised latents, frozen."""
+    """The trained VAE with normalized latents, frozen."""
     model = load_averaged(build(), folder)
     rng = np.random.default_rng(seed)
-    normalise(model, to_pixels([composer.picture(composer.recipe(rng)) for _ in range(256)]))
+    normalize(model, to_pixels([composer.picture(composer.recipe(rng)) for _ in range(256)]))
     return model
 
 
 @torch.no_grad()
 def psnr(model: Any, composer: Composer, count: int = 128, seed: int = 2) -> float:
-    """Mean PSNR in dB (8-bit range) over ``count`` composed pictures."""
+    """Mean PSNR in dB (8-bit range) over `count` composed pictures."""
     rng = np.random.default_rng(seed)
     values = []
     for _ in range(count // 16):

@@ -93,9 +93,12 @@ def count(frozen: Frozen, size: int = 512) -> Arithmetic:
             "trained": _gmac(lambda: _guess(frozen, adapter, latent, text).float().pow(2).mean().backward()),
         }
     modules = (frozen.unet, frozen.vae, frozen.clip, frozen.dino, frozen.text_encoder)
-    return Arithmetic(**found, trainable=sum(p.numel() for p in adapter.parameters()),
-                      frozen=sum(p.numel() for module in modules for p in module.parameters()),
-                      activations=saved_bytes(size))
+    return Arithmetic(
+        **found,
+        trainable=sum(p.numel() for p in adapter.parameters()),
+        frozen=sum(p.numel() for module in modules for p in module.parameters()),
+        activations=saved_bytes(size),
+    )
 
 
 def saved_bytes(size: int) -> int:
@@ -135,8 +138,11 @@ def _guess(frozen: Frozen, adapter: FlexIPAdapter, latent: torch.Tensor, text: t
     cls = torch.randn(1, config.clip_width)
     features = ReferenceFeatures(cls, torch.randn(1, patches, config.retrieval_width), None)
     host = inject(frozen.unet, adapter)
-    host.condition = Condition(adapter.preservation(features), adapter.personalization(text, cls),
-                               adapter.gate(torch.zeros(1, dtype=torch.bool)))
+    host.condition = Condition(
+        adapter.preservation(features),
+        adapter.personalization(text, cls),
+        adapter.gate(torch.zeros(1, dtype=torch.bool)),
+    )
     try:
         found: torch.Tensor = frozen.unet(latent, torch.tensor(0), text).sample
         return found

@@ -16,13 +16,17 @@ PARTS = (*COMPARISONS, "training", "scale")
 def add_commands(commands: Any) -> None:
     """Add `benchmark` to an argparse sub-parser collection."""
     parser = commands.add_parser("benchmark", help="time what the pack costs, as ratios from one run")
-    parser.add_argument("parts", nargs="*", metavar="PART",
-                        help=f"some of: {', '.join(PARTS)} (default: {', '.join(COMPARISONS)})")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"some of: {', '.join(PARTS)} (default: {', '.join(COMPARISONS)})"
+    )
     parser.add_argument("--size", type=int, help="pixels of a side, a multiple of 64 (512; 128 for the demo model)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each comparison (5)")
     training = parser.add_argument_group("training: the trainer against a plain loop")
-    training.add_argument("--model", choices=("demo", "sd15"),
-                          help="the model that ships, or SD1.5's sizes on random weights (sd15 on a GPU, else demo)")
+    training.add_argument(
+        "--model",
+        choices=("demo", "sd15"),
+        help="the model that ships, or SD1.5's sizes on random weights (sd15 on a GPU, else demo)",
+    )
     training.add_argument("--steps", type=int, help="timed of each run, a multiple of 5 (100 on a GPU, else 20)")
     training.add_argument("--batch", type=int, help="samples per step (8; 16 for the demo model)")
     training.add_argument("--workers", type=int, help="loading processes of the trainer (4; 0 for the demo model)")
@@ -31,9 +35,14 @@ def add_commands(commands: Any) -> None:
     training.add_argument("--dino", help="its DINOv2-L/14 file")
     training.add_argument("--data", type=Path, help="a packed and cached data folder (default: made anew)")
     scale = parser.add_argument_group("scale: time, memory, storage and cost of long runs, computed")
-    for name, what in (("peak", "TFLOP/s of a card, dense bf16"), ("utilisation", "share of the peak that is reached"),
-                       ("speed", "measured samples/s of a card, in place of both"), ("price", "USD per card and hour")):
-        scale.add_argument(f"--{name}", action="append", default=[], metavar="CARD=NUMBER", help=what)
+    for name, what in (
+        ("peak", "TFLOP/s of a card, dense bf16"),
+        ("utilization", "share of the peak that is reached"),
+        ("speed", "measured samples/s of a card, in place of both"),
+        ("price", "USD per card and hour"),
+    ):
+        names = ("--utilization", "--utilisation") if name == "utilization" else (f"--{name}",)
+        scale.add_argument(*names, action="append", default=[], metavar="CARD=NUMBER", help=what)
     parser.set_defaults(run=run)
 
 
@@ -55,8 +64,10 @@ def run(options: argparse.Namespace) -> None:
     if set(parts) & set(COMPARISONS):
         _comparisons(options, parts)
     if {"training", "scale"} & set(parts):
-        need("this benchmark", {"accelerate": "accelerate", "pyarrow": "pyarrow", "tensorboard": "tensorboard",
-                                "yaml": "pyyaml"})
+        need(
+            "this benchmark",
+            {"accelerate": "accelerate", "pyarrow": "pyarrow", "tensorboard": "tensorboard", "yaml": "pyyaml"},
+        )
     if "training" in parts:
         _training(options)
     if "scale" in parts:
@@ -99,8 +110,10 @@ def _training(options: argparse.Namespace) -> None:
         config = prepare_training(Path(folder), options)
         rows = training(config, steps, options.rounds)
         device = f"{torch.cuda.get_device_name()}" if cuda else "the CPU"
-        print(f"{machine()} on {device} in {config.precision}, {model_name(config)}, {options.rounds} rounds of "
-              f"{steps} steps, {config.workers} loading processes\n")
+        print(
+            f"{machine()} on {device} in {config.precision}, {model_name(config)}, {options.rounds} rounds of "
+            f"{steps} steps, {config.workers} loading processes\n"
+        )
         print(table(rows))
 
 
@@ -108,5 +121,6 @@ def machine() -> str:
     """System and versions, for a table's heading."""
     import torch
 
-    return (f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-            f"torch {torch.__version__}")
+    return (
+        f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
+    )

@@ -26,6 +26,4 @@ def adapter_load(rounds: int) -> list[Row]:
         def ours() -> object:
             return build_adapter(*load_adapter_file(path))
 
-        return [
-            compare(f"load an adapter ({megabytes:.0f} MB) against a plain read", ours, plain, rounds=rounds)
-        ]
+        return [compare(f"load an adapter ({megabytes:.0f} MB) against a plain read", ours, plain, rounds=rounds)]

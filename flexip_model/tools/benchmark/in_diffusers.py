@@ -55,8 +55,13 @@ def steps(size: int, rounds: int) -> list[Row]:
     flexip = with_processors(gated, run())
     label = f"diffusers: a step at {size} px, batch 2"
     return [
-        compare(f"{label}, FlexIP against unpatched", flexip, with_processors(original, run()), rounds=rounds,
-                goal="≤ 1.02"),
-        compare(f"{label}, FlexIP against IP-Adapter with {IMAGE_TOKENS} tokens", flexip,
-                with_processors(foreign, run((text, [image]))), rounds=rounds),
+        compare(
+            f"{label}, FlexIP against unpatched", flexip, with_processors(original, run()), rounds=rounds, goal="≤ 1.02"
+        ),
+        compare(
+            f"{label}, FlexIP against IP-Adapter with {IMAGE_TOKENS} tokens",
+            flexip,
+            with_processors(foreign, run((text, [image]))),
+            rounds=rounds,
+        ),
     ]

@@ -69,8 +69,10 @@ def table(rows: Iterable[Row]) -> str:
     lines = ["| what | ours | baseline | ratio (lowest to highest) | goal |", "|---|---|---|---|---|"]
     for row in rows:
         baseline = "" if row.baseline is None else f"{row.baseline:.3g} {row.unit}"
-        ratio = "" if row.ratio is None or row.spread is None else (
-            f"{row.ratio:.3f} ({row.spread[0]:.3f} to {row.spread[1]:.3f})"
+        ratio = (
+            ""
+            if row.ratio is None or row.spread is None
+            else (f"{row.ratio:.3f} ({row.spread[0]:.3f} to {row.spread[1]:.3f})")
         )
         lines.append(f"| {row.what} | {row.ours:.3g} {row.unit} | {baseline} | {ratio} | {row.goal} |")
     return "\n".join(lines)

@@ -46,8 +46,9 @@ class OnDisk:
     permutation: float
 
 
-def measure(folder: Path, full: Frozen, size: int = 512, samples: int = 64, rows: int = 20_000,
-            groups: int = 12_000_000) -> OnDisk:
+def measure(
+    folder: Path, full: Frozen, size: int = 512, samples: int = 64, rows: int = 20_000, groups: int = 12_000_000
+) -> OnDisk:
     """Measure in an empty folder; `full` is `arithmetic.full_size`'s, whose sizes the loader serves."""
     passes, header = _cached(folder / "small")
     image, variant = (_index(folder / kind, kind, rows) for kind in ("image", "multiview"))
@@ -76,8 +77,15 @@ def _cached(folder: Path) -> tuple[dict[str, int], float]:
     """What `data cache` writes of one frame with a mask, by the demo model; the sizes do not change the number."""
     write_data(folder, 128, images=2, variants=0)
     # Mirrored references too, as the paper's config has them.
-    config = load_config("demo", {"data": [str(folder)], "precision": "fp32", "start": None,
-                                  "references": {"crop": "center", "flip_variant": 0.5}})
+    config = load_config(
+        "demo",
+        {
+            "data": [str(folder)],
+            "precision": "fp32",
+            "start": None,
+            "references": {"crop": "center", "flip_variant": 0.5},
+        },
+    )
     cache(config, dino=True)
     passes: Counter[str] = Counter()
     extra = tensors = 0
@@ -101,10 +109,23 @@ def _index(folder: Path, kind: str, rows: int) -> tuple[float, float]:
     def frame(number: int, place: int) -> Frame:
         offset, size, mask_offset, mask_size = (int(value) for value in rng.integers(1 << 17, size=4))
         return Frame(
-            f"{kind}-{number:06}-{place:05}-{rng.bytes(4).hex()}", f"{kind}-{number // 1000:06}.tar", offset, size,
-            mask_offset, mask_size, 853, 640, None, "any", (12.0, 40.5, 300.0, 512.0),
-            (" ".join(rng.choice(words, 15)),), float(rng.uniform(0, 900)), rng.bytes(32).hex(),
-            rng.bytes(8).hex(), keys)
+            f"{kind}-{number:06}-{place:05}-{rng.bytes(4).hex()}",
+            f"{kind}-{number // 1000:06}.tar",
+            offset,
+            size,
+            mask_offset,
+            mask_size,
+            853,
+            640,
+            None,
+            "any",
+            (12.0, 40.5, 300.0, 512.0),
+            (" ".join(rng.choice(words, 15)),),
+            float(rng.uniform(0, 900)),
+            rng.bytes(32).hex(),
+            rng.bytes(8).hex(),
+            keys,
+        )
 
     def group(number: int) -> Group:
         frames = tuple(frame(number, place) for place in range(count))
@@ -112,7 +133,12 @@ def _index(folder: Path, kind: str, rows: int) -> tuple[float, float]:
 
     write_data(folder, 64, images=1, variants=0)
     path = folder / "index" / "examples.parquet"
-    write_index(path, (pa.RecordBatch.from_pylist([group(first + i).to_row() for i in range(min(1000, rows - first))],
-                                                  SCHEMA) for first in range(0, rows, 1000)))
+    write_index(
+        path,
+        (
+            pa.RecordBatch.from_pylist([group(first + i).to_row() for i in range(min(1000, rows - first))], SCHEMA)
+            for first in range(0, rows, 1000)
+        ),
+    )
     Dataset.open(folder)
     return path.stat().st_size / rows, path.with_suffix(".arrow").stat().st_size / rows

@@ -50,11 +50,18 @@ class Pictures(TorchDataset):
         text = "" if 0.05 <= dropped < 0.15 else next(iter(frame.captions), "")
         ids = self.frozen.tokenizer(text, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
         clip, dino = fitted(self.frozen.clip.image_size), fitted(self.frozen.dino.image_size)
-        return {"variant": False, "gamma_drawn": 0.0, "pixels": fitted(self.size) * 2 - 1, "clip_pixels": clip,
-                "dino_pixels": dino, "ids": ids.input_ids[0],
-                "keep": torch.ones(self.frozen.dino.tokens, dtype=torch.bool),
-                "no_image": dropped < 0.05 or 0.1 <= dropped < 0.15, "steps": int(torch.randint(1000, ())),
-                "noise": torch.randn(4, self.latent_side, self.latent_side)}
+        return {
+            "variant": False,
+            "gamma_drawn": 0.0,
+            "pixels": fitted(self.size) * 2 - 1,
+            "clip_pixels": clip,
+            "dino_pixels": dino,
+            "ids": ids.input_ids[0],
+            "keep": torch.ones(self.frozen.dino.tokens, dtype=torch.bool),
+            "no_image": dropped < 0.05 or 0.1 <= dropped < 0.15,
+            "steps": int(torch.randint(1000, ())),
+            "noise": torch.randn(4, self.latent_side, self.latent_side),
+        }
 
 
 def run_plain(config: TrainConfig, warmup: int, steps: int) -> tuple[float, float]:
@@ -73,8 +80,9 @@ def run_plain(config: TrainConfig, warmup: int, steps: int) -> tuple[float, floa
     torch.nn.Module.to(frozen.unet, dtype=torch.float32)
     model = TrainStep(adapter, frozen, None, 0.0)
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    loader = DataLoader(Pictures(config, frozen), batch_size=config.batch, shuffle=True, drop_last=True,
-                        collate_fn=collate)
+    loader = DataLoader(
+        Pictures(config, frozen), batch_size=config.batch, shuffle=True, drop_last=True, collate_fn=collate
+    )
     batches = _endless(loader)
     started, waited = 0.0, 0.0
     for step in range(warmup + steps):

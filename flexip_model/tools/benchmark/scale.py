@@ -37,15 +37,15 @@ class Card:
         name: for the table.
         memory: GB.
         peak: dense bf16 TFLOP/s with fp32 sums, from its data sheet.
-        utilisation: share of the peak that training reaches; assumed, not measured.
+        utilization: share of the peak that training reaches; assumed, not measured.
         price: USD per hour; assumed.
-        speed: measured samples per second with caches, which then stands for peak and utilisation; 0 if not measured.
+        speed: measured samples per second with caches, which then stands for peak and utilization; 0 if not measured.
     """
 
     name: str
     memory: float
     peak: float
-    utilisation: float
+    utilization: float
     price: float
     speed: float = 0.0
 
@@ -53,7 +53,7 @@ class Card:
         """Samples per second at `gmac` per sample; `cached` is what the measured speed belongs to."""
         if self.speed:
             return self.speed * cached / gmac
-        return self.peak * 1e12 * self.utilisation / (2e9 * gmac)
+        return self.peak * 1e12 * self.utilization / (2e9 * gmac)
 
 
 CARDS = {
@@ -149,13 +149,24 @@ def plan(run: Run, card: Card, sample: Arithmetic, disk: OnDisk) -> Plan:
     step = run.batch * run.accumulation * run.cards / slow
     single = run.groups - run.variants
     return Plan(
-        steps=run.samples / (run.batch * run.accumulation * run.cards), uncached=uncached, cached=cached,
-        caching=caching, cost=min(uncached, cached + caching) * run.cards * card.price,
+        steps=run.samples / (run.batch * run.accumulation * run.cards),
+        uncached=uncached,
+        cached=cached,
+        caching=caching,
+        cost=min(uncached, cached + caching) * run.cards * card.price,
         memory=sample.frozen * 2 + trained + run.batch * sample.activations + CONTEXT_BYTES,
-        pictures=run.frames * PICTURE_BYTES, latents=stored("latents", LATENT_BYTES), cls=stored("clip", CLS_BYTES),
-        dino=stored("dino", DINO_BYTES), index=single * disk.parquet + run.variants * disk.variant_parquet,
-        mapped=single * disk.arrow + run.variants * disk.variant_arrow, loaders=math.ceil(slow / disk.loader),
-        reads=slow * READS, read_bytes=slow * 2 * PICTURE_BYTES, traffic=traffic, network=traffic / (step / 2))
+        pictures=run.frames * PICTURE_BYTES,
+        latents=stored("latents", LATENT_BYTES),
+        cls=stored("clip", CLS_BYTES),
+        dino=stored("dino", DINO_BYTES),
+        index=single * disk.parquet + run.variants * disk.variant_parquet,
+        mapped=single * disk.arrow + run.variants * disk.variant_arrow,
+        loaders=math.ceil(slow / disk.loader),
+        reads=slow * READS,
+        read_bytes=slow * 2 * PICTURE_BYTES,
+        traffic=traffic,
+        network=traffic / (step / 2),
+    )
 
 
 def choose_cards(options: argparse.Namespace) -> dict[str, Card]:
@@ -165,16 +176,18 @@ def choose_cards(options: argparse.Namespace) -> dict[str, Card]:
         FlexIPError: not CARD=NUMBER, another card, or a number that is not above 0.
     """
     cards = dict(CARDS)
-    for field in ("peak", "utilisation", "price", "speed"):
+    for field in ("peak", "utilization", "price", "speed"):
         for text in getattr(options, field):
             name, _, number = text.partition("=")
             try:
                 value = float(number)
             except ValueError:
                 value = 0.0
-            if name not in cards or not (0 < value < math.inf) or (field == "utilisation" and value > 1):
-                raise FlexIPError(f"--{field} {text} is not CARD=NUMBER; cards are {', '.join(cards)}, numbers above 0 "
-                                  "(a utilisation is at most 1)")
+            if name not in cards or not (0 < value < math.inf) or (field == "utilization" and value > 1):
+                raise FlexIPError(
+                    f"--{field} {text} is not CARD=NUMBER; cards are {', '.join(cards)}, numbers above 0 "
+                    "(a utilization is at most 1)"
+                )
             cards[name] = replace(cards[name], **{field: value})  # type: ignore[arg-type]
     return cards
 
@@ -198,33 +211,65 @@ def print_scale(options: argparse.Namespace) -> None:
 
 def report(cards: dict[str, Card], sample: Arithmetic, disk: OnDisk) -> str:
     """The tables, as Markdown."""
-    counted = [("UNet, forward", sample.unet), ("UNet and adapter, forward", sample.forward),
-               ("UNet and adapter, forward and backward", sample.trained), ("VAE, encoding", sample.vae),
-               ("CLIP ViT-H/14", sample.clip), ("DINOv2-L/14", sample.dino), ("text encoder", sample.text),
-               ("**a sample without caches**", sample.uncached),
-               ("**a sample with cached latents and [CLS]**", sample.cached)]
+    counted = [
+        ("UNet, forward", sample.unet),
+        ("UNet and adapter, forward", sample.forward),
+        ("UNet and adapter, forward and backward", sample.trained),
+        ("VAE, encoding", sample.vae),
+        ("CLIP ViT-H/14", sample.clip),
+        ("DINOv2-L/14", sample.dino),
+        ("text encoder", sample.text),
+        ("**a sample without caches**", sample.uncached),
+        ("**a sample with cached latents and [CLS]**", sample.cached),
+    ]
     measured = [
         ("loading without caches, 512 px, samples/s of one process with a core to itself", f"{disk.loader:.1f}"),
-        ("tensors per frame with a mask in the caches: latents, [CLS], DINO",
-         ", ".join(str(disk.passes[kind]) for kind in ("latents", "clip", "dino"))),
+        (
+            "tensors per frame with a mask in the caches: latents, [CLS], DINO",
+            ", ".join(str(disk.passes[kind]) for kind in ("latents", "clip", "dino")),
+        ),
         ("bytes of a cache file per tensor beside its values", f"{disk.header:.0f}"),
         ("index bytes per group of one frame, Parquet and mapped", f"{disk.parquet:.0f}, {disk.arrow:.0f}"),
-        (f"index bytes per group of {FRAMES_IN_A_VARIANT} frames, Parquet and mapped",
-         f"{disk.variant_parquet:.0f}, {disk.variant_arrow:.0f}"),
+        (
+            f"index bytes per group of {FRAMES_IN_A_VARIANT} frames, Parquet and mapped",
+            f"{disk.variant_parquet:.0f}, {disk.variant_arrow:.0f}",
+        ),
         ("processor seconds to draw an epoch's order of 12 M groups", f"{disk.permutation:.2f}"),
         ("parameters trained, frozen", f"{sample.trainable / 1e6:.1f} M, {sample.frozen / 1e6:.0f} M"),
         ("bytes that a sample keeps for the backward", _bytes(sample.activations)),
     ]
-    inputs = [(key, card.name, f"{card.memory:g}", f"{card.peak:g}", f"{card.utilisation:g}",
-               f"{card.speed:g}" if card.speed else "not measured", f"{card.price:.2f}") for key, card in cards.items()]
+    inputs = [
+        (
+            key,
+            card.name,
+            f"{card.memory:g}",
+            f"{card.peak:g}",
+            f"{card.utilization:g}",
+            f"{card.speed:g}" if card.speed else "not measured",
+            f"{card.price:.2f}",
+        )
+        for key, card in cards.items()
+    ]
     plans = [plan(run, cards[run.card], sample, disk) for run in RUNS]
-    return "\n\n".join([
-        _table(("counted, per sample of 512 px", "GMAC"), ((name, f"{value:.0f}") for name, value in counted)),
-        _table(("measured on this machine, or counted", ""), measured),
-        _table(("card", "", "GB", "TFLOP/s", "utilisation (assumed)", "samples/s, cached (measured)",
-                "USD per hour (assumed)"), inputs),
-        _table(("", *(run.name for run in RUNS)), _rows(cards, plans)),
-    ])
+    return "\n\n".join(
+        [
+            _table(("counted, per sample of 512 px", "GMAC"), ((name, f"{value:.0f}") for name, value in counted)),
+            _table(("measured on this machine, or counted", ""), measured),
+            _table(
+                (
+                    "card",
+                    "",
+                    "GB",
+                    "TFLOP/s",
+                    "utilization (assumed)",
+                    "samples/s, cached (measured)",
+                    "USD per hour (assumed)",
+                ),
+                inputs,
+            ),
+            _table(("", *(run.name for run in RUNS)), _rows(cards, plans)),
+        ]
+    )
 
 
 def _rows(cards: dict[str, Card], plans: list[Plan]) -> list[tuple[str, ...]]:
@@ -233,8 +278,10 @@ def _rows(cards: dict[str, Card], plans: list[Plan]) -> list[tuple[str, ...]]:
 
     return [
         row("cards", (f"{run.cards} × {cards[run.card].name}" for run in RUNS)),
-        row("samples, groups, frames", (f"{run.samples / 1e6:.1f} M, {run.groups / 1e6:.1f} M, {run.frames / 1e6:.1f} M"
-                                        for run in RUNS)),
+        row(
+            "samples, groups, frames",
+            (f"{run.samples / 1e6:.1f} M, {run.groups / 1e6:.1f} M, {run.frames / 1e6:.1f} M" for run in RUNS),
+        ),
         row("batch per card × accumulation", (f"{run.batch} × {run.accumulation}" for run in RUNS)),
         row("steps", (f"{p.steps:,.0f}" for p in plans)),
         row("time without caches", (_hours(p.uncached) for p in plans)),
@@ -248,8 +295,10 @@ def _rows(cards: dict[str, Card], plans: list[Plan]) -> list[tuple[str, ...]]:
         row("loading processes, in all", (f"{p.loaders}" for p in plans)),
         row("reads of the shards, in all", (f"{p.reads:,.0f}/s, {_bytes(p.read_bytes)}/s" for p in plans)),
         row("gradients sent per card and step", (_bytes(p.traffic) if p.traffic else "none" for p in plans)),
-        row("network per card that hides them", (f"{p.network * 8 / 1e9:.1f} Gbit/s" if p.network else "none"
-                                                 for p in plans)),
+        row(
+            "network per card that hides them",
+            (f"{p.network * 8 / 1e9:.1f} Gbit/s" if p.network else "none" for p in plans),
+        ),
     ]
 
 

@@ -64,13 +64,18 @@ def training(config: TrainConfig, steps: int, rounds: int) -> list[Row]:
         for contender in order if number % 2 == 0 else reversed(order):
             _measure(contender)
     label = f"training at {config.size} px, batch {config.batch}"
-    rows = [_against(f"{label}, {ours.name}, against a {plain.name}", ours, plain, goal)
-            for ours, goal in ((uncached, ""), (cached, "≥ 1.8"))]
+    rows = [
+        _against(f"{label}, {ours.name}, against a {plain.name}", ours, plain, goal)
+        for ours, goal in ((uncached, ""), (cached, "≥ 1.8"))
+    ]
     for contender in (plain, uncached, cached):
         share = statistics.median(contender.waits) * 100
         rows.append(Row(f"share of time without a batch, {contender.name}", share, None, None, None, "%"))
-    rows += [Row(f"GPU memory, {c.name}", max(c.memory) / 2**30, None, None, None, "GiB")
-             for c in (plain, uncached, cached) if max(c.memory)]
+    rows += [
+        Row(f"GPU memory, {c.name}", max(c.memory) / 2**30, None, None, None, "GiB")
+        for c in (plain, uncached, cached)
+        if max(c.memory)
+    ]
     return rows
 
 
@@ -89,8 +94,12 @@ def prepare_training(folder: Path, options: Any) -> TrainConfig:
         raise FlexIPError("give all of --base, --clip and --dino, or none for weights that the benchmark makes")
     cuda = torch.cuda.is_available()
     model = options.model or ("sd15" if cuda or given else "demo")
-    values: dict[str, Any] = {"precision": "bf16" if cuda else "fp32", "accumulation": 1, "preview_every": 0,
-                              "start": None}
+    values: dict[str, Any] = {
+        "precision": "bf16" if cuda else "fp32",
+        "accumulation": 1,
+        "preview_every": 0,
+        "start": None,
+    }
     if given:
         values |= {name: str(Path(value).absolute()) for name, value in paths.items()}
     elif model == "sd15":
@@ -123,15 +132,17 @@ class _Timed(Trainer):
     def _stage(self, samples: SampleSet, begun: int, steps: int) -> None:
         first = samples[samples.order.tickets(0, 0)[0]]
         if self.config.use_cache and not {"latents", "cls"} <= first.keys():
-            raise FlexIPError("the data has no caches of latents and [CLS] that fit: "
-                              f"{'; '.join(samples.groups.remarks)}")
+            raise FlexIPError(
+                f"the data has no caches of latents and [CLS] that fit: {'; '.join(samples.groups.remarks)}"
+            )
         super()._stage(samples, begun, steps)
 
 
 def _run_ours(config: TrainConfig, steps: int, use_cache: bool) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
-        _Timed(replace(config, output=folder, use_cache=use_cache, stages=(Stage(WARMUP + steps),),
-                       log_every=WARMUP)).run()
+        _Timed(
+            replace(config, output=folder, use_cache=use_cache, stages=(Stage(WARMUP + steps),), log_every=WARMUP)
+        ).run()
         lines = (Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines()
     timed = [json.loads(line) for line in lines][1:]
     # Entries are of equal numbers of samples: the mean speed is the harmonic one, shares of time weigh by time.

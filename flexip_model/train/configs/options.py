@@ -131,17 +131,28 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.data or not self.stages:
             raise FlexIPError("the config names no data folder or no stage; give at least one of each")
-        whole = {"size": self.size, "batch": self.batch, "accumulation": self.accumulation, "keep": self.keep,
-                 "save_every": self.save_every, "log_every": self.log_every, "preview_steps": self.preview_steps,
-                 **{f"stages[{i}].steps": s.steps for i, s in enumerate(self.stages)}}
+        whole = {
+            "size": self.size,
+            "batch": self.batch,
+            "accumulation": self.accumulation,
+            "keep": self.keep,
+            "save_every": self.save_every,
+            "log_every": self.log_every,
+            "preview_steps": self.preview_steps,
+            **{f"stages[{i}].steps": s.steps for i, s in enumerate(self.stages)},
+        }
         for name, value in whole.items():
             if value < 1:
                 raise FlexIPError(f"{name} is {value}; expected at least 1")
-        shares = {"image_share": self.image_share, "ema": self.ema, "gamma_spread": self.gamma_spread,
-                  "bad_share": self.bad_share,
-                  **{f"references.{k}": v for k, v in asdict(self.references).items() if k != "crop"},
-                  **{f"dropout.{k}": v for k, v in asdict(self.dropout).items()},
-                  "the sum of the dropouts": sum(asdict(self.dropout).values())}
+        shares = {
+            "image_share": self.image_share,
+            "ema": self.ema,
+            "gamma_spread": self.gamma_spread,
+            "bad_share": self.bad_share,
+            **{f"references.{k}": v for k, v in asdict(self.references).items() if k != "crop"},
+            **{f"dropout.{k}": v for k, v in asdict(self.dropout).items()},
+            "the sum of the dropouts": sum(asdict(self.dropout).values()),
+        }
         for name, value in shares.items():
             if not 0 <= value <= 1:
                 raise FlexIPError(f"{name} is {value}; expected a share from 0 to 1")

@@ -59,8 +59,13 @@ class Groups:
         remarks: sentences for the person who started the run: which caches are read, which are stale.
     """
 
-    def __init__(self, sides: list[list[Dataset]], validation: list[Dataset],
-                 caches: dict[Path, dict[str, CacheReader]], remarks: list[str]) -> None:
+    def __init__(
+        self,
+        sides: list[list[Dataset]],
+        validation: list[Dataset],
+        caches: dict[Path, dict[str, CacheReader]],
+        remarks: list[str],
+    ) -> None:
         self._sides, self._validation, self._caches, self.remarks = sides, validation, caches, remarks
         self._starts = [np.cumsum([0, *map(len, side)]) for side in sides]
         self.counts = (int(self._starts[0][-1]), int(self._starts[1][-1]))
@@ -101,23 +106,28 @@ class Groups:
         return found
 
     def describe(self) -> list[dict[str, Any]]:
-        """Per data set: name, licence, train groups and kinds; for the model card."""
+        """Per data set: name, license, train groups and kinds; for the model card."""
         columns = ("dataset", "license", "kind")
         datasets = [d for side in self._sides for d in side]
         whole = pa.concat_tables([pa.table({c: d.column(c) for c in columns}) for d in datasets])
         rows: dict[tuple[str, str], dict[str, int]] = {}
         for row in whole.group_by(columns).aggregate([([], "count_all")]).to_pylist():
             rows.setdefault((row["dataset"], row["license"]), {})[row["kind"]] = row["count_all"]
-        return [{"name": name, "license": text, "groups": sum(kinds.values()), "kinds": ", ".join(sorted(kinds))}
-                for (name, text), kinds in sorted(rows.items())]
+        return [
+            {"name": name, "license": text, "groups": sum(kinds.values()), "kinds": ", ".join(sorted(kinds))}
+            for (name, text), kinds in sorted(rows.items())
+        ]
 
 
 def _caches(dataset: Dataset, config: TrainConfig, frozen: Frozen, remarks: list[str]) -> dict[str, CacheReader]:
     if not config.use_cache:
         return {}
     crop, flips = config.references.crop, config.references.flip_image + config.references.flip_variant > 0
-    wanted = {"latents": frozen.latents, "clip": clip_manifest(frozen.clip, crop, flips),
-              "dino": dino_manifest(frozen.dino, crop, flips)}
+    wanted = {
+        "latents": frozen.latents,
+        "clip": clip_manifest(frozen.clip, crop, flips),
+        "dino": dino_manifest(frozen.dino, crop, flips),
+    }
     folder, remote = dataset.folder, dataset.remote
     there = {manifest.kind for manifest in list_caches(folder).values()}
     readers = {}

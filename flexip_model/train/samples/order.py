@@ -40,8 +40,11 @@ class Order:
 
     def tickets(self, micro_step: int, rank: int) -> list[Ticket]:
         """The batch of a device at a micro-step (both from 0): image samples first."""
-        return [Ticket(kind, (micro_step * self.world + rank) * share + i, self.stage)
-                for kind, share in enumerate(self.share) for i in range(share)]
+        return [
+            Ticket(kind, (micro_step * self.world + rank) * share + i, self.stage)
+            for kind, share in enumerate(self.share)
+            for i in range(share)
+        ]
 
     def group(self, ticket: Ticket) -> int:
         """Which of its kind's groups a ticket takes: every group once per epoch, in a new order each."""

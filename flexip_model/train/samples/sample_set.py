@@ -78,8 +78,9 @@ class SampleSet(TorchDataset):
         no_text = d.image <= case < d.image + d.text + d.both
         captions = [text for text in target.captions if text]
         caption = captions[int(rng.integers(len(captions)))] if captions else ""
-        sample["ids"] = self.tokenizer("" if no_text else caption, padding="max_length", truncation=True,
-                                       max_length=77, return_tensors="pt").input_ids[0]
+        sample["ids"] = self.tokenizer(
+            "" if no_text else caption, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+        ).input_ids[0]
         sample["steps"] = int(rng.integers(self.steps))
         sample["noise"] = torch.from_numpy(rng.standard_normal((4, self.latent_side, self.latent_side), np.float32))
         sample["gamma_drawn"] = float(rng.random())

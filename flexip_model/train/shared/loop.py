@@ -73,8 +73,9 @@ class Loop(Generic[Trained]):
         self.pace, self.folder, self.trained = pace, folder, trained
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.model: nn.Module = self.accelerator.prepare_model(model)
-        self.optimizer = torch.optim.AdamW(parameter_groups(trained, pace.weight_decay), lr=pace.lr, betas=pace.betas,
-                                           fused=True)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(trained, pace.weight_decay), lr=pace.lr, betas=pace.betas, fused=True
+        )
         self.ema = EMAModel(trained.parameters(), decay=pace.ema)
         self.step, self.skipped, self.bad = 0, 0, 0
         self._signal, self._stopped_by, self._saved = 0, 0, -1
@@ -153,8 +154,10 @@ class Loop(Generic[Trained]):
             if self._saved != self.step:
                 self.save()
             if self.stopped:
-                self.say(f"stopped by signal {int(self._stopped_by)} at step {self.step}; "
-                         "the same command goes on from there")
+                self.say(
+                    f"stopped by signal {int(self._stopped_by)} at step {self.step}; "
+                    "the same command goes on from there"
+                )
                 raise SystemExit(128 + self._stopped_by)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if type(error) is RuntimeError and "DefaultCPUAllocator" not in str(error):
@@ -225,8 +228,11 @@ class Loop(Generic[Trained]):
         """Write a checkpoint (the first process does)."""
         if self.first:
             weights: dict[str, Tensor] = dict(self.trained.named_parameters())
-            moments = {f"{name}|{key}": torch.as_tensor(value) for name, parameter in weights.items()
-                       for key, value in self.optimizer.state.get(parameter, {}).items()}
+            moments = {
+                f"{name}|{key}": torch.as_tensor(value)
+                for name, parameter in weights.items()
+                for key, value in self.optimizer.state.get(parameter, {}).items()
+            }
             averages = dict(zip(weights, self.ema.shadow_params, strict=True))
             parts = {"weights": weights, "optimizer": moments, "ema": averages}
             info = {"skipped": self.skipped, "ema_steps": self.ema.optimization_step, **self.info()}

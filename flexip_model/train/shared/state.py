@@ -67,8 +67,10 @@ def save(folder: Path, step: int, parts: Parts, info: Mapping[str, Any], keep: i
             _sync(path)
             hashes[path.name] = sha256(path)
         manifest = temporary / _MANIFEST
-        manifest.write_text(json.dumps({"version": VERSION, "step": step, "sha256": hashes, "info": dict(info)},
-                                       indent=1), encoding="utf-8")
+        manifest.write_text(
+            json.dumps({"version": VERSION, "step": step, "sha256": hashes, "info": dict(info)}, indent=1),
+            encoding="utf-8",
+        )
         _sync(manifest)
         _sync(temporary)
         temporary.rename(target)

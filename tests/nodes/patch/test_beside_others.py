@@ -121,9 +121,16 @@ def test_what_was_compiled_for_one_graph_never_serves_another(rig):
 
     conds, mask = rig.encode(*rig.prompts()), torch.linspace(0, 1, 16)[None, :, None].expand(1, 16, 16)
     forms = [
-        rig.model, rig.apply(0.3), rig.apply(1.0), rig.apply(0.6, attention_mask=mask), rig.apply(0.0),
-        rig.apply(0.6, attention_mask=mask, strength=0.4), rig.apply([0.1, 0.9]), rig.apply(0.3, model=rig.apply(0.9)),
-        rig.apply(0.6, attention_mask=mask.flip(1)), rig.apply([0.9, 0.1]),
+        rig.model,
+        rig.apply(0.3),
+        rig.apply(1.0),
+        rig.apply(0.6, attention_mask=mask),
+        rig.apply(0.0),
+        rig.apply(0.6, attention_mask=mask, strength=0.4),
+        rig.apply([0.1, 0.9]),
+        rig.apply(0.3, model=rig.apply(0.9)),
+        rig.apply(0.6, attention_mask=mask.flip(1)),
+        rig.apply([0.9, 0.1]),
     ]
     importlib.import_module("torch._dynamo").reset()
     for plain in [*forms, *forms[:2]]:
@@ -146,7 +153,12 @@ def test_an_inpainting_mask_keeps_what_it_protects(rig):
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(5))
     with torch.inference_mode():
         out = guider.sample(
-            noise, latent, samplers.ksampler("euler"), torch.tensor([8.0, 4.0, 0.0]), denoise_mask=mask,
-            disable_pbar=True, seed=0,
+            noise,
+            latent,
+            samplers.ksampler("euler"),
+            torch.tensor([8.0, 4.0, 0.0]),
+            denoise_mask=mask,
+            disable_pbar=True,
+            seed=0,
         )
     assert (out[..., :4] - latent[..., :4]).abs().max() < 1e-4 < (out[..., 4:] - latent[..., 4:]).abs().max()

@@ -1,6 +1,6 @@
 """Hosts with dynamic VRAM: layers hold nothing until their weights come, and models have another manager class.
 
-Where the host has such layers, they are switched on; an older host gets layers of that behaviour. What only a card has
+Where the host has such layers, they are switched on; an older host gets layers of that behavior. What only a card has
 (weights that are paged in) is not covered here.
 """
 

@@ -79,9 +79,12 @@ def test_ten_clones_share_every_tensor(rig):
     clones = [patched.clone() for _ in range(10)]
     copied = copy.deepcopy(patched.wrappers)  # what a pack may do that copies a model's options while sampling
     assert tensors() == before and copied.keys() == patched.wrappers.keys()
-    assert difference(
-        rig.predict(clones[-1], *rig.encode(*rig.prompts())), rig.predict(patched, *rig.encode(*rig.prompts()))
-    ) == 0
+    assert (
+        difference(
+            rig.predict(clones[-1], *rig.encode(*rig.prompts())), rig.predict(patched, *rig.encode(*rig.prompts()))
+        )
+        == 0
+    )
 
 
 def separately(monkeypatch):
@@ -244,11 +247,24 @@ def test_other_models_are_refused_by_name(rig):
     models = importlib.import_module("comfy.supported_models")
     base = importlib.import_module("comfy.model_patcher")
     settings = {
-        "image_size": 32, "in_channels": 4, "out_channels": 4, "use_spatial_transformer": True, "legacy": False,
-        "model_channels": 32, "num_res_blocks": [2, 2, 2], "transformer_depth": [0, 0, 2, 2, 4, 4],
-        "channel_mult": [1, 2, 4], "transformer_depth_middle": 4, "use_linear_in_transformer": True,
-        "context_dim": 64, "transformer_depth_output": [0, 0, 0, 2, 2, 2, 4, 4, 4], "use_temporal_attention": False,
-        "use_temporal_resblock": False, "num_classes": "sequential", "adm_in_channels": 64, "dtype": torch.float32,
+        "image_size": 32,
+        "in_channels": 4,
+        "out_channels": 4,
+        "use_spatial_transformer": True,
+        "legacy": False,
+        "model_channels": 32,
+        "num_res_blocks": [2, 2, 2],
+        "transformer_depth": [0, 0, 2, 2, 4, 4],
+        "channel_mult": [1, 2, 4],
+        "transformer_depth_middle": 4,
+        "use_linear_in_transformer": True,
+        "context_dim": 64,
+        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 4, 4, 4],
+        "use_temporal_attention": False,
+        "use_temporal_resblock": False,
+        "num_classes": "sequential",
+        "adm_in_channels": 64,
+        "dtype": torch.float32,
     }
     config = models.SDXL(settings)
     config.unet_config["num_head_channels"] = 32

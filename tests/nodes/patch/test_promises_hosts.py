@@ -177,7 +177,10 @@ def test_32_frames_in_windows_of_16_keep_their_gamma_and_mask(rig, schedule, fig
     split = model.clone()
     split.model_options["context_handler"] = windows.IndexListContextHandler(
         context_schedule=windows.get_matching_context_schedule(schedule),
-        fuse_method=windows.get_matching_fuse_method("flat"), context_length=16, context_overlap=4, dim=0,
+        fuse_method=windows.get_matching_fuse_method("flat"),
+        context_length=16,
+        context_overlap=4,
+        dim=0,
     )
 
     class Enough(Exception):
@@ -279,6 +282,7 @@ def test_interrupts_at_every_point_leave_the_next_latent_as_it_was(rig, figures)
             if len(seen) == at:
                 raise management.InterruptProcessingException
             return act(self, *given)
+
         return call
 
     worst = 0.0
@@ -303,11 +307,18 @@ def test_turning_gamma_strength_and_range_runs_no_encoder_and_no_resampler(nodes
     model, clip, _, encoders, adapter, example = demo
     passes: list[str] = []
     with torch.inference_mode():
-        positive, negative, _ = nodes["FlexIPEncodeReference"].execute(
-            encoders, adapter, example, prompt(clip, "a cat"), prompt(clip, ""), "center"
-        ).args
-        watched = [encoders.encoders.clip, encoders.encoders.dino, adapter.adapter.resampler_queries,
-                   adapter.adapter.resampler_text, adapter.adapter.resampler_cls]
+        positive, negative, _ = (
+            nodes["FlexIPEncodeReference"]
+            .execute(encoders, adapter, example, prompt(clip, "a cat"), prompt(clip, ""), "center")
+            .args
+        )
+        watched = [
+            encoders.encoders.clip,
+            encoders.encoders.dino,
+            adapter.adapter.resampler_queries,
+            adapter.adapter.resampler_text,
+            adapter.adapter.resampler_cls,
+        ]
         handles = [part.register_forward_hook(lambda part, *_: passes.append(type(part).__name__)) for part in watched]
         settings = [(0.2, 1.0, 0.0, 1.0), (0.9, 1.0, 0.0, 1.0), (0.9, 0.4, 0.0, 1.0), (0.9, 0.4, 0.2, 0.8)]
         for setting in settings:
@@ -368,8 +379,11 @@ def test_boundaries_of_ranges_share_no_step_and_leave_none_out(rig, figures):
 
         early, late, whole = active(0.0, 0.35), active(0.35, 1.0), active(0.0, 1.0)
         wanted = [sigma > boundary * (1 + 1e-6) for sigma in sigmas[:-1]]
-        found = [*zip(early, wanted, strict=True), *zip(late, (not on for on in wanted), strict=True),
-                 *((on, True) for on in whole)]
+        found = [
+            *zip(early, wanted, strict=True),
+            *zip(late, (not on for on in wanted), strict=True),
+            *((on, True) for on in whole),
+        ]
         wrong += sum(a != b for a, b in found)
         total += len(found)
     figures.cases(36, total - wrong, total, "steps")

@@ -81,6 +81,7 @@ def test_ten_clones_take_no_memory(rig, figures):
 
 def layouts(rig) -> dict[str, tuple[Any, Any]]:
     """Ten layouts of conds: lengths, several entries, areas, masks, ranges, entries of another strength."""
+
     def entry(seed, tokens=77, **extras):
         return [rig.text(tokens, seed), extras]
 
@@ -154,8 +155,12 @@ def guiders(rig, model, conds) -> dict[str, Any]:
     perpneg.set_conds(positive, negative, middle)
     perpneg.set_cfg(5.0, 1.0)
     return {
-        "CFG": plain(model), "DualCFG": three(False), "DualCFG nested": three(True), "PerpNeg": perpneg,
-        "PAG": plain(OTHERS["PAG"](model)), "SAG": plain(OTHERS["SAG"](model)),
+        "CFG": plain(model),
+        "DualCFG": three(False),
+        "DualCFG nested": three(True),
+        "PerpNeg": perpneg,
+        "PAG": plain(OTHERS["PAG"](model)),
+        "SAG": plain(OTHERS["SAG"](model)),
     }
 
 
@@ -170,8 +175,10 @@ def test_every_guider_gives_each_prompt_its_own_tokens(rig, monkeypatch, togethe
     middle, _ = rig.encode([[texts[2], {}]], [], rig.features(seed=9))
     step, wrappers = rig.part("nodes.patch.run").Step, rig.part("nodes.patch.wrappers").Wrappers
     adapter, seen, contexts = rig.adapter.adapter, [], []
-    tokens = [[entry[0][1]["model_conds"][key].cond for key in (rig.adapter.p_key, rig.adapter.s_key)]
-              for entry in (positive, negative, middle)]
+    tokens = [
+        [entry[0][1]["model_conds"][key].cond for key in (rig.adapter.p_key, rig.adapter.s_key)]
+        for entry in (positive, negative, middle)
+    ]
     key_values, around = step.key_values, wrappers.around_model
 
     def watch(self, site):

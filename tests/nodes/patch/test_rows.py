@@ -233,7 +233,12 @@ def test_a_sweep_of_an_inpainting_has_one_noise(rig, random):
         sampler = samplers.ksampler("euler", inpaint_options={"random": random})
         with torch.inference_mode():
             return guider.sample(
-                noise, rows, sampler, torch.tensor([4.0, 1.0, 0.0]), disable_pbar=True, seed=0,
+                noise,
+                rows,
+                sampler,
+                torch.tensor([4.0, 1.0, 0.0]),
+                disable_pbar=True,
+                seed=0,
                 denoise_mask=mask[None].expand(len(rows), -1, -1, -1),
             )
 

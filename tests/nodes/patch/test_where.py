@@ -150,7 +150,10 @@ def test_context_windows_take_their_own_gammas(rig, overlap):
     split = model.clone()
     split.model_options["context_handler"] = windows.IndexListContextHandler(
         context_schedule=windows.get_matching_context_schedule("standard_static"),
-        fuse_method=windows.get_matching_fuse_method("flat"), context_length=4, context_overlap=overlap, dim=0,
+        fuse_method=windows.get_matching_fuse_method("flat"),
+        context_length=4,
+        context_overlap=overlap,
+        dim=0,
     )
     sigmas = (5.0, 4.0, 3.0, 2.5, 2.0, 1.5, 1.0, 0.0)
 

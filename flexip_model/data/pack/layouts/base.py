@@ -51,7 +51,7 @@ class Choice:
     """What the user may choose for all layouts.
 
     Attributes:
-        views: at most this many frames of a group that is not a video; evenly over the orbit, so that neighbours are
+        views: at most this many frames of a group that is not a video; evenly over the orbit, so that neighbors are
             an eighth of it apart.
         video: see `VideoChoice`.
     """
@@ -97,9 +97,11 @@ def need(path: Path, what: str) -> Path:
 def names(folder: Path, suffixes: Sequence[str] = PICTURES) -> list[str]:
     """The files of a folder with one of these suffixes, sorted, without hidden ones."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries
-                      if not entry.name.startswith(".") and entry.name.lower().endswith(tuple(suffixes))
-                      and entry.is_file())
+        return sorted(
+            entry.name
+            for entry in entries
+            if not entry.name.startswith(".") and entry.name.lower().endswith(tuple(suffixes)) and entry.is_file()
+        )
 
 
 def folders(folder: Path) -> list[Path]:
@@ -149,8 +151,9 @@ def read_text(path: Path) -> tuple[str, ...]:
     """The captions of a text file, one a line; nothing when there is no file."""
     if not path.is_file():
         return ()
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-                 if line.strip())
+    return tuple(
+        line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+    )
 
 
 def evenly(values: Sequence[T], most: int) -> list[T]:
@@ -189,14 +192,25 @@ def coco_mask(rle: dict[str, Any]) -> np.ndarray:
         raise ValueError(f"no COCO mask ({error})") from error
 
 
-def video_groups(path: Path, choice: VideoChoice, captions: tuple[str, ...] = (),
-                 window: tuple[float, float] | None = None,
-                 box: Callable[[Image.Image], tuple[float, float, float, float]] | None = None) -> list[RawGroup]:
+def video_groups(
+    path: Path,
+    choice: VideoChoice,
+    captions: tuple[str, ...] = (),
+    window: tuple[float, float] | None = None,
+    box: Callable[[Image.Image], tuple[float, float, float, float]] | None = None,
+) -> list[RawGroup]:
     """A group for each usable shot of a video."""
     groups = []
     for shot in pick_frames(path, choice, window=window):
         frames = tuple(
-            RawFrame(seen.picture, time=seen.time, captions=captions, box=None if box is None else box(seen.picture),
-                     name=f"{path} at {seen.time:.2f} s") for seen in shot)
+            RawFrame(
+                seen.picture,
+                time=seen.time,
+                captions=captions,
+                box=None if box is None else box(seen.picture),
+                name=f"{path} at {seen.time:.2f} s",
+            )
+            for seen in shot
+        )
         groups.append(RawGroup(frames, f"#{shot[0].shot}"))
     return groups

@@ -51,8 +51,15 @@ def _load_sav(item: Item, choice: Choice) -> list[RawGroup]:
         if masks:
             groups = []
             for shot in pick_frames(path, choice.video, allowed=masks.__contains__):
-                frames = tuple(RawFrame(seen.picture, mask_of(coco_mask(masks[seen.number])), seen.time,
-                                        name=f"{path} at {seen.time:.2f} s") for seen in shot)
+                frames = tuple(
+                    RawFrame(
+                        seen.picture,
+                        mask_of(coco_mask(masks[seen.number])),
+                        seen.time,
+                        name=f"{path} at {seen.time:.2f} s",
+                    )
+                    for seen in shot
+                )
                 groups.append(RawGroup(frames, f"#{shot[0].shot}"))
             return groups
     return []
@@ -86,15 +93,26 @@ def _celebv_items(source: Path) -> Iterator[Item]:
     table = source / "celebvhq_info.json"
     try:
         clips = json.loads(table.read_bytes())["clips"]
-        rows = [(key, clip["ytb_id"], (float(clip["duration"]["start_sec"]), float(clip["duration"]["end_sec"])),
-                 tuple(float(clip["bbox"][side]) for side in ("left", "top", "right", "bottom")))
-                for key, clip in sorted(clips.items())]
+        rows = [
+            (
+                key,
+                clip["ytb_id"],
+                (float(clip["duration"]["start_sec"]), float(clip["duration"]["end_sec"])),
+                tuple(float(clip["bbox"][side]) for side in ("left", "top", "right", "bottom")),
+            )
+            for key, clip in sorted(clips.items())
+        ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FlexIPError(f"{table} cannot be read as CelebV-HQ's table of clips ({error!r})") from error
     there = {Path(name).stem: folder / name for folder in walk(source) for name in names(folder, (".mp4",))}
     for key, video, window, box in rows:
-        data = {"path": there[key]} if key in there else {
-            "path": there[video], "window": window, "box": box} if video in there else None
+        data = (
+            {"path": there[key]}
+            if key in there
+            else {"path": there[video], "window": window, "box": box}
+            if video in there
+            else None
+        )
         if data is not None:
             yield Item(key, f"youtube/{video}", data)
 
@@ -140,8 +158,9 @@ def _load_vfhq(item: Item, choice: Choice) -> list[RawGroup]:
 
 
 def _openvid_items(source: Path) -> Iterator[Item]:
-    tables = [folder / name for folder in walk(source)
-              for name in names(folder, (".csv",)) if "openvid" in name.lower()]
+    tables = [
+        folder / name for folder in walk(source) for name in names(folder, (".csv",)) if "openvid" in name.lower()
+    ]
     if not tables:
         raise FlexIPError(f"there is no OpenVid-1M.csv under {source}")
     table = max(tables, key=lambda path: path.stat().st_size)
@@ -152,8 +171,11 @@ def _openvid_items(source: Path) -> Iterator[Item]:
             raise FlexIPError(f"{table} has no columns `video` and `caption`")
         for row in reader:
             name = row["video"] or ""
-            path = None if "/" in name or "\\" in name else next(
-                (folder / name for folder in places if (folder / name).is_file()), None)
+            path = (
+                None
+                if "/" in name or "\\" in name
+                else next((folder / name for folder in places if (folder / name).is_file()), None)
+            )
             if path is not None:
                 video = re.sub(r"_\d+_\d+to\d+$", "", path.stem)
                 yield Item(path.stem, f"youtube/{video}", {"path": path, "caption": row["caption"] or ""})
@@ -164,16 +186,41 @@ def _load_openvid(item: Item, choice: Choice) -> list[RawGroup]:
 
 
 LAYOUTS = (
-    Layout("sa-v", "video", "high", "CC BY 4.0 (SA-V)",
-           "sav_NNN folders with sav_NNNNNN.mp4 and its _manual.json or _auto.json (the training part)",
-           _sav_items, _load_sav),
-    Layout("celebv-hq", "video", "base", "CelebV-HQ agreement (non-commercial research only)",
-           "celebvhq_info.json, and processed/CLIP.mp4 (cropped) or raw/VIDEO.mp4 (whole) from its download script",
-           _celebv_items, _load_celebv),
-    Layout("vfhq", "video", "base", "VFHQ terms of use (non-commercial research only)",
-           "clips as folders of frames (Clip+VIDEO+P0+C0+F100-200/NNNNNNNN.png, or VIDEO#….mp4/LENGTH/NNNN.png) or as "
-           "videos", _vfhq_items, _load_vfhq),
-    Layout("openvid-1m", "video", "high", "CC BY 4.0 (OpenVid-1M); the videos have their own rights",
-           "OpenVid-1M.csv (or OpenVidHD.csv) and the mp4 files of the unpacked zips",
-           _openvid_items, _load_openvid),
+    Layout(
+        "sa-v",
+        "video",
+        "high",
+        "CC BY 4.0 (SA-V)",
+        "sav_NNN folders with sav_NNNNNN.mp4 and its _manual.json or _auto.json (the training part)",
+        _sav_items,
+        _load_sav,
+    ),
+    Layout(
+        "celebv-hq",
+        "video",
+        "base",
+        "CelebV-HQ agreement (non-commercial research only)",
+        "celebvhq_info.json, and processed/CLIP.mp4 (cropped) or raw/VIDEO.mp4 (whole) from its download script",
+        _celebv_items,
+        _load_celebv,
+    ),
+    Layout(
+        "vfhq",
+        "video",
+        "base",
+        "VFHQ terms of use (non-commercial research only)",
+        "clips as folders of frames (Clip+VIDEO+P0+C0+F100-200/NNNNNNNN.png, or VIDEO#….mp4/LENGTH/NNNN.png) or as "
+        "videos",
+        _vfhq_items,
+        _load_vfhq,
+    ),
+    Layout(
+        "openvid-1m",
+        "video",
+        "high",
+        "CC BY 4.0 (OpenVid-1M); the videos have their own rights",
+        "OpenVid-1M.csv (or OpenVidHD.csv) and the mp4 files of the unpacked zips",
+        _openvid_items,
+        _load_openvid,
+    ),
 )

@@ -60,13 +60,32 @@ def _load_views(item: Item, choice: Choice) -> list[RawGroup]:
 
 PICTURE_NAMES = ", ".join(PICTURES)
 LAYOUTS = (
-    Layout("pictures", "image", "base", OWN,
-           f"pictures ({PICTURE_NAMES}), in folders or not; NAME.txt beside one holds its captions, one a line; its "
-           "alpha channel or NAME.mask.png (white is the subject) is its mask", _picture_items, _load_picture),
-    Layout("videos", "video", "base", OWN,
-           f"videos ({', '.join(VIDEOS)}), in folders or not; NAME.txt beside one holds its captions",
-           _video_items, _load_video),
-    Layout("views", "multiview", "base", OWN,
-           "one folder for each subject with at least two pictures of it; captions and masks as for `pictures`",
-           _view_items, _load_views),
+    Layout(
+        "pictures",
+        "image",
+        "base",
+        OWN,
+        f"pictures ({PICTURE_NAMES}), in folders or not; NAME.txt beside one holds its captions, one a line; its "
+        "alpha channel or NAME.mask.png (white is the subject) is its mask",
+        _picture_items,
+        _load_picture,
+    ),
+    Layout(
+        "videos",
+        "video",
+        "base",
+        OWN,
+        f"videos ({', '.join(VIDEOS)}), in folders or not; NAME.txt beside one holds its captions",
+        _video_items,
+        _load_video,
+    ),
+    Layout(
+        "views",
+        "multiview",
+        "base",
+        OWN,
+        "one folder for each subject with at least two pictures of it; captions and masks as for `pictures`",
+        _view_items,
+        _load_views,
+    ),
 )

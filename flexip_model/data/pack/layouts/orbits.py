@@ -32,8 +32,10 @@ def _load_mvimgnet(item: Item, choice: Choice) -> list[RawGroup]:
             for name in names(folder, (".png",)):
                 # MVImgNet 2 names a mask as its picture, AnyDoor's copy of the first NNN_SOMETHING.png.
                 masks.setdefault(name.split(".")[0].split("_")[0], folder / name)
-    frames = [RawFrame(Ref(images / name), Ref(masks[stem]) if (stem := name.split(".")[0]) in masks else None)
-              for name in evenly(item.data["names"], choice.views)]
+    frames = [
+        RawFrame(Ref(images / name), Ref(masks[stem]) if (stem := name.split(".")[0]) in masks else None)
+        for name in evenly(item.data["names"], choice.views)
+    ]
     return [RawGroup(tuple(frames))]
 
 
@@ -67,8 +69,9 @@ def _co3d_items(source: Path) -> Iterator[Item]:
             continue
         rows = sorted(_jgz(annotations), key=lambda row: (row["sequence_name"], row["frame_number"]))
         for sequence, group in groupby(rows, key=lambda row: row["sequence_name"]):
-            frames = [(row["image"]["path"], (row.get("mask") or {}).get("path"), row.get("frame_timestamp"))
-                      for row in group]
+            frames = [
+                (row["image"]["path"], (row.get("mask") or {}).get("path"), row.get("frame_timestamp")) for row in group
+            ]
             key = f"{category.name}/{sequence}"
             yield Item(key, key, {"root": root, "frames": frames})
 
@@ -105,16 +108,33 @@ def inside(root: Path, name: str) -> Path:
     return path
 
 
-
-
 LAYOUTS = (
-    Layout("mvimgnet", "multiview", "base", "MVImgNet terms of use (form; research only)",
-           "CLASS/INSTANCE/images/NNN.jpg, with masks in CLASS/INSTANCE/masks (MVImgNet 2) or as NNN_*.png with an "
-           "alpha channel beside the pictures", _mvimgnet_items, _load_mvimgnet),
-    Layout("mvhumannet", "multiview", "high", "MVHumanNet terms of use (form; research only)",
-           "OUTFIT/images/CAMERA/NNNN_img.jpg and OUTFIT/fmask/CAMERA/NNNN_img_fmask.png (or images_lr, fmask_lr)",
-           _mvhuman_items, _load_mvhuman),
-    Layout("co3dv2", "multiview", "base", "CC BY-NC 4.0 (CO3Dv2)",
-           "CATEGORY/frame_annotations.jgz and the CATEGORY/SEQUENCE/images and masks that it names",
-           _co3d_items, _load_co3d),
+    Layout(
+        "mvimgnet",
+        "multiview",
+        "base",
+        "MVImgNet terms of use (form; research only)",
+        "CLASS/INSTANCE/images/NNN.jpg, with masks in CLASS/INSTANCE/masks (MVImgNet 2) or as NNN_*.png with an "
+        "alpha channel beside the pictures",
+        _mvimgnet_items,
+        _load_mvimgnet,
+    ),
+    Layout(
+        "mvhumannet",
+        "multiview",
+        "high",
+        "MVHumanNet terms of use (form; research only)",
+        "OUTFIT/images/CAMERA/NNNN_img.jpg and OUTFIT/fmask/CAMERA/NNNN_img_fmask.png (or images_lr, fmask_lr)",
+        _mvhuman_items,
+        _load_mvhuman,
+    ),
+    Layout(
+        "co3dv2",
+        "multiview",
+        "base",
+        "CC BY-NC 4.0 (CO3Dv2)",
+        "CATEGORY/frame_annotations.jgz and the CATEGORY/SEQUENCE/images and masks that it names",
+        _co3d_items,
+        _load_co3d,
+    ),
 )

@@ -32,10 +32,17 @@ def _celeba_items(source: Path) -> Iterator[Item]:
     for line in table.read_text(encoding="utf-8").splitlines():
         parts = line.split()
         if len(parts) != 2 or not parts[1].isdigit() or "/" in parts[0] or "\\" in parts[0]:
-            raise FlexIPError(f"{table}: expected lines such as \"000001.jpg 2880\", got {line[:80]!r}")
+            raise FlexIPError(f'{table}: expected lines such as "000001.jpg 2880", got {line[:80]!r}')
         identities.setdefault(int(parts[1]), []).append(parts[0])
-    folder = next((found for name in ("img_align_celeba", "img_celeba", "img_align_celeba_png")
-                   for found in walk(source) if found.name == name and names(found)), None)
+    folder = next(
+        (
+            found
+            for name in ("img_align_celeba", "img_celeba", "img_align_celeba_png")
+            for found in walk(source)
+            if found.name == name and names(found)
+        ),
+        None,
+    )
     if folder is None:
         raise FlexIPError(f"there is no folder img_align_celeba or img_celeba with pictures under {source}")
     there = {Path(name).stem: name for name in names(folder)}
@@ -88,8 +95,12 @@ def _dresscode_items(source: Path) -> Iterator[Item]:
         if table.is_file():
             models = [line.split()[0] for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
         else:
-            tests = {line.split()[0] for path in category.glob("test_pairs*.txt")
-                     for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+            tests = {
+                line.split()[0]
+                for path in category.glob("test_pairs*.txt")
+                for line in path.read_text(encoding="utf-8").splitlines()
+                if line.strip()
+            }
             models = sorted(name for name in there if name.endswith("_0.jpg") and name not in tests)
         for model in models:
             number = model.removesuffix("_0.jpg")
@@ -106,10 +117,12 @@ def _load_dresscode(item: Item, choice: Choice) -> list[RawGroup]:
 
 
 def _worn(garment: Path, garment_mask: Path | None, person: Path, person_mask: Image.Image | None) -> RawGroup:
-    return RawGroup((
-        RawFrame(Ref(garment), Ref(garment_mask) if garment_mask else None, role="reference"),
-        RawFrame(Ref(person), person_mask, role="target"),
-    ))
+    return RawGroup(
+        (
+            RawFrame(Ref(garment), Ref(garment_mask) if garment_mask else None, role="reference"),
+            RawFrame(Ref(person), person_mask, role="target"),
+        )
+    )
 
 
 def _first(root: Path, parts: tuple[str, ...], *choices: str) -> Path | None:
@@ -117,7 +130,7 @@ def _first(root: Path, parts: tuple[str, ...], *choices: str) -> Path | None:
 
 
 def labels(path: Path | None, wanted: tuple[int, ...]) -> Image.Image | None:
-    """The mask of some labels of a label map; None when there is no map, it is coloured, or none of them is in it.
+    """The mask of some labels of a label map; None when there is no map, it is colored, or none of them is in it.
 
     Raises:
         OSError, ValueError: the file is damaged.
@@ -132,16 +145,42 @@ def labels(path: Path | None, wanted: tuple[int, ...]) -> Image.Image | None:
 
 
 LAYOUTS = (
-    Layout("celeba", "multiview", "high", "CelebA agreement (non-commercial research only)",
-           "img_align_celeba (or img_celeba) with NNNNNN.jpg, and identity_CelebA.txt; a group is a person",
-           _celeba_items, _load_faces),
-    Layout("meglass", "multiview", "base", "MeGlass, from MegaFace (non-commercial research only)",
-           "MeGlass_120x120 with files such as 10032527@N08_identity_4@2897031059_1.jpg; a group is a person",
-           _meglass_items, _load_faces),
-    Layout("viton-hd", "pair", "high", "CC BY-NC 4.0 (VITON-HD)",
-           "train/image, train/cloth, and, for masks, train/cloth-mask and train/image-parse-v3; the test part is not "
-           "read", _viton_items, _load_viton),
-    Layout("dresscode", "pair", "base", "Dress Code terms of use (form; non-commercial)",
-           "upper_body, lower_body and dresses, each with images/N_0.jpg and N_1.jpg, label_maps/N_4.png and "
-           "train_pairs.txt", _dresscode_items, _load_dresscode),
+    Layout(
+        "celeba",
+        "multiview",
+        "high",
+        "CelebA agreement (non-commercial research only)",
+        "img_align_celeba (or img_celeba) with NNNNNN.jpg, and identity_CelebA.txt; a group is a person",
+        _celeba_items,
+        _load_faces,
+    ),
+    Layout(
+        "meglass",
+        "multiview",
+        "base",
+        "MeGlass, from MegaFace (non-commercial research only)",
+        "MeGlass_120x120 with files such as 10032527@N08_identity_4@2897031059_1.jpg; a group is a person",
+        _meglass_items,
+        _load_faces,
+    ),
+    Layout(
+        "viton-hd",
+        "pair",
+        "high",
+        "CC BY-NC 4.0 (VITON-HD)",
+        "train/image, train/cloth, and, for masks, train/cloth-mask and train/image-parse-v3; the test part is not "
+        "read",
+        _viton_items,
+        _load_viton,
+    ),
+    Layout(
+        "dresscode",
+        "pair",
+        "base",
+        "Dress Code terms of use (form; non-commercial)",
+        "upper_body, lower_body and dresses, each with images/N_0.jpg and N_1.jpg, label_maps/N_4.png and "
+        "train_pairs.txt",
+        _dresscode_items,
+        _load_dresscode,
+    ),
 )

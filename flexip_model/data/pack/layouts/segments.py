@@ -76,8 +76,9 @@ def _brush_items(source: Path) -> Iterator[Item]:
             found = True
             yield Item(key, key, parts)
     if not found and any(names(folder, (".tar.gz", ".tgz", ".zip")) for folder in walk(source)):
-        raise FlexIPError(f"{source} holds packed archives; BrushData's tars are read as they are, unpack what is "
-                          "around them first")
+        raise FlexIPError(
+            f"{source} holds packed archives; BrushData's tars are read as they are, unpack what is around them first"
+        )
 
 
 def _load_brush(item: Item, choice: Choice) -> list[RawGroup]:
@@ -115,10 +116,22 @@ def brush_mask(runs: list[int], size: tuple[int, int]) -> np.ndarray:
 
 
 LAYOUTS = (
-    Layout("sa-1b", "image", "high", "SA-1B Dataset Research License (research only)",
-           "sa_NNNNNN.tar files as they are downloaded, or folders with sa_N.jpg and sa_N.json",
-           _sa1b_items, _load_sa1b),
-    Layout("brushdata", "image", "base", "Apache-2.0 (BrushData); the pictures are LAION's, with their own rights",
-           "WebDataset tars with KEY.image, KEY.caption, KEY.height, KEY.width and KEY.segmentation",
-           _brush_items, _load_brush),
+    Layout(
+        "sa-1b",
+        "image",
+        "high",
+        "SA-1B Dataset Research License (research only)",
+        "sa_NNNNNN.tar files as they are downloaded, or folders with sa_N.jpg and sa_N.json",
+        _sa1b_items,
+        _load_sa1b,
+    ),
+    Layout(
+        "brushdata",
+        "image",
+        "base",
+        "Apache-2.0 (BrushData); the pictures are LAION's, with their own rights",
+        "WebDataset tars with KEY.image, KEY.caption, KEY.height, KEY.width and KEY.segmentation",
+        _brush_items,
+        _load_brush,
+    ),
 )
