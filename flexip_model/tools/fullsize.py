@@ -22,7 +22,7 @@ MEMORY_LIMIT = 24.0
 
 
 @dataclass
-class Stage:
+class Segment:
     """One node's share: seconds, and the server's highest resident memory meanwhile in GB."""
 
     name: str
@@ -40,7 +40,7 @@ class Meter:
         self._graph = graph
         self._began = time.monotonic()
         self._over = threading.Event()
-        self.stages = [Stage("start of the run")]
+        self.segments = [Segment("start of the run")]
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
@@ -48,34 +48,34 @@ class Meter:
         """Take one message of the websocket."""
         if message["type"] == "executing" and message["data"].get("node"):
             self._close()
-            self.stages.append(Stage(self._graph[message["data"]["node"]]["class_type"], peak=self._memory()))
+            self.segments.append(Segment(self._graph[message["data"]["node"]]["class_type"], peak=self._memory()))
 
-    def stop(self) -> list[Stage]:
-        """End the measurement; the stages."""
+    def stop(self) -> list[Segment]:
+        """End the measurement; the segments."""
         self._close()
         self._over.set()
         self._thread.join()
-        return self.stages
+        return self.segments
 
     def _close(self) -> None:
         now = time.monotonic()
-        self.stages[-1].seconds = now - self._began
+        self.segments[-1].seconds = now - self._began
         self._began = now
 
     def _watch(self) -> None:
         while not self._over.wait(0.1):
-            stage = self.stages[-1]
-            stage.peak = max(stage.peak, self._memory())
+            segment = self.segments[-1]
+            segment.peak = max(segment.peak, self._memory())
 
     def _memory(self) -> float:
         return float(self._process.memory_info().rss) / 1e9
 
 
-def run_fullsize(comfyui: Path) -> list[Stage]:
-    """Make the files, run the SD1.5 sweep, check its pictures, print time and peak memory of each stage.
+def run_fullsize(comfyui: Path) -> list[Segment]:
+    """Make the files, run the SD1.5 sweep, check its pictures, print time and peak memory of each segment.
 
     Returns:
-        The stages, in order.
+        The segments, in order.
 
     Raises:
         FlexIPError: the run failed, the pictures are wrong, or memory rose above `MEMORY_LIMIT`.
@@ -94,20 +94,20 @@ def run_fullsize(comfyui: Path) -> list[Stage]:
             meter = Meter(server.pid, graph)
             client = ComfyClient(server.url)
             result = client.run(graph, meter)
-            stages = meter.stop()
+            segments = meter.stop()
             if result.status != "success":
                 raise FlexIPError(f"{result.error}; the end of ComfyUI's log:\n{server.log_tail(40)}")
             singles = next(node for node, content in graph.items() if content["class_type"] == "PreviewImage")
             pictures = client.pictures(result, singles)
     _check(pictures)
-    for stage in stages[1:]:
-        print(f"{stage.name:<24} {stage.seconds:7.1f} s   peak memory {stage.peak:5.1f} GB", flush=True)
-    peak = max(stage.peak for stage in stages)
-    total = sum(stage.seconds for stage in stages)
+    for segment in segments[1:]:
+        print(f"{segment.name:<24} {segment.seconds:7.1f} s   peak memory {segment.peak:5.1f} GB", flush=True)
+    peak = max(segment.peak for segment in segments)
+    total = sum(segment.seconds for segment in segments)
     print(f"3 pictures of {SIDE}x{SIDE}, {STEPS} steps: {total:.0f} s, peak {peak:.1f} GB; the weights are RANDOM")
     if peak > MEMORY_LIMIT:
         raise FlexIPError(f"the peak of {peak:.1f} GB is above {MEMORY_LIMIT:.0f} GB")
-    return stages
+    return segments
 
 
 def _graph(names: dict[str, str]) -> Prompt:

@@ -51,7 +51,7 @@ def run_demo(
         graph: Prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
         if reference is not None:
             save_upright(reference, server.base / "input" / "reference.png")
-        fill(graph, gammas=gammas, prompt=prompt, seed=seed, picture="reference.png" if reference else None)
+        fill_graph(graph, gammas=gammas, prompt=prompt, seed=seed, picture="reference.png" if reference else None)
         result = client.run(graph, Progress(graph))
         if result.status != "success":
             raise FlexIPError(result.error or "the run was interrupted from another client")
@@ -79,7 +79,7 @@ def check_picture(path: Path) -> None:
         raise FlexIPError(f"{path} is not a picture that can be read; expected a PNG, JPEG or WebP file") from error
 
 
-def fill(graph: Prompt, *, gammas: str, prompt: str | None, seed: int | None, picture: str | None) -> None:
+def fill_graph(graph: Prompt, *, gammas: str, prompt: str | None, seed: int | None, picture: str | None) -> None:
     """Write the user's values into the workflow, which is changed; None leaves what is there.
 
     The nodes are found by what they are and by their wires, so that the workflow may be edited.

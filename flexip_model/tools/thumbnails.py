@@ -17,7 +17,7 @@ from ..comfyui.client import ComfyClient
 from ..comfyui.process import PACK, ComfyServer, find_comfyui, has_gpu
 from ..common.errors import FlexIPError
 from ..common.gammas import parse_gammas
-from .sweep_demo import fill, only, shown
+from .sweep_demo import fill_graph, only, shown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -95,7 +95,7 @@ def make(comfyui: Path) -> None:
         graph = json.loads((PACK / "workflows" / "api" / "flexip_gamma_sweep.json").read_text(encoding="utf-8"))
         for example, prompt in README:
             graph[only(graph, "FlexIPLoadDemo")]["inputs"]["example"] = example
-            fill(graph, gammas="0:1:0.25", prompt=prompt, seed=None, picture=None)
+            fill_graph(graph, gammas="0:1:0.25", prompt=prompt, seed=None, picture=None)
             result = client.run(graph)
             if result.status != "success":
                 raise FlexIPError(f"the README's picture: {result.error}")

@@ -26,7 +26,7 @@ from ...flexip_model.files.adapter_file import AdapterInfo
 from ...flexip_model.method.adapter import FlexIPAdapter
 from ...flexip_model.method.config import FlexIPConfig
 from ...flexip_model.method.gate import gamma_tensor
-from ...flexip_model.tools.benchmark.measure import Row, alone, compare
+from ...flexip_model.tools.benchmark.timing import Row, alone, compare
 from ..diffusers_folder import SD15_UNET
 from ..encode import attach, embed, encode_features
 from ..host import manage

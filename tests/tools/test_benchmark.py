@@ -11,8 +11,8 @@ import pytest
 from flexip_model.__main__ import main
 from flexip_model.data.format import Dataset
 from flexip_model.tools.benchmark.arithmetic import Arithmetic, count, full_size
-from flexip_model.tools.benchmark.on_disk import OnDisk, measure
-from flexip_model.tools.benchmark.scale import CARDS, RUNS, Card, Run, plan, report
+from flexip_model.tools.benchmark.on_disk import OnDisk, measure_disk
+from flexip_model.tools.benchmark.scale import CARDS, TRAINING_RUNS, Card, TrainingRun, estimate, report
 from flexip_model.tools.example_data import write_data
 from flexip_model.train.frozen import Frozen
 
@@ -128,8 +128,8 @@ def test_the_counts_are_those_of_the_analysis(sample: Arithmetic) -> None:
 def test_a_plan_is_what_one_computes_by_hand() -> None:
     # 50 TFLOP/s at 2 × 1,000 GMAC: 25 samples/s; with caches at 2 × 500 GMAC: 50.
     assert (SAMPLE.uncached, SAMPLE.cached) == (1000, 500)
-    run = Run("one", "card", cards=1, batch=8, accumulation=8, samples=90_000, groups=1000, variants=100)
-    alone = plan(run, CARD, SAMPLE, DISK)
+    run = TrainingRun("one", "card", cards=1, batch=8, accumulation=8, samples=90_000, groups=1000, variants=100)
+    alone = estimate(run, CARD, SAMPLE, DISK)
     assert (alone.uncached, alone.cached) == pytest.approx((1.0, 0.5))
     # 900 + 4 × 100 frames, each once through the VAE (400) and twice through CLIP (200): 1300 at 41.67 a second.
     assert alone.caching * 3600 == pytest.approx(1300 / (50e12 / 2 / 600e9))
@@ -139,28 +139,28 @@ def test_a_plan_is_what_one_computes_by_hand() -> None:
     assert alone.memory == pytest.approx(2e9 + 2.2e9 + 4e9 + 2e9)
     assert alone.latents == 1300 * (32_768 + 100) and alone.cls == 1300 * 2 * (2048 + 100)
     assert alone.index == 900 * 100 + 100 * 300 and alone.mapped == 900 * 400 + 100 * 1000
-    eight = plan(replace(run, cards=8, batch=16, accumulation=1), CARD, SAMPLE, DISK)
+    eight = estimate(replace(run, cards=8, batch=16, accumulation=1), CARD, SAMPLE, DISK)
     assert eight.uncached == pytest.approx(1 / 8) and eight.loaders == 20 and eight.steps == 90_000 / 128
     # A ring sends 2 · 7/8 of 400 MB; a step takes 16 / 25 s, half of it is backward.
     assert eight.traffic == pytest.approx(700e6) and eight.network == pytest.approx(700e6 / 0.32)
 
 
 def test_a_measured_speed_stands_for_peak_and_utilisation() -> None:
-    run = Run("one", "card", 1, 8, 1, 72_000, 1000, 0)
-    measured = plan(run, replace(CARD, speed=40), SAMPLE, DISK)
+    run = TrainingRun("one", "card", 1, 8, 1, 72_000, 1000, 0)
+    measured = estimate(run, replace(CARD, speed=40), SAMPLE, DISK)
     assert (measured.cached, measured.uncached) == pytest.approx((0.5, 1.0))
     assert "not measured" not in report({key: replace(card, speed=40) for key, card in CARDS.items()}, SAMPLE, DISK)
 
 
 def test_the_papers_run_has_the_papers_numbers() -> None:
-    paper = next(run for run in RUNS if run.name == "paper, 8 cards")
+    paper = next(run for run in TRAINING_RUNS if run.name == "paper, 8 cards")
     assert paper.samples == pytest.approx(17.9e6, rel=0.002) and paper.groups == 12_000_000
-    assert plan(paper, CARDS["a100"], SAMPLE, DISK).steps == 140_000
-    assert RUNS[0].samples == pytest.approx(1.3e6, rel=0.02)
+    assert estimate(paper, CARDS["a100"], SAMPLE, DISK).steps == 140_000
+    assert TRAINING_RUNS[0].samples == pytest.approx(1.3e6, rel=0.02)
 
 
 def test_what_a_machine_can_measure_of_data_comes_out_whole(tmp_path: Path, full: Frozen, sample: Arithmetic) -> None:
-    found = measure(tmp_path, full, size=64, samples=4, rows=2000, groups=1000)
+    found = measure_disk(tmp_path, full, size=64, samples=4, rows=2000, groups=1000)
     assert found.loader > 0 and found.permutation > 0 and 0 < found.header < 1000
     # A reference with a mask is seen as it is and on white, each mirrored too.
     assert found.passes["clip"] == found.passes["dino"] == 4 and found.passes["latents"] >= 1

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from flexip_model.__main__ import main
 from flexip_model.files.adapter_file import save_adapter
-from flexip_model.tools.benchmark.measure import Row, compare, table
+from flexip_model.tools.benchmark.timing import Row, compare, table
 
 from ..support.helpers import tiny_adapter
 from ..support.paths import ROOT

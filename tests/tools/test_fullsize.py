@@ -20,11 +20,11 @@ def test_counts_are_those_of_sd15(shapes, weights: int) -> None:
 
 
 def test_the_whole_path_runs_within_memory(capsys: pytest.CaptureFixture[str]) -> None:
-    stages = run_fullsize(comfyui_path())  # raises where a picture is wrong or memory too high
+    segments = run_fullsize(comfyui_path())  # raises where a picture is wrong or memory too high
     assert {"CheckpointLoaderSimple", "FlexIPEncodeReference", "FlexIPGammaSweep", "KSampler", "VAEDecode"} <= {
-        stage.name for stage in stages
+        segment.name for segment in segments
     }
-    assert 3 < max(stage.peak for stage in stages) <= MEMORY_LIMIT
+    assert 3 < max(segment.peak for segment in segments) <= MEMORY_LIMIT
     printed = capsys.readouterr().out
     assert "RANDOM" in printed
     assert "peak memory" in printed

@@ -81,7 +81,7 @@ def _comparisons(options: argparse.Namespace, parts: Any) -> None:
     from .files import adapter_load
     from .in_comfyui import comfyui
     from .in_diffusers import steps
-    from .measure import table
+    from .timing import table
 
     size = options.size or 512
     rows = []
@@ -99,7 +99,7 @@ def _training(options: argparse.Namespace) -> None:
     import torch
 
     from ...common.errors import FlexIPError
-    from .measure import table
+    from .timing import table
     from .training import WARMUP, model_name, prepare_training, training
 
     cuda = torch.cuda.is_available()

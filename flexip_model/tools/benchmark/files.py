@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...files.adapter_file import build_adapter, load_adapter_file, save_adapter
 from ..random_models import random_adapter
-from .measure import Row, compare
+from .timing import Row, compare
 
 
 def adapter_load(rounds: int) -> list[Row]:

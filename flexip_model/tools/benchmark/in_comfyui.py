@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ...comfyui.process import PACK, find_comfyui
 from ...common.errors import FlexIPError
-from .measure import Row
+from .timing import Row
 
 
 def comfyui(size: int, rounds: int) -> list[Row]:

@@ -10,7 +10,7 @@ import torch
 from ...hosts.diffusers import Condition, inject
 from ...method.gate import gamma_tensor
 from ..random_models import random_adapter, random_sd15_unet
-from .measure import Row, compare
+from .timing import Row, compare
 
 IMAGE_TOKENS = 16
 

@@ -63,8 +63,8 @@ CARDS = {
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run to plan.
+class TrainingRun:
+    """A run to estimate.
 
     Attributes:
         name: for the table.
@@ -90,16 +90,16 @@ class Run:
         return self.groups - self.variants + self.variants * FRAMES_IN_A_VARIANT
 
 
-RUNS = (
-    Run("useful", "rtx4090", 1, 8, 8, 1_280_000, 200_000, 100_000),
-    Run("paper, 8 cards", "a100", 8, 16, 1, PAPER_SAMPLES, PAPER_GROUPS, PAPER_VARIANTS),
-    Run("paper, 64 cards, batch 128", "a100", 64, 2, 1, PAPER_SAMPLES, PAPER_GROUPS, PAPER_VARIANTS),
-    Run("paper, 64 cards, batch 1,024", "a100", 64, 16, 1, PAPER_SAMPLES, PAPER_GROUPS, PAPER_VARIANTS),
+TRAINING_RUNS = (
+    TrainingRun("useful", "rtx4090", 1, 8, 8, 1_280_000, 200_000, 100_000),
+    TrainingRun("paper, 8 cards", "a100", 8, 16, 1, PAPER_SAMPLES, PAPER_GROUPS, PAPER_VARIANTS),
+    TrainingRun("paper, 64 cards, batch 128", "a100", 64, 2, 1, PAPER_SAMPLES, PAPER_GROUPS, PAPER_VARIANTS),
+    TrainingRun("paper, 64 cards, batch 1,024", "a100", 64, 16, 1, PAPER_SAMPLES, PAPER_GROUPS, PAPER_VARIANTS),
 )
 
 
 @dataclass(frozen=True)
-class Plan:
+class Estimate:
     """What a run takes; times in hours, sizes in bytes, rates per second.
 
     Attributes:
@@ -133,7 +133,7 @@ class Plan:
     network: float
 
 
-def plan(run: Run, card: Card, sample: Arithmetic, disk: OnDisk) -> Plan:
+def estimate(run: TrainingRun, card: Card, sample: Arithmetic, disk: OnDisk) -> Estimate:
     """Compute a run; all formulae of `docs/scale.md` are here."""
     slow, fast = (card.rate(gmac, sample.cached) * run.cards for gmac in (sample.uncached, sample.cached))
     once = disk.passes["latents"] * sample.vae + disk.passes["clip"] * sample.clip
@@ -148,7 +148,7 @@ def plan(run: Run, card: Card, sample: Arithmetic, disk: OnDisk) -> Plan:
     traffic = 2 * (run.cards - 1) / run.cards * 4 * sample.trainable
     step = run.batch * run.accumulation * run.cards / slow
     single = run.groups - run.variants
-    return Plan(
+    return Estimate(
         steps=run.samples / (run.batch * run.accumulation * run.cards),
         uncached=uncached,
         cached=cached,
@@ -199,13 +199,13 @@ def print_scale(options: argparse.Namespace) -> None:
         FlexIPError: as `choose_cards`.
     """
     from .arithmetic import count, full_size
-    from .on_disk import measure
+    from .on_disk import measure_disk
 
     cards = choose_cards(options)
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory(prefix="flexip-scale-") as folder:
         full = full_size()
         sample = count(full)
-        disk = measure(Path(folder), full)
+        disk = measure_disk(Path(folder), full)
     print(report(cards, sample, disk))
 
 
@@ -250,7 +250,7 @@ def report(cards: dict[str, Card], sample: Arithmetic, disk: OnDisk) -> str:
         )
         for key, card in cards.items()
     ]
-    plans = [plan(run, cards[run.card], sample, disk) for run in RUNS]
+    estimates = [estimate(run, cards[run.card], sample, disk) for run in TRAINING_RUNS]
     return "\n\n".join(
         [
             _table(("counted, per sample of 512 px", "GMAC"), ((name, f"{value:.0f}") for name, value in counted)),
@@ -267,37 +267,37 @@ def report(cards: dict[str, Card], sample: Arithmetic, disk: OnDisk) -> str:
                 ),
                 inputs,
             ),
-            _table(("", *(run.name for run in RUNS)), _rows(cards, plans)),
+            _table(("", *(run.name for run in TRAINING_RUNS)), _rows(cards, estimates)),
         ]
     )
 
 
-def _rows(cards: dict[str, Card], plans: list[Plan]) -> list[tuple[str, ...]]:
+def _rows(cards: dict[str, Card], estimates: list[Estimate]) -> list[tuple[str, ...]]:
     def row(name: str, values: Iterable[str]) -> tuple[str, ...]:
         return (name, *values)
 
     return [
-        row("cards", (f"{run.cards} × {cards[run.card].name}" for run in RUNS)),
+        row("cards", (f"{run.cards} × {cards[run.card].name}" for run in TRAINING_RUNS)),
         row(
             "samples, groups, frames",
-            (f"{run.samples / 1e6:.1f} M, {run.groups / 1e6:.1f} M, {run.frames / 1e6:.1f} M" for run in RUNS),
+            (f"{run.samples / 1e6:.1f} M, {run.groups / 1e6:.1f} M, {run.frames / 1e6:.1f} M" for run in TRAINING_RUNS),
         ),
-        row("batch per card × accumulation", (f"{run.batch} × {run.accumulation}" for run in RUNS)),
-        row("steps", (f"{p.steps:,.0f}" for p in plans)),
-        row("time without caches", (_hours(p.uncached) for p in plans)),
-        row("time with caches + making them", (f"{_hours(p.cached)} + {_hours(p.caching)}" for p in plans)),
-        row("cost of the cheaper way, USD", (f"{p.cost:,.0f}" for p in plans)),
-        row("memory of a card, at least", (_bytes(p.memory) for p in plans)),
-        row("pictures", (_bytes(p.pictures) for p in plans)),
-        row("index, and as mapped", (f"{_bytes(p.index)}, {_bytes(p.mapped)}" for p in plans)),
-        row("caches: latents, [CLS]", (f"{_bytes(p.latents)}, {_bytes(p.cls)}" for p in plans)),
-        row("cache of DINO, if made", (_bytes(p.dino) for p in plans)),
-        row("loading processes, in all", (f"{p.loaders}" for p in plans)),
-        row("reads of the shards, in all", (f"{p.reads:,.0f}/s, {_bytes(p.read_bytes)}/s" for p in plans)),
-        row("gradients sent per card and step", (_bytes(p.traffic) if p.traffic else "none" for p in plans)),
+        row("batch per card × accumulation", (f"{run.batch} × {run.accumulation}" for run in TRAINING_RUNS)),
+        row("steps", (f"{p.steps:,.0f}" for p in estimates)),
+        row("time without caches", (_hours(p.uncached) for p in estimates)),
+        row("time with caches + making them", (f"{_hours(p.cached)} + {_hours(p.caching)}" for p in estimates)),
+        row("cost of the cheaper way, USD", (f"{p.cost:,.0f}" for p in estimates)),
+        row("memory of a card, at least", (_bytes(p.memory) for p in estimates)),
+        row("pictures", (_bytes(p.pictures) for p in estimates)),
+        row("index, and as mapped", (f"{_bytes(p.index)}, {_bytes(p.mapped)}" for p in estimates)),
+        row("caches: latents, [CLS]", (f"{_bytes(p.latents)}, {_bytes(p.cls)}" for p in estimates)),
+        row("cache of DINO, if made", (_bytes(p.dino) for p in estimates)),
+        row("loading processes, in all", (f"{p.loaders}" for p in estimates)),
+        row("reads of the shards, in all", (f"{p.reads:,.0f}/s, {_bytes(p.read_bytes)}/s" for p in estimates)),
+        row("gradients sent per card and step", (_bytes(p.traffic) if p.traffic else "none" for p in estimates)),
         row(
             "network per card that hides them",
-            (f"{p.network * 8 / 1e9:.1f} Gbit/s" if p.network else "none" for p in plans),
+            (f"{p.network * 8 / 1e9:.1f} Gbit/s" if p.network else "none" for p in estimates),
         ),
     ]
 

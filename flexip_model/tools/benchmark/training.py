@@ -21,8 +21,8 @@ from ...train.configs.read import load_config
 from ...train.samples.sample_set import SampleSet
 from ...train.trainer import Trainer
 from ..example_data import DEMO, cache, write_base, write_data
-from .measure import Row
 from .plain_loop import run_plain
+from .timing import Row
 
 WARMUP = 5
 """Steps before the clock starts, and between two entries of the trainer's log."""
