@@ -16,9 +16,9 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..flexip_model.common.errors import FlexIPError
-from ..flexip_model.encoders import check_encoders, other_weights
+from ..flexip_model.encoders import Views, check_encoders, other_weights
 from ..flexip_model.images.preprocess import CROPS
-from ..flexip_model.method.adapter import ReferenceFeatures
+from ..flexip_model.method.adapters import Adapter, ReferenceFeatures
 from .host import fields
 from .wires import Embeds, FlexIPAdapterType, FlexIPEmbeds, FlexIPEncoders, LoadedAdapter, LoadedEncoders
 
@@ -43,20 +43,23 @@ class PictureNumbers(comfy.conds.CONDRegular):
 
 
 def encode_features(
-    encoders: LoadedEncoders, images: Tensor, mask: Tensor | None, crop: str, kind: str
+    encoders: LoadedEncoders, views: Views, adapter: type[Adapter]
 ) -> tuple[ReferenceFeatures, ReferenceFeatures]:
     """Features of each reference (B, …), and those of no reference (1, …); one picture at a time.
 
     The features of the last `RECENT` pictures are kept with the encoders: another prompt encodes nothing again.
+
+    Args:
+        views: `Encoders.look` of the references.
+        adapter: the kind that the features are for.
     """
-    progress = comfy.utils.ProgressBar(len(images))
+    progress = comfy.utils.ProgressBar(len(views))
     found = []
-    for index in range(len(images)):
+    for index in range(len(views)):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        image = images[index : index + 1]
-        own = mask if mask is None or mask.ndim == 2 or len(mask) == 1 else mask[index : index + 1]
-        make = partial(_encode, encoders, image, own, crop, kind)
-        found.append(_remembered(encoders, _name(kind, crop, image, own), make))
+        view = views[index]
+        make = partial(_load_and_call, encoders, encoders.encoders.features, view, adapter)
+        found.append(_remembered(encoders, _name(adapter.kind, *view.clip, *view.dino), make))
         progress.update(1)
     keep = None
     if any(f.keep is not None for f in found):
@@ -64,17 +67,13 @@ def encode_features(
             [f.patches.new_ones(f.patches.shape[:2], dtype=torch.bool) if f.keep is None else f.keep for f in found]
         )
     features = ReferenceFeatures(torch.cat([f.cls for f in found]), torch.cat([f.patches for f in found]), keep)
-    return features, _remembered(encoders, f"null {kind}", partial(_encode_null, encoders, kind))
+    null = partial(_load_and_call, encoders, encoders.encoders.null, 1, adapter)
+    return features, _remembered(encoders, f"null {adapter.kind}", null)
 
 
-def _encode(encoders: LoadedEncoders, image: Tensor, mask: Tensor | None, crop: str, kind: str) -> ReferenceFeatures:
+def _load_and_call(encoders: LoadedEncoders, make: Callable[..., ReferenceFeatures], *given: Any) -> ReferenceFeatures:
     encoders.load()
-    return encoders.encoders.encode(image, mask, crop, kind)
-
-
-def _encode_null(encoders: LoadedEncoders, kind: str) -> ReferenceFeatures:
-    encoders.load()
-    return encoders.encoders.null(1, kind)
+    return make(*given)
 
 
 def _remembered(encoders: LoadedEncoders, name: str, make: Callable[[], ReferenceFeatures]) -> ReferenceFeatures:
@@ -88,8 +87,8 @@ def _remembered(encoders: LoadedEncoders, name: str, make: Callable[[], Referenc
     return recent[name]
 
 
-def _name(kind: str, crop: str, *tensors: Tensor | None) -> str:
-    digest = hashlib.sha256(f"{kind} {crop}".encode())
+def _name(kind: str, *tensors: Tensor | None) -> str:
+    digest = hashlib.sha256(kind.encode())
     for tensor in tensors:
         digest.update(b"none" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         if tensor is not None:
@@ -135,7 +134,7 @@ def attach(loaded: LoadedAdapter, conditioning: Conditioning, p: Tensor, cls: Te
             )
         conds[loaded.p_key] = comfy.conds.CONDCrossAttn(p)
         conds[loaded.index_key] = PictureNumbers()
-        if loaded.adapter.config.has_personalization and text is not None:
+        if loaded.adapter.has_personalization and text is not None:
             if text.shape[-1] != width:
                 raise FlexIPError(
                     f"the prompt's text is {text.shape[-1]} wide, the adapter {loaded.name} reads {width}; connect "
@@ -221,17 +220,16 @@ class FlexIPEncodeReference(io.ComfyNode):
         crop: str,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        config = adapter.adapter.config
         clip, dino = encoders.encoders.clip, encoders.encoders.dino
-        check_encoders(config, clip, dino)
+        check_encoders(adapter.adapter.config, clip, dino)
         for sentence in other_weights(adapter.info.encoders, clip, dino):
             logging.warning("FlexIP: %s: %s", adapter.name, sentence)
-        seen = encoders.encoders.preview(image, mask, crop)
-        features, null = encode_features(encoders, image, mask, crop, config.kind)
+        views = encoders.encoders.look(image, mask, crop)
+        features, null = encode_features(encoders, views, type(adapter.adapter))
         embeds = embed(adapter, features, null)
         return io.NodeOutput(
             attach(adapter, positive, embeds.preservation, embeds.cls),
             attach(adapter, negative, embeds.null, null.cls),
             embeds,
-            ui=ui.PreviewImage(seen, cls=cls),
+            ui=ui.PreviewImage(encoders.encoders.preview(views), cls=cls),
         )

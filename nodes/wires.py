@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..flexip_model.encoders import Encoders
 from ..flexip_model.files.adapter_file import AdapterInfo, build_adapter, tensors_hash
-from ..flexip_model.method.adapter import FlexIPAdapter, ReferenceFeatures
+from ..flexip_model.method.adapters import Adapter, ReferenceFeatures
 from .host import manage
 
 FlexIPEncoders = io.Custom("FLEXIP_ENCODERS")
@@ -37,7 +37,7 @@ class LoadedAdapter:
         tag: names all of the weights; tokens made with them carry it, so another adapter's tokens are never mistaken.
     """
 
-    adapter: FlexIPAdapter
+    adapter: Adapter
     patcher: comfy.model_patcher.ModelPatcher
     info: AdapterInfo
     name: str

@@ -195,7 +195,7 @@ class Workshop:
     def export(self) -> None:
         """Calibrate the dial on trained subjects and write the shipped folder; the adapter's file says how long each
         stage trained."""
-        from ..method.adapter import FlexIPAdapter
+        from ..method.adapters import FlexIPAdapter
         from ..train.calibrate import calibrate
         from ..train.configs.read import from_dict
         from .scenes.sources import STATIC, fetch

@@ -2,6 +2,15 @@
 
 from .clip import ClipEncoder, load_clip
 from .dino import DinoEncoder, load_dino
-from .pair import Encoders, check_encoders, other_weights
+from .pair import Encoders, Views, check_encoders, other_weights
 
-__all__ = ["ClipEncoder", "DinoEncoder", "Encoders", "check_encoders", "load_clip", "load_dino", "other_weights"]
+__all__ = [
+    "ClipEncoder",
+    "DinoEncoder",
+    "Encoders",
+    "Views",
+    "check_encoders",
+    "load_clip",
+    "load_dino",
+    "other_weights",
+]

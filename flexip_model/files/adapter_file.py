@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import FlexIPError
-from ..method.adapter import FlexIPAdapter
+from ..method.adapters import Adapter, adapter_class, create_adapter
 from ..method.config import FlexIPConfig
 from .safefile import Header, load_tensors, read_header, write_tensors
 
@@ -52,7 +52,7 @@ class AdapterInfo:
 def expected_shapes(config: FlexIPConfig) -> dict[str, tuple[int, ...]]:
     """Every key of an adapter with this config and its shape: the file's contract."""
     with torch.device("meta"):
-        adapter = FlexIPAdapter(config)
+        adapter = create_adapter(config)
     return {key: tuple(value.shape) for key, value in adapter.state_dict().items()}
 
 
@@ -71,7 +71,7 @@ def save_adapter(
 
     Args:
         path: ends in `.safetensors`.
-        state_dict: `FlexIPAdapter.state_dict()`, any float dtype; written as `dtype`.
+        state_dict: `Adapter.state_dict()`, any float dtype; written as `dtype`.
         training: must hold `trained` (bool); everything else is free JSON.
 
     Raises:
@@ -127,13 +127,11 @@ def load_adapter_file(path: str | Path) -> tuple[AdapterInfo, dict[str, Tensor]]
     return info, tensors
 
 
-def build_adapter(info: AdapterInfo, tensors: Mapping[str, Tensor], ops: Any = torch.nn) -> FlexIPAdapter:
+def build_adapter(info: AdapterInfo, tensors: Mapping[str, Tensor], ops: Any = torch.nn) -> Adapter:
     """An adapter module that holds these tensors themselves (no copy), in eval mode and without gradients."""
     with torch.device("meta"):
-        adapter = FlexIPAdapter(info.config, ops)
-    if info.config.kind == "flexip":
-        # The gate's constants are a buffer outside the file: made anew where `meta` has no values.
-        adapter.gate = type(adapter.gate)(info.config)
+        adapter = create_adapter(info.config, ops)
+    adapter.restore_buffers()
     adapter.load_state_dict(dict(tensors), strict=True, assign=True)
     return adapter.eval().requires_grad_(False)
 
@@ -158,6 +156,7 @@ def _info(path: Path, header: Header) -> AdapterInfo:
         )
     try:
         config = FlexIPConfig.from_json(header.metadata["flexip.config"])
+        adapter_class(config)
         training = json.loads(header.metadata["flexip.training"])
         encoders = json.loads(header.metadata.get("flexip.encoders", "{}"))
         trained = training["trained"]

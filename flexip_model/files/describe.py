@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..method.adapters import adapter_class
 from .adapter_file import expected_shapes, read_info
 
 
@@ -16,19 +17,15 @@ def describe(path: Path) -> str:
     """
     info = read_info(path)
     config = info.config
+    kind = adapter_class(config)
     weights = 0
     for shape in expected_shapes(config).values():
         size = 1
         for side in shape:
             size *= side
         weights += size
-    what = {
-        "flexip": "FlexIP adapter (preservation and personalization)",
-        "ip-adapter": "IP-Adapter, imported: preservation only",
-        "ip-adapter-plus": "IP-Adapter-Plus, imported: preservation only",
-    }[config.kind]
     lines = [
-        f"{path.name}: {what}",
+        f"{path.name}: {kind.description}",
         f"  format version  {info.metadata['flexip.format_version']}",
         f"  weights         {weights:,} in {path.stat().st_size:,} bytes",
         f"  trained         {'yes' if info.trained else 'NO: a bootstrap, its pictures mean nothing'}",
@@ -37,9 +34,9 @@ def describe(path: Path) -> str:
     lines.append(f"  UNet            SD1.5's structure, channels {config.channels}, context {config.token_width}")
     lines.append(
         f"  resampler       width {config.width}, depth {config.depth}, {config.heads} heads of {config.head_width}, "
-        f"{config.queries} {'image tokens' if config.kind == 'ip-adapter' else 'queries'}"
+        f"{config.queries} {kind.queries_are}"
     )
-    if config.has_personalization:
+    if kind.has_personalization:
         lines.append(f"  gate            α {config.alpha}, β {config.beta}{', learned' * config.learnable_gate}")
     lines.append(f"  dial            {config.dial_in_words}")
     lines.append(f"  features        CLIP [CLS] {config.clip_width}, retrieval {config.retrieval_width}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import FlexIPError
-from ..method.adapter import FlexIPAdapter
+from ..method.adapters import IPAdapter, IPAdapterPlus, create_adapter
 from ..method.config import FlexIPConfig
 from ..method.sites import SD15_SITES, Site
 from .adapter_file import save_adapter
@@ -40,7 +40,7 @@ def convert_ip_adapter(path: str | Path) -> tuple[FlexIPConfig, dict[str, Tensor
     """Read an IP-Adapter (also Light) or IP-Adapter-Plus (also Plus Face) SD1.5 `.safetensors` file.
 
     Returns:
-        The config (`kind` is `ip-adapter` or `ip-adapter-plus`), the state dict of `FlexIPAdapter`, memory-mapped, in
+        The config (`kind` is `ip-adapter` or `ip-adapter-plus`), the state dict of its class, memory-mapped, in
         the file's dtypes, and where it came from, for the adapter file's `training`.
 
     Raises:
@@ -64,7 +64,7 @@ def convert_ip_adapter(path: str | Path) -> tuple[FlexIPConfig, dict[str, Tensor
     if unused:
         raise FlexIPError(f"{path} has {len(unused)} tensors that no IP-Adapter for SD1.5 has, first {unused[0]}")
     with torch.device("meta"):
-        adapter = FlexIPAdapter(config)
+        adapter = create_adapter(config)
     check_parts(path, header, parts, adapter)
     provenance = {
         "trained": True,
@@ -132,7 +132,7 @@ def _channels(header: Header) -> tuple[int, ...]:
 def _plain_config(header: Header) -> FlexIPConfig:
     rows, clip_width = header.tensors["image_proj.proj.weight"].shape
     return FlexIPConfig(
-        kind="ip-adapter",
+        kind=IPAdapter.kind,
         queries=PLAIN_TOKENS,
         clip_width=clip_width,
         token_width=rows // PLAIN_TOKENS,
@@ -147,7 +147,7 @@ def _plus_config(header: Header) -> FlexIPConfig:
     layers = {int(match[1]) for key in shape if (match := re.match(r"layers\.(\d+)\.", key))}
     token_width = shape["proj_out.weight"][0]
     return FlexIPConfig(
-        kind="ip-adapter-plus",
+        kind=IPAdapterPlus.kind,
         width=width,
         depth=len(layers),
         heads=shape["layers.0.0.to_q.weight"][0] // HEAD_WIDTH,

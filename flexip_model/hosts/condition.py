@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from ..common.errors import FlexIPError
-from ..method.adapter import SiteBranches
+from ..method.adapters import Adapter, SiteBranches
 from ..method.attention import Branch, KeyValue
-from ..method.config import FlexIPConfig
 from ..method.gate import turn
 
 KeysValues = tuple[KeyValue | None, KeyValue | None]
@@ -64,27 +63,27 @@ class Condition:
             held = self._projected[branches] = _Projected(p, s, (like.dtype, like.device), (of_p, of_s))
         return held.made
 
-    def check(self, batch: int, config: FlexIPConfig) -> None:
-        """Look whether this fits a UNet that runs `batch` samples and an adapter of `config`.
+    def check(self, batch: int, adapter: Adapter) -> None:
+        """Look whether this fits a UNet that runs `batch` samples, and the adapter.
 
         Raises:
             FlexIPError: tokens or γ of another form or batch, S for an adapter that has no personalization branch.
         """
-        gamma, sizes = self.gamma, {}
+        gamma, sizes, width = self.gamma, {}, adapter.config.token_width
         if not isinstance(gamma, Tensor) or gamma.ndim != 3 or gamma.shape[1:] != (1, 1):
             found = f"of shape {tuple(gamma.shape)}" if isinstance(gamma, Tensor) else repr(gamma)
             raise FlexIPError(f"the condition's γ is {found}; expected (batch or 1, 1, 1), as gamma_tensor makes it")
-        if self.personalization is not None and not config.has_personalization:
+        if self.personalization is not None and not adapter.has_personalization:
             raise FlexIPError(
-                f"the condition has personalization tokens, which an adapter of kind {config.kind} does not read; "
+                f"the condition has personalization tokens, which an adapter of kind {adapter.kind} does not read; "
                 "expected None in their place"
             )
         for name, tokens in (("preservation", self.preservation), ("personalization", self.personalization)):
             if tokens is not None:
-                if tokens.ndim != 3 or tokens.shape[2] != config.token_width:
+                if tokens.ndim != 3 or tokens.shape[2] != width:
                     raise FlexIPError(
                         f"the condition's {name} tokens are of shape {tuple(tokens.shape)}; expected (batch or 1, "
-                        f"tokens, {config.token_width}), as this adapter's {name} makes them"
+                        f"tokens, {width}), as this adapter's {name} makes them"
                     )
                 sizes[f"{name} tokens"] = tokens.shape[0]
         sizes["γ"] = gamma.shape[0]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..common.errors import FlexIPError
-from ..method.adapter import FlexIPAdapter, SiteBranches
+from ..method.adapters import Adapter, SiteBranches
 from ..method.attention import Attend, gated_attention
 from ..method.gate import gate_weights
 from ..method.sites import SD15_SITES
@@ -94,7 +94,7 @@ class FlexIPHost:
     the adapter is.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, adapter: FlexIPAdapter) -> None:
+    def __init__(self, unet: UNet2DConditionModel, adapter: Adapter) -> None:
         self.unet, self.adapter = unet, adapter
         self._condition: Condition | None = None
         self.ejected = False
@@ -152,7 +152,7 @@ class FlexIPHost:
                 "calls that set processors do; make such a call before inject, or call eject and inject again"
             )
         sample = args[0] if args else kwargs["sample"]
-        condition.check(sample.shape[0], self.adapter.config)
+        condition.check(sample.shape[0], self.adapter)
         if not self.adds:
             return
         # All before the UNet runs: gradient checkpointing runs its blocks twice and must find the same tensors each
@@ -182,7 +182,7 @@ def _count(names: list[str]) -> str:
     return next(iter(found)) if len(found) == 1 else " and ".join(f"{name} ({n})" for name, n in found.items())
 
 
-def inject(unet: UNet2DConditionModel, adapter: FlexIPAdapter) -> FlexIPHost:
+def inject(unet: UNet2DConditionModel, adapter: Adapter) -> FlexIPHost:
     """Put the adapter's branches into an SD1.5-shaped UNet; nothing of the UNet's weights changes.
 
     Several adapters may be injected into one UNet: what those with a condition add is summed up, and they may be

@@ -44,6 +44,12 @@ class Prepared(NamedTuple):
     pixels: Tensor
     subject: Tensor | None
 
+    def picture(self, index: int) -> Prepared:
+        """One picture of the batch, B = 1."""
+        return Prepared(
+            self.pixels[index : index + 1], None if self.subject is None else self.subject[index : index + 1]
+        )
+
 
 class Region(NamedTuple):
     """A square of the picture in its own pixels; parts outside the picture are white."""

@@ -8,7 +8,6 @@ from itertools import pairwise
 
 from ..common.errors import FlexIPError
 
-KINDS = ("flexip", "ip-adapter", "ip-adapter-plus")
 MAX_DEPTH, MAX_SIZE = 64, 65536
 """Far above any adapter (our choice): a damaged file must not ask for a million layers before its keys are compared."""
 
@@ -18,7 +17,7 @@ class FlexIPConfig:
     """Sizes of a FlexIP adapter; the defaults are those for SD1.5, OpenCLIP ViT-H/14 and DINOv2-L/14.
 
     Attributes:
-        kind: `flexip`, or an imported preservation-only adapter (`ip-adapter`, `ip-adapter-plus`).
+        kind: the name of the adapter's class (`adapters.ADAPTERS`), which `adapters.adapter_class` looks up.
         width: d, the width inside the resamplers (§3.1; the number is IP-Adapter-Plus's).
         depth: PSA layers per resampler ("several" in §3.1; our choice, as IP-Adapter-Plus).
         heads, head_width: attention heads of a PSA layer (our choice, as IP-Adapter-Plus).
@@ -55,8 +54,6 @@ class FlexIPConfig:
     dial: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise FlexIPError(f"adapter kind is {self.kind!r}; expected one of {', '.join(KINDS)}")
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type == "int" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -75,11 +72,6 @@ class FlexIPConfig:
             raise FlexIPError(f"dial is {self.dial!r}; expected numbers that rise from 0 to 1")
         if len(self.channels) != 4 or any(not isinstance(c, int) or not 1 <= c <= MAX_SIZE for c in self.channels):
             raise FlexIPError(f"channels is {self.channels!r}; expected four widths, one per level of the UNet")
-
-    @property
-    def has_personalization(self) -> bool:
-        """Whether the adapter has the personalization branch S; imported IP-Adapters have P alone."""
-        return self.kind == "flexip"
 
     @property
     def dial_in_words(self) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..method.adapter import FlexIPAdapter
+from ..method.adapters import FlexIPAdapter
 from ..method.config import FlexIPConfig
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from ..encoders.clip import VIT_H, ClipEncoder
 from ..encoders.dino import VIT_L, DinoEncoder
 from ..files.adapter_file import save_adapter
-from ..method.adapter import FlexIPAdapter
+from ..method.adapters import FlexIPAdapter
 from ..method.config import FlexIPConfig
 from .sd15_shapes import Shapes, checkpoint_shapes
 

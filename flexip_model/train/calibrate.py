@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import FlexIPError
-from ..method.adapter import FlexIPAdapter
+from ..method.adapters import FlexIPAdapter
 from .configs.options import TrainConfig
 from .frozen import load_frozen, pick_dtype
 from .preview import sweep

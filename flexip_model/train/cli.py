@@ -114,7 +114,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _dial(config: TrainConfig, adapter: FlexIPConfig, found: state.Checkpoint, subjects: int) -> tuple[float, ...]:
-    from ..method.adapter import FlexIPAdapter
+    from ..method.adapters import FlexIPAdapter
     from .calibrate import calibrate
 
     if subjects < 1:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..hosts.denoise import denoise
 from ..hosts.diffusers import Condition, inject
 from ..images.contact_sheet import draw_sheet
-from ..method.adapter import FlexIPAdapter, ReferenceFeatures
+from ..method.adapters import FlexIPAdapter, ReferenceFeatures
 from ..method.gate import gamma_tensor
 from .configs.options import TrainConfig
 from .frozen import Frozen

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +11,7 @@ from ..common.errors import FlexIPError
 from ..files.adapter_file import load_adapter_file
 from ..files.ip_adapter import convert_ip_adapter
 from ..files.safefile import read_header
-from ..method.adapter import FlexIPAdapter
-from ..method.config import FlexIPConfig
-from ..method.sites import SD15_SITES
+from ..method.adapters import FlexIPAdapter, IPAdapterPlus, adapter_class
 from .configs.options import TrainConfig
 from .frozen import Frozen
 
@@ -33,36 +30,27 @@ def begin(config: TrainConfig, frozen: Frozen) -> FlexIPAdapter:
     torch.manual_seed(config.seed)
     adapter = FlexIPAdapter(config.adapter_config(**frozen.measured()))
     torch.set_rng_state(state)
-    with torch.no_grad():
-        for site in SD15_SITES:
-            own: Any = frozen.unet.get_submodule(site.diffusers)
-            branches = adapter.site(site)
-            for branch in (branches.preservation, branches.personalization):
-                assert branch is not None
-                branch.to_k.weight.copy_(own.to_k.weight)
-                branch.to_v.weight.copy_(own.to_v.weight)
+    adapter.copy_text_attention(frozen.unet)
     if config.start is not None:
-        _take(adapter, *_read(Path(config.start)), Path(config.start))
+        _take(adapter, _read(Path(config.start)), Path(config.start))
     return adapter
 
 
-def _read(path: Path) -> tuple[FlexIPConfig, dict[str, Tensor]]:
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that have a counterpart in a FlexIP adapter, by the adapter's keys."""
     if any(key.startswith(("ip_adapter.", "image_proj.")) for key in read_header(path).tensors):
         config, tensors, _ = convert_ip_adapter(path)
-        if config.kind != "ip-adapter-plus":
+        if not issubclass(adapter_class(config), IPAdapterPlus):
             raise FlexIPError(
                 f"{path} is a plain IP-Adapter, which has no resampler; start from an IP-Adapter-Plus "
                 "file, from an adapter file, or from nothing"
             )
-        return config, tensors
-    info, tensors = load_adapter_file(path)
-    return info.config, tensors
+        return {key: value for key, value in tensors.items() if not key.startswith("project_retrieval.")}
+    return load_adapter_file(path)[1]
 
 
-def _take(adapter: FlexIPAdapter, config: FlexIPConfig, tensors: dict[str, Tensor], path: Path) -> None:
+def _take(adapter: FlexIPAdapter, taken: dict[str, Tensor], path: Path) -> None:
     own = adapter.state_dict()
-    plus = config.kind == "ip-adapter-plus"
-    taken = {key: value for key, value in tensors.items() if not (plus and key.startswith("project_retrieval."))}
     for key, value in taken.items():
         if key not in own or own[key].shape != value.shape:
             wanted = list(own[key].shape) if key in own else "nothing of that name"

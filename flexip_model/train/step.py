@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..hosts.diffusers import Condition, FlexIPHost, inject
 from ..images.preprocess import normalize
-from ..method.adapter import FlexIPAdapter, ReferenceFeatures
+from ..method.adapters import FlexIPAdapter, ReferenceFeatures
 from ..method.gate import spread_gamma
 from .frozen import Frozen
 from .samples.sample_set import CACHED

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..common.errors import FlexIPError
-from ..method.adapter import FlexIPAdapter
+from ..method.adapters import FlexIPAdapter
 from . import result
 from .configs.options import TrainConfig, to_dict
 from .frozen import Frozen, load_frozen, pick_dtype

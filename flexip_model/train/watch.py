@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..method.adapter import FlexIPAdapter
+from ..method.adapters import FlexIPAdapter
 from .configs.options import TrainConfig
 from .frozen import Frozen
 from .preview import Preview, draw

@@ -23,7 +23,7 @@ import torch
 
 from ...flexip_model.encoders import Encoders, load_clip, load_dino
 from ...flexip_model.files.adapter_file import AdapterInfo
-from ...flexip_model.method.adapter import FlexIPAdapter
+from ...flexip_model.method.adapters import FlexIPAdapter
 from ...flexip_model.method.config import FlexIPConfig
 from ...flexip_model.method.gate import gamma_tensor
 from ...flexip_model.tools.benchmark.timing import Row, alone, compare
@@ -105,11 +105,11 @@ def encoding(loaded: LoadedAdapter, files: Path, rounds: int) -> list[Row]:
     """Both full-size encoders on one picture, and the tokens from its features."""
     managed = manage_encoders(Encoders(load_clip(files / "clip.safetensors"), load_dino(files / "dino.safetensors")))
     picture = torch.rand(1, 512, 512, 3)
-    features, null = encode_features(managed, picture, None, "center", "flexip")
+    features, null = encode_features(managed, managed.encoders.look(picture), FlexIPAdapter)
 
     def afresh() -> None:
         managed.recent.clear()
-        encode_features(managed, picture, None, "center", "flexip")
+        encode_features(managed, managed.encoders.look(picture), FlexIPAdapter)
 
     return [
         alone("ComfyUI: both encoders on one picture", afresh, rounds=rounds),

@@ -30,7 +30,7 @@ from flexip_model.demo.stages.export import ADAPTER_FILE
 from flexip_model.demo.stages.sampling import GUIDANCE
 from flexip_model.evaluation.statistics import interval, largest_step, spearman
 from flexip_model.files.safefile import sha256
-from flexip_model.method.adapter import ReferenceFeatures
+from flexip_model.method.adapters import ReferenceFeatures
 
 from ..support.paths import SHIPPED as DEMO
 

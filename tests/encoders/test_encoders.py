@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flexip_model.common.errors import FlexIPError
 from flexip_model.encoders import Encoders, check_encoders, load_clip, load_dino
 from flexip_model.images.preprocess import normalize, prepare
+from flexip_model.method.adapters import IPAdapterPlus
 from flexip_model.method.config import FlexIPConfig
 
 from ..support.encoder_files import CLIP_SPEC, DINO_SPEC, HALF, save
@@ -146,10 +147,10 @@ def test_mask_and_padding_drop_patches(encoders: Encoders) -> None:
     assert everything.keep is None
     assert torch.equal(everything.cls, plain.cls)
     assert torch.equal(everything.patches, plain.patches)
-    plus = encoders.encode(image, mask, kind="ip-adapter-plus")
+    plus = encoders.encode(image, mask, adapter=IPAdapterPlus)
     assert plus.patches.shape == (1, 17, 32)
     assert plus.keep.sum() == 1 + 4  # [CLS] and the 2 × 2 of 4 × 4 patches on the subject
-    assert encoders.preview(image, mask).shape == (1, 28, 28, 3)
+    assert encoders.preview(encoders.look(image, mask)).shape == (1, 28, 28, 3)
 
 
 def test_modules_may_be_cast_by_the_caller(clip_models, dino_model, tmp_path: Path) -> None:

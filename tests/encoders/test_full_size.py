@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flexip_model.encoders import Encoders, load_clip, load_dino
+from flexip_model.method.adapters import IPAdapterPlus
 
 WIDTH, LAYERS = 1280, 32
 NOISE_LENGTH = 30_000_000
@@ -158,7 +159,7 @@ def test_vit_h_in_both_formats(file: Path, picture: Tensor) -> None:
     save_file(tensors, file)
     encoder = load_clip(file)
     assert sum(value.numel() for value in encoder.parameters()) == 632_076_800
-    first = Encoders(encoder).encode(picture, kind="ip-adapter-plus")
+    first = Encoders(encoder).encode(picture, adapter=IPAdapterPlus)
     assert first.cls.shape == (1, 1024)
     assert first.patches.shape == (1, 257, 1280)
     assert first.cls.std() > 1e-3
@@ -170,7 +171,7 @@ def test_vit_h_in_both_formats(file: Path, picture: Tensor) -> None:
     save_file(tensors, file)
     del tensors
     encoder = load_clip(file)
-    second = Encoders(encoder).encode(picture, kind="ip-adapter-plus")
+    second = Encoders(encoder).encode(picture, adapter=IPAdapterPlus)
     assert (first.cls - second.cls).abs().max() <= 1e-5
     assert (first.patches - second.patches).abs().max() <= 1e-5
     assert encoder.weights_hash == digest

@@ -14,7 +14,7 @@ from flexip_model.encoders import Encoders, load_clip
 from flexip_model.files.adapter_file import build_adapter, load_adapter_file
 from flexip_model.files.ip_adapter import convert_file, convert_ip_adapter
 from flexip_model.hosts.diffusers import Condition, inject
-from flexip_model.method.adapter import ReferenceFeatures
+from flexip_model.method.adapters import IPAdapter, IPAdapterPlus, ReferenceFeatures
 from flexip_model.method.gate import gamma_tensor
 
 from ..support import encoder_files
@@ -180,5 +180,5 @@ def test_null_image_is_that_of_diffusers(clip_models, tmp_path: Path) -> None:
         ours = encoders.clip(pixels, hidden=True)
     assert (ours.hidden - hidden).abs().max() <= 1e-5
     assert (ours.cls - cls).abs().max() <= 1e-5
-    assert (encoders.null(1, "ip-adapter-plus").patches - null_hidden).abs().max() <= 1e-5
-    assert torch.equal(encoders.null(1, "ip-adapter").cls, null_cls)
+    assert (encoders.null(1, IPAdapterPlus).patches - null_hidden).abs().max() <= 1e-5
+    assert torch.equal(encoders.null(1, IPAdapter).cls, null_cls)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flexip_model.common.errors import FlexIPError
-from flexip_model.method.adapter import FlexIPAdapter, ReferenceFeatures
+from flexip_model.method.adapters import ADAPTERS, FlexIPAdapter, IPAdapterPlus, ReferenceFeatures, adapter_class
 from flexip_model.method.attention import attend, gated_attention
 from flexip_model.method.config import FlexIPConfig
 from flexip_model.method.gate import DynamicWeightGate, gamma_tensor, gate_weights, turn
@@ -23,7 +23,7 @@ def count(parameters) -> int:
 def test_weight_counts_at_full_size():
     with torch.device("meta"):
         flexip = FlexIPAdapter(FlexIPConfig())
-        plus = FlexIPAdapter(FlexIPConfig(kind="ip-adapter-plus", retrieval_width=1280))
+        plus = IPAdapterPlus(FlexIPConfig(kind="ip-adapter-plus", retrieval_width=1280))
     assert count(flexip.resampler_queries.layers.parameters()) == 28_329_984
     assert count(p for name, p in flexip.named_parameters() if ".attn2." in name) == 38_338_560
     assert count(flexip.parameters()) == 127_282_176
@@ -126,6 +126,20 @@ def test_a_dial_rises_from_zero_to_one_and_older_configs_have_none():
     for bad in ((0.0, 0.5), (0.1, 1.0), (0.0, 0.6, 0.4, 1.0), (0.0, float("nan"), 1.0)):
         with pytest.raises(FlexIPError, match="rise from 0 to 1"):
             tiny_config(dial=bad)
+
+
+def test_a_config_names_its_adapters_class_and_no_other_class_takes_it():
+    for kind in ADAPTERS:
+        config = tiny_config(kind=kind.kind)
+        assert adapter_class(config) is kind
+        for other in ADAPTERS:
+            if other is not kind:
+                with pytest.raises(FlexIPError, match=f"adapter kind is '{kind.kind}'; expected {other.kind}"):
+                    other(config)
+    with pytest.raises(
+        FlexIPError, match="adapter kind is 'flexop'; expected one of flexip, ip-adapter, ip-adapter-plus"
+    ):
+        adapter_class(tiny_config(kind="flexop"))
 
 
 @pytest.mark.parametrize("bad", [-0.01, 1.01, float("nan"), [], [0.5, 2.0]])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from flexip_model.images.preprocess import CROPS
+from flexip_model.method.adapters import FlexIPAdapter, create_adapter
 
 from ..support.comfy_rig import prompt
 from ..support.helpers import tiny_adapter, tiny_config
@@ -61,13 +62,14 @@ def test_several_references_are_used_together(rig):
 @pytest.mark.promise(43)
 def test_a_batch_of_references_equals_each_by_itself(pack, demo, figures):
     encode = importlib.import_module(f"{pack.__name__}.nodes.encode").encode_features
+    look = demo[3].encoders.look
     images, masks = torch.rand(3, 40, 56, 3), torch.zeros(3, 40, 56)
     masks[0] = 1
     masks[1:, 10:30, 20:40] = 1
     for crop in CROPS:
-        together, _ = encode(demo[3], images, masks, crop, "flexip")
+        together, _ = encode(demo[3], look(images, masks, crop), FlexIPAdapter)
         for i in range(3):
-            alone, _ = encode(demo[3], images[i : i + 1], masks[i : i + 1], crop, "flexip")
+            alone, _ = encode(demo[3], look(images[i : i + 1], masks[i : i + 1], crop), FlexIPAdapter)
             apart = max(float((a[i] - b[0]).abs().max()) for a, b in zip(together[:2], alone[:2], strict=True))
             figures.worst(43, apart, "difference of the features")
             assert apart <= 1e-5
@@ -129,12 +131,10 @@ def test_other_weights_of_the_right_sizes_are_told(nodes, demo, caplog):
 
 @pytest.mark.parametrize("kind", ["ip-adapter", "ip-adapter-plus"])
 def test_an_imported_adapter_through_the_nodes_needs_clip_alone(pack, nodes, demo, rig, kind):
-    from flexip_model.method.adapter import FlexIPAdapter
-
     model, clip, _, encoders, _, example = demo
     torch.manual_seed(7)
     config = tiny_config(kind=kind, retrieval_width=encoders.encoders.clip.hidden_width)
-    adapter = rig.with_tensors(FlexIPAdapter(config).state_dict(), config).adapter
+    adapter = rig.with_tensors(create_adapter(config).state_dict(), config).adapter
     wires = importlib.import_module(f"{pack.__name__}.nodes.wires")
     encoders_module = importlib.import_module(f"{pack.__name__}.flexip_model.encoders")
     alone = wires.manage_encoders(encoders_module.Encoders(encoders.encoders.clip, None))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexip_model.method.adapter import ReferenceFeatures
+from flexip_model.method.adapters import ReferenceFeatures
 
 from .helpers import tiny_config, tiny_features
 

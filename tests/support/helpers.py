@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from flexip_model.method.adapter import FlexIPAdapter, ReferenceFeatures
+from flexip_model.method.adapters import Adapter, ReferenceFeatures, create_adapter
 from flexip_model.method.config import FlexIPConfig
 
 CHANNELS = (32, 64, 96, 96)
@@ -39,9 +39,9 @@ def damaged_headers(data: bytes, count: int, most: int) -> Iterator[bytes]:
         yield bytes(damaged)
 
 
-def tiny_adapter(seed: int = 0, **changes) -> FlexIPAdapter:
+def tiny_adapter(seed: int = 0, **changes) -> Adapter:
     torch.manual_seed(seed)
-    return FlexIPAdapter(tiny_config(**changes)).eval().requires_grad_(False)
+    return create_adapter(tiny_config(**changes)).eval().requires_grad_(False)
 
 
 def tiny_unet(seed: int = 0):

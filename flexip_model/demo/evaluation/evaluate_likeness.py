@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ...evaluation.statistics import interval
 from ...hosts.diffusers import Condition, inject
-from ...method.adapter import ReferenceFeatures
+from ...method.adapters import ReferenceFeatures
 from ...method.gate import gamma_tensor
 from ..scenes.compose import Composer
 from ..stages.networks import GRID, noise_schedule

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...images.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
-from ...method.adapter import FlexIPAdapter
+from ...method.adapters import FlexIPAdapter
 from ...method.config import FlexIPConfig
 from ..scenes.words import LENGTH
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...hosts.denoise import denoise
 from ...hosts.diffusers import Condition, inject
-from ...method.adapter import FlexIPAdapter, ReferenceFeatures
+from ...method.adapters import Adapter, ReferenceFeatures
 from ...method.gate import gamma_tensor
 from ..scenes.words import Words
 from .base import Base
@@ -31,7 +31,7 @@ def sample(
     words: Words,
     prompts: Sequence[str],
     *,
-    adapter: FlexIPAdapter | None = None,
+    adapter: Adapter | None = None,
     features: tuple[Tensor, Tensor] | None = None,
     gammas: Sequence[float] | None = None,
     seed: int = 0,

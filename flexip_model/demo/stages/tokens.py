@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...method.adapter import FlexIPAdapter, ReferenceFeatures
+from ...method.adapters import FlexIPAdapter, ReferenceFeatures
 from .cache import Cache
 from .networks import ADAPTER, GRID, build_adapter
 from .stage import Plan, Stage, device_of, load_averaged, train

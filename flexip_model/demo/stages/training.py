@@ -10,16 +10,14 @@ paper, and the adapter goes on in the trainer.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...hosts.diffusers import Condition, FlexIPHost, inject
-from ...method.adapter import FlexIPAdapter, ReferenceFeatures
+from ...method.adapters import FlexIPAdapter, ReferenceFeatures
 from ...method.gate import spread_gamma
-from ...method.sites import SD15_SITES
 from ..scenes.compose import Composer
 from ..scenes.words import Words
 from .base import Base, Noise
@@ -47,14 +45,7 @@ class Together(nn.Module):
 
     def copy_text_attention(self) -> None:
         """Begin the branches' keys and values as copies of the base's text attention (as IP-Adapter begins)."""
-        with torch.no_grad():
-            for site in SD15_SITES:
-                own: Any = self.base.unet.get_submodule(site.diffusers)
-                branches = self.adapter.site(site)
-                for branch in (branches.preservation, branches.personalization):
-                    assert branch is not None
-                    branch.to_k.weight.copy_(own.to_k.weight)
-                    branch.to_v.weight.copy_(own.to_v.weight)
+        self.adapter.copy_text_attention(self.base.unet)
 
 
 class Source:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ...encoders.clip import VIT_H, ClipEncoder
 from ...encoders.dino import VIT_L, DinoEncoder
 from ...hosts.diffusers import Condition, inject
-from ...method.adapter import FlexIPAdapter, ReferenceFeatures
+from ...method.adapters import FlexIPAdapter, ReferenceFeatures
 from ...method.config import FlexIPConfig
 from ...train.frozen import Frozen
 from ..example_data import sd15_text_config, sd15_vae

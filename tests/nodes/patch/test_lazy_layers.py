@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from flexip_model.method.adapters import FlexIPAdapter
+
 from ...support.comfy_rig import CLOSE, difference, prompt
 
 
@@ -55,7 +57,7 @@ def drawn(rig, parts):
     model, clip, vae, encoders, adapter, image = parts
     encode, own = rig.part("nodes.encode"), rig.with_tensors(rig.tensors)
     own.model, own.adapter = model, adapter
-    features, null = encode.encode_features(encoders, image, None, "center", "flexip")
+    features, null = encode.encode_features(encoders, encoders.encoders.look(image), FlexIPAdapter)
     embeds = encode.embed(adapter, features, null)
     positive = encode.attach(adapter, prompt(clip, "a cat"), embeds.preservation, embeds.cls)
     negative = encode.attach(adapter, prompt(clip, ""), embeds.null, null.cls)

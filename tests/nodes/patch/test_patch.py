@@ -231,11 +231,11 @@ def test_weights_belong_to_comfyuis_memory_management(rig):
 
 @pytest.mark.parametrize("kind", ["ip-adapter", "ip-adapter-plus"])
 def test_an_imported_adapter_has_p_alone_and_gamma_is_its_weight(rig, kind):
-    from flexip_model.method.adapter import FlexIPAdapter
+    from flexip_model.method.adapters import create_adapter
 
     config = tiny_config(kind=kind)
     torch.manual_seed(4)
-    imported = rig.with_tensors(FlexIPAdapter(config).state_dict(), config)
+    imported = rig.with_tensors(create_adapter(config).state_dict(), config)
     conds = imported.encode(*rig.prompts())
     half = imported.predict(imported.apply(0.5), *conds)
     assert difference(half, imported.predict(imported.apply(1.0, strength=0.5), *conds)) <= CLOSE

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from flexip_model.method.adapters import FlexIPAdapter
+
 from ...support.comfy_rig import CLOSE, difference
 from .test_beside_others import OTHERS, node, run, sample
 from .test_patch import separately
@@ -375,7 +377,7 @@ def test_dtypes_of_model_encoders_and_adapter(rig, demo, monkeypatch, dtype, fig
                 with torch.inference_mode():
                     for module in (encoders.encoders.clip, encoders.encoders.dino):
                         module.to(encoder_dtype)
-                    features, _ = encode.encode_features(encoders, picture, None, "center", "flexip")
+                    features, _ = encode.encode_features(encoders, encoders.encoders.look(picture), FlexIPAdapter)
                     conds = owner.encode(*owner.prompts(), features)
                     reference = reference or rig.predict(rig.apply(0.5, model=exact), *conds)
                     out = owner.predict(owner.apply(0.5, model=model), *conds)
