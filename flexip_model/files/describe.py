@@ -38,7 +38,7 @@ def describe(path: Path) -> str:
     )
     if kind.has_personalization:
         lines.append(f"  gate            α {config.alpha}, β {config.beta}{', learned' * config.learnable_gate}")
-    lines.append(f"  dial            {config.dial_in_words}")
+    lines.append(f"  dial            {config.calibration_in_words}")
     lines.append(f"  features        CLIP [CLS] {config.clip_width}, retrieval {config.retrieval_width}")
     for role, encoder in sorted(info.encoders.items()):
         lines.append(f"    {role:<14}{encoder.get('name', '?')} {encoder.get('hash', '')}".rstrip())

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..common.errors import FlexIPError
+from ..method import gate
 from ..method.adapters import Adapter, SiteBranches
 from ..method.attention import Branch, KeyValue
-from ..method.gate import turn
 
 KeysValues = tuple[KeyValue | None, KeyValue | None]
 """Of P and of S; None where a branch is left out."""
@@ -27,7 +27,7 @@ class Condition:
     Attributes:
         preservation: P, (B or 1, N_P, W); None leaves the branch out.
         personalization: S, (B or 1, N_S, W); None leaves the branch out.
-        gamma: (B or 1, 1, 1), a user's (see `gate.gamma_tensor`); the adapter's dial makes it the gate's.
+        gamma: (B or 1, 1, 1), a user's (see `gate.gamma_tensor`); the adapter's calibration curve makes it the gate's.
         strength: factor on both branches; 0 gives the unpatched UNet exactly.
 
     B is the UNet's batch. Tokens and γ may be of any floating dtype and on any device.
@@ -38,13 +38,15 @@ class Condition:
     gamma: Tensor
     strength: float = 1.0
     _projected: dict[SiteBranches, _Projected] = field(default_factory=dict, repr=False)
-    _turned: tuple[Tensor, tuple[float, ...], Tensor] | None = field(default=None, repr=False)
+    _weighed: _Weighed | None = field(default=None, repr=False)
 
-    def turned(self, dial: tuple[float, ...]) -> Tensor:
-        """The gate's γ, (B or 1, 1, 1): made once for all sites and steps of a run."""
-        if self._turned is None or self._turned[0] is not self.gamma or self._turned[1] != dial:
-            self._turned = (self.gamma, dial, turn(self.gamma, dial))
-        return self._turned[2]
+    def weights(self, calibration: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+        """The weights of P and S (`gate.weights`), each (B or 1, 1, 1): made once for all sites and steps of a run."""
+        held = self._weighed
+        if held is None or held.gamma is not self.gamma or held.rest != (self.strength, calibration):
+            made = gate.weights(self.gamma, self.strength, calibration)
+            held = self._weighed = _Weighed(self.gamma, (self.strength, calibration), made)
+        return held.made
 
     def project(self, branches: SiteBranches, like: Tensor) -> KeysValues:
         """Keys and values of P and S at a site, made where the adapter's weights are and in their dtype.
@@ -103,6 +105,15 @@ class _Projected:
     s: Tensor | None
     like: tuple[torch.dtype, torch.device]
     made: KeysValues
+
+
+@dataclass(frozen=True, eq=False)
+class _Weighed:
+    """The gate's weights, and what they were made of: γ, and strength and calibration curve."""
+
+    gamma: Tensor
+    rest: tuple[float, tuple[float, ...]]
+    made: tuple[Tensor, Tensor]
 
 
 def _keys_values(branch: Branch, tokens: Tensor, like: Tensor) -> KeyValue:

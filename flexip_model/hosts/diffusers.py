@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from ..common.errors import FlexIPError
 from ..method.adapters import Adapter, SiteBranches
 from ..method.attention import Attend, gated_attention
-from ..method.gate import gate_weights
 from ..method.sites import SD15_SITES
 from .condition import Condition, KeysValues
 
@@ -80,7 +79,7 @@ class GatedAttnProcessor:
             self.held = condition.project(self.branches, q)
         # A no-op, unless the UNet runs under autocast or its weights come to another device in the middle of a call.
         p, s = (pair and (pair[0].to(q), pair[1].to(q)) for pair in self.held)
-        weights = gate_weights(condition.turned(self.host.adapter.config.dial), condition.strength)
+        weights = condition.weights(self.host.adapter.config.dial)
         return gated_attention(q, out, p, s, *weights, heads, attend)
 
 
@@ -157,7 +156,7 @@ class FlexIPHost:
             return
         # All before the UNet runs: gradient checkpointing runs its blocks twice and must find the same tensors each
         # time, and one compiled block serves all sites where none of them has anything to remember.
-        condition.turned(self.adapter.config.dial)
+        condition.weights(self.adapter.config.dial)
         for _, own in self._own:
             own.held = condition.project(own.branches, sample)
 

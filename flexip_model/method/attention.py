@@ -39,7 +39,7 @@ def gated_attention(
         q: (B, L, C) the layer's projected queries.
         text: (B, L, C) A_text, the frozen model's attention output before `to_out`.
         preservation, personalization: keys and values (B, N, C) of P and of S; None leaves that branch out.
-        weight_p, weight_s: the gate's weights (`gate_weights`), any shape that broadcasts to (B, L, C).
+        weight_p, weight_s: the gate's weights (`gate.weights`), any shape that broadcasts to (B, L, C).
         heads: attention heads of the layer.
         attend: the host's attention function.
 

@@ -32,8 +32,9 @@ class FlexIPConfig:
         alpha, beta: the gate's constants (Eq. 5: both "initialized" towards 1; our choice 0.9, because exactly 1
             would never train the other branch).
         learnable_gate: alpha and beta are trained through a sigmoid instead.
-        dial: the gate's γ at evenly spaced γ of a user's from 0 to 1, measured after training so that the picture
-            changes over all of the dial (`train.calibrate`); empty: a user's γ is the gate's, as in the paper.
+        dial: the calibration curve: the gate's γ at evenly spaced γ of a user's from 0 to 1, measured after training
+            so that the picture changes over all of the dial (`train.calibrate`); empty: a user's γ is the gate's, as
+            in the paper.
     """
 
     kind: str = "flexip"
@@ -74,8 +75,8 @@ class FlexIPConfig:
             raise FlexIPError(f"channels is {self.channels!r}; expected four widths, one per level of the UNet")
 
     @property
-    def dial_in_words(self) -> str:
-        """What the dial makes of five γ, for people."""
+    def calibration_in_words(self) -> str:
+        """What the calibration curve makes of five γ, for people."""
         if not self.dial:
             return "not calibrated: γ is the gate's"
         shown = ", ".join(f"{self.dial[round(i / 4 * (len(self.dial) - 1))]:.3g}" for i in range(5))

@@ -71,22 +71,30 @@ def gamma_tensor(gamma: float | Sequence[float] | Tensor) -> Tensor:
     return values
 
 
-def turn(gamma: Tensor, dial: Sequence[float]) -> Tensor:
-    """A user's γ → the gate's γ, by an adapter's calibrated dial (our choice; see `train.calibrate`).
+def weights(gamma: Tensor, strength: float | Tensor, calibration: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """The weights of the two branches (§3.4, Eq. 4): strength·g for P and strength·(1 − g) for S, g the gate's γ.
 
     Args:
-        gamma: any shape, in [0, 1].
-        dial: the gate's values at evenly spaced γ from 0 to 1, with straight lines between them
-            (`FlexIPConfig.dial`); empty: the two are the same, as in the paper.
+        gamma: a user's γ in [0, 1], any shape.
+        strength: a factor on both, that broadcasts to γ.
+        calibration: the adapter's calibration curve (`FlexIPConfig.dial`), which makes the gate's γ of the user's.
+
+    Returns:
+        Two tensors of γ's shape, broadcast with strength's.
     """
-    if not dial:
-        return gamma
-    table = torch.tensor(dial, device=gamma.device, dtype=gamma.dtype)
-    place = gamma * (len(dial) - 1)
-    low = place.floor().clamp(0, len(dial) - 2).long()
-    return torch.lerp(table[low], table[low + 1], place - low)
-
-
-def gate_weights(gamma: Tensor, strength: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
-    """Weights of the two branches in Eq. 4: strength·γ for P and strength·(1 − γ) for S, shapes as γ's."""
+    gamma = _calibrated(gamma, calibration)
     return gamma * strength, (1 - gamma) * strength
+
+
+def _calibrated(gamma: Tensor, curve: Sequence[float]) -> Tensor:
+    """A user's γ → the gate's γ (our choice; see `train.calibrate`).
+
+    The curve holds the gate's values at evenly spaced γ from 0 to 1, with straight lines between them; where it is
+    empty, the two are the same, as in the paper.
+    """
+    if not curve:
+        return gamma
+    table = torch.tensor(curve, device=gamma.device, dtype=gamma.dtype)
+    place = gamma * (len(curve) - 1)
+    low = place.floor().clamp(0, len(curve) - 2).long()
+    return torch.lerp(table[low], table[low + 1], place - low)

@@ -100,7 +100,7 @@ def write(
         alpha=adapter.alpha,
         beta=adapter.beta,
         gamma_spread=config.gamma_spread,
-        dial=adapter.dial_in_words,
+        dial=adapter.calibration_in_words,
         base=_name(config.base),
         encoders=names,
         start=_name(config.start),

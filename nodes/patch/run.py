@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...flexip_model.common.errors import FlexIPError
+from ...flexip_model.method import gate
 from ...flexip_model.method.attention import KeyValue
-from ...flexip_model.method.gate import gamma_tensor, gate_weights, turn
+from ...flexip_model.method.gate import gamma_tensor
 from ...flexip_model.method.sites import Site
 from ..host import window_frames
 from ..schedule import gamma_at
@@ -199,7 +200,7 @@ class Step:
                     gamma = gamma * self._on_grid(applied.gamma_map, grid, "the γ map")
                 if applied.attention_mask is not None:
                     effect = effect * self._on_grid(applied.attention_mask, grid, "the attention mask")
-            pair = gate_weights(turn(gamma, applied.loaded.adapter.config.dial), effect)
+            pair = gate.weights(gamma, effect, applied.loaded.adapter.config.dial)
             self._weights[key] = (pair[0].to(self.like), pair[1].to(self.like))
         return self._weights[key]
 

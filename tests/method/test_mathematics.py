@@ -9,7 +9,7 @@ from flexip_model.common.errors import FlexIPError
 from flexip_model.method.adapters import ADAPTERS, FlexIPAdapter, IPAdapterPlus, ReferenceFeatures, adapter_class
 from flexip_model.method.attention import attend, gated_attention
 from flexip_model.method.config import FlexIPConfig
-from flexip_model.method.gate import DynamicWeightGate, gamma_tensor, gate_weights, turn
+from flexip_model.method.gate import DynamicWeightGate, gamma_tensor, weights
 from flexip_model.method.resampler import PerceiverAttention
 from flexip_model.method.sites import SD15_SITES
 
@@ -84,7 +84,7 @@ def test_gated_attention_is_the_sum_of_equation_4_and_exact_at_its_ends():
     a_p, a_s = attend(q, *p, 2), attend(q, *s, 2)
 
     def gated(gamma, strength=1.0):
-        return gated_attention(q, text, p, s, *gate_weights(gamma_tensor(gamma), strength), 2)
+        return gated_attention(q, text, p, s, *weights(gamma_tensor(gamma), strength, ()), 2)
 
     torch.testing.assert_close(gated(0.3, 0.8), text + 0.8 * (0.3 * a_p + 0.7 * a_s))
     assert torch.equal(gated(1.0), text + a_p)
@@ -110,17 +110,19 @@ def test_learnable_gate_starts_at_the_same_values_and_has_gradients():
     assert gate.logits.grad.abs().min() > 0
 
 
-def test_a_dial_is_a_table_with_straight_lines_between_and_none_changes_nothing():
+def test_a_calibration_curve_has_straight_lines_between_its_values_and_none_changes_nothing():
     gamma = torch.tensor([0.0, 0.125, 0.25, 0.75, 1.0]).view(-1, 1, 1)
-    assert turn(gamma, ()) is gamma
-    torch.testing.assert_close(
-        turn(gamma, (0.0, 0.04, 0.1, 0.5, 1.0)).flatten(), torch.tensor([0.0, 0.02, 0.04, 0.5, 1.0])
-    )
+    p, s = weights(gamma, 1.0, ())
+    assert torch.equal(p, gamma) and torch.equal(s, 1 - gamma)
+    p, s = weights(gamma, 0.5, (0.0, 0.04, 0.1, 0.5, 1.0))
+    wanted = torch.tensor([0.0, 0.02, 0.04, 0.5, 1.0])
+    torch.testing.assert_close(p.flatten(), wanted / 2)
+    torch.testing.assert_close(s.flatten(), (1 - wanted) / 2)
 
 
 def test_a_dial_rises_from_zero_to_one_and_older_configs_have_none():
     config = tiny_config(dial=(0.0, 0.1, 1.0))
-    assert FlexIPConfig.from_json(config.to_json()) == config and "0.1" in config.dial_in_words
+    assert FlexIPConfig.from_json(config.to_json()) == config and "0.1" in config.calibration_in_words
     older = {key: value for key, value in json.loads(tiny_config().to_json()).items() if key != "dial"}
     assert FlexIPConfig.from_json(json.dumps(older)) == tiny_config()
     for bad in ((0.0, 0.5), (0.1, 1.0), (0.0, 0.6, 0.4, 1.0), (0.0, float("nan"), 1.0)):

@@ -98,6 +98,16 @@ def test_a_new_prompt_encodes_the_picture_no_second_time(pack, nodes, demo, monk
     assert len(encoders.recent) <= 8
 
 
+def test_a_picture_is_prepared_once_per_encode(pack, nodes, demo, monkeypatch):
+    pair, pictures = importlib.import_module(f"{pack.__name__}.flexip_model.encoders.pair"), []
+    prepare = pair.prepare
+    monkeypatch.setattr(pair, "prepare", lambda images, *given: pictures.append(len(images)) or prepare(images, *given))
+    _, clip, _, encoders, adapter, _ = demo
+    batch = torch.rand(2, 50, 40, 3, generator=torch.Generator().manual_seed(5))
+    nodes["FlexIPEncodeReference"].execute(encoders, adapter, batch, prompt(clip, "x"), prompt(clip, ""), "center")
+    assert pictures == [2]
+
+
 @pytest.mark.promise(8)
 def test_encoders_that_do_not_fit_are_refused(nodes, demo, rig):
     _, clip, _, encoders, _, example = demo

@@ -148,8 +148,8 @@ def every_dino_is_the_right_one(ground: Ground) -> None:
 
 def swapped_branches(ground: Ground) -> None:
     run = ground.part("nodes.patch.run")
-    weights = run.gate_weights
-    ground.set(run, "gate_weights", lambda *given: weights(*given)[::-1])
+    weights = run.gate.weights
+    ground.set(run.gate, "weights", lambda *given: weights(*given)[::-1])
 
 
 def dropped_clone(ground: Ground) -> None:
@@ -263,13 +263,13 @@ def keys_in_float32(ground: Ground) -> None:
 
 def divided_by_their_sum(ground: Ground) -> None:
     run = ground.part("nodes.patch.run")
-    weights = run.gate_weights
+    weights = run.gate.weights
 
     def normalized(*given: Any) -> Any:
         p, s = weights(*given)
         return p / (p + s), s / (p + s)
 
-    ground.set(run, "gate_weights", normalized)
+    ground.set(run.gate, "weights", normalized)
 
 
 def weights_outside_comfyui(ground: Ground) -> None:
