@@ -22,6 +22,8 @@ import comfy.supported_models_base
 import comfy.utils
 import folder_paths
 import torch
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -51,6 +53,64 @@ PREDICTIONS = {"epsilon": comfy.model_base.ModelType.EPS, "v_prediction": comfy.
 TEXT_LENGTH = 77
 
 
+class UNetOfWidths(UNetModel):
+    """ComfyUI's UNet of SD1.5's structure with a width of its own at each level.
+
+    ComfyUI's constructor knows whole multiples of one width alone. So it builds the structure at the first width, and
+    in it each layer gives its place to one of the same class that has its level's width.
+    """
+
+    def __init__(
+        self,
+        *,
+        channel_mult: list[float],
+        model_channels: int,
+        num_heads: int,
+        context_dim: int,
+        dtype: torch.dtype,
+        device: Any,
+        operations: Any,
+        **others: Any,
+    ) -> None:
+        where = {"dtype": dtype, "device": device, "operations": operations}
+        uniform = [1] * len(channel_mult)
+        super().__init__(
+            channel_mult=uniform,
+            model_channels=model_channels,
+            num_heads=num_heads,
+            context_dim=context_dim,
+            **where,
+            **others,
+        )
+        self.channel_mult = channel_mult
+        widths = [round(multiple * model_channels) for multiple in channel_mult]
+
+        def refit(block: nn.Sequential, into: int, out: int) -> None:
+            for place, layer in enumerate(block):
+                if isinstance(layer, ResBlock):
+                    block[place] = ResBlock(into, 4 * model_channels, 0, out, **where)
+                elif isinstance(layer, SpatialTransformer):
+                    heads = (num_heads, out // num_heads)
+                    block[place] = SpatialTransformer(
+                        out, *heads, context_dim=context_dim, use_checkpoint=False, **where
+                    )
+                else:
+                    block[place] = type(layer)(out, True, **where)  # Downsample or Upsample
+                into = out
+
+        width, skips = widths[0], [widths[0]]
+        for number, block in enumerate(self.input_blocks[1:]):
+            out = widths[number // 3]
+            refit(block, width, out)
+            width = out
+            skips.append(width)
+        refit(self.middle_block, width, width)
+        for number, block in enumerate(self.output_blocks):
+            out = widths[-1 - number // 3]
+            refit(block, width + skips.pop(), out)
+            width = out
+
+
 def load_unet(folder: Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """`unet/` as a MODEL, predicting what `scheduler/` says; not under dynamic VRAM where that is asked.
 
@@ -68,21 +128,20 @@ def load_unet(folder: Path, disable_dynamic: bool = False) -> comfy.model_patche
         "in_channels": config["in_channels"],
         "out_channels": config["out_channels"],
         "model_channels": channels[0],
-        "channel_mult": [Multiple(width, channels[0]) for width in channels],
+        "channel_mult": [width / channels[0] for width in channels],
         "context_dim": config["cross_attention_dim"],
     }
     prediction = _json(folder / "scheduler" / "scheduler_config.json")["prediction_type"]
     if prediction not in PREDICTIONS:
         raise FlexIPError(f"{folder / 'scheduler'} has prediction_type {prediction}; expected epsilon or v_prediction")
     model_config = comfy.supported_models.SD15(unet_config)
-    model_config.model_type = lambda *_: PREDICTIONS[prediction]
     model_config.unet_config["num_heads"] = config["attention_head_dim"]
     load_device = comfy.model_management.get_torch_device()
     supported = list(model_config.supported_inference_dtypes)
     count = sum(tensor.numel() for tensor in tensors.values())
     dtype = comfy.model_management.unet_dtype(model_params=count, supported_dtypes=supported)
     model_config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, load_device, supported))
-    model = model_config.get_model({}, "")
+    model = comfy.model_base.BaseModel(model_config, PREDICTIONS[prediction], unet_model=UNetOfWidths)
     names = comfy.utils.unet_to_diffusers(model_config.unet_config)
     renamed = {names[key]: value for key, value in tensors.items() if key in names}
     if len(renamed) != len(tensors):
@@ -96,9 +155,15 @@ def load_unet(folder: Path, disable_dynamic: bool = False) -> comfy.model_patche
 
 
 def load_vae(folder: Path) -> comfy.sd.VAE:
-    """`vae/` (AutoencoderKL) as a VAE."""
+    """`vae/` (AutoencoderKL) as a VAE.
+
+    Raises:
+        FlexIPError: its widths are not whole multiples of the first, as ComfyUI's VAE needs them.
+    """
     config, tensors = _read(folder / "vae", "diffusion_pytorch_model.safetensors")
     channels = config["block_out_channels"]
+    if any(width % channels[0] for width in channels):
+        raise FlexIPError(f"{folder / 'vae'} has block_out_channels {channels}; expected multiples of {channels[0]}")
     sizes = {
         "double_z": True,
         "z_channels": config["latent_channels"],
@@ -106,7 +171,7 @@ def load_vae(folder: Path) -> comfy.sd.VAE:
         "in_channels": config["in_channels"],
         "out_ch": config["out_channels"],
         "ch": channels[0],
-        "ch_mult": [Multiple(width, channels[0]) for width in channels],
+        "ch_mult": [width // channels[0] for width in channels],
         "num_res_blocks": config["layers_per_block"],
         "attn_resolutions": [],
         "dropout": 0.0,
@@ -182,26 +247,6 @@ def _text_model(
     named["text_projection.weight"] = torch.eye(config["hidden_size"])
     load_weights(model, named, folder)
     return model
-
-
-class Multiple(float):
-    """A width as a multiple of the first one; ComfyUI multiplies it back and needs a whole number then."""
-
-    width: int
-    first: int
-
-    def __new__(cls, width: int, first: int) -> Multiple:
-        self = super().__new__(cls, width / first)
-        self.width, self.first = width, first
-        return self
-
-    def __mul__(self, other: Any) -> Any:
-        return self.width * other // self.first
-
-    __rmul__ = __mul__
-
-    def __getnewargs__(self) -> tuple[int, int]:  # type: ignore[override]
-        return self.width, self.first
 
 
 def _read(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
