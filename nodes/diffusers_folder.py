@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..flexip_model.common.errors import FlexIPError
+from ..flexip_model.method import sd15
 from .host import fields, load_weights, manage, reload_with
 
 SD15_UNET = {
@@ -35,7 +36,7 @@ SD15_UNET = {
     "use_spatial_transformer": True,
     "legacy": False,
     "adm_in_channels": None,
-    "num_res_blocks": [2, 2, 2, 2],
+    "num_res_blocks": [sd15.LAYERS_PER_BLOCK] * 4,
     "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
     "transformer_depth_middle": 1,
     "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
@@ -46,11 +47,9 @@ SD15_UNET = {
 SD15_BLOCKS = {
     "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
     "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-    "layers_per_block": 2,
+    "layers_per_block": sd15.LAYERS_PER_BLOCK,
 }
 PREDICTIONS = {"epsilon": comfy.model_base.ModelType.EPS, "v_prediction": comfy.model_base.ModelType.V_PREDICTION}
-# What every tokenizer of this family pads and truncates to.
-TEXT_LENGTH = 77
 
 
 class UNetOfWidths(UNetModel):
@@ -199,7 +198,7 @@ def load_clip_text(folder: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP
     options: dict[str, Any] = {
         "clip_l_class": partial(
             comfy.sd1_clip.SDClipModel,
-            max_length=TEXT_LENGTH,
+            max_length=sd15.TEXT_LENGTH,
             textmodel_json_config=config,
             special_tokens={
                 "start": config["bos_token_id"],

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.errors import FlexIPError
-from ..files.identify import CLIP_WANTED, describe
+from ..files.identify import CLIP_WANTED, identify
 from ..files.parts import check_parts, read_parts
 from ..files.safefile import read_header
 from ..images.preprocess import CLIP_MEAN, CLIP_STD
@@ -106,7 +106,7 @@ def load_clip(path: str | Path) -> ClipEncoder:
         and all(name in parts and parts[name].shape(header) == wanted for name, wanted in VIT_H_SHAPES.items())
     )
     if parts is None or not known:
-        raise FlexIPError(f"{path} is {describe(header)}; expected here is {CLIP_WANTED}")
+        raise FlexIPError(f"{path} is {identify(header)}; expected here is {CLIP_WANTED}")
     try:
         with torch.device("meta"):
             encoder = ClipEncoder(spec or VIT_H)

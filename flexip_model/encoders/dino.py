@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.errors import FlexIPError
-from ..files.identify import DINO_WANTED, describe
+from ..files.identify import DINO_WANTED, identify
 from ..files.parts import check_parts, read_parts
 from ..files.safefile import read_header
 from ..images.preprocess import IMAGENET_MEAN, IMAGENET_STD
@@ -85,7 +85,7 @@ def load_dino(path: str | Path) -> DinoEncoder:
     header = read_header(path)
     spec = own_spec(path, header, "dinov2")
     parts = find_parts(header, DINO_FORMATS)
-    name = describe(header)
+    name = identify(header)
     if parts is None or (spec is None and name != "DINOv2-L/14"):
         raise FlexIPError(f"{path} is {name}; expected here is {DINO_WANTED}")
     if spec is None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from ..common.errors import FlexIPError
 from ..method.adapters import Adapter, adapter_class, create_adapter
 from ..method.config import FlexIPConfig
+from .identify import advice, identify
 from .safefile import Header, load_tensors, read_header, write_tensors
 
 FORMAT_VERSION = "1"
@@ -149,7 +150,8 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 def _info(path: Path, header: Header) -> AdapterInfo:
     version = header.metadata.get("flexip.format_version")
     if version is None:
-        raise FlexIPError(f"{path} is not a FlexIP adapter: {_what_is_it(header)}")
+        hint = advice(header)
+        raise FlexIPError(f"{path} is not a FlexIP adapter: it is {identify(header)}{f'; {hint}' if hint else ''}")
     if version != FORMAT_VERSION:
         raise FlexIPError(
             f"{path} has FlexIP format version {version}, this pack reads version {FORMAT_VERSION}; update the pack"
@@ -193,20 +195,3 @@ def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for key, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
             raise FlexIPError(f"{path}: {key} holds NaN or infinite values; the training that made it went wrong")
-
-
-def _what_is_it(header: Header) -> str:
-    keys = header.tensors
-    if not keys:
-        return "it holds no tensors"
-    if any(key.startswith("ip_adapter.") for key in keys) or any("to_k_ip" in key for key in keys):
-        return "it is an IP-Adapter file; turn it into one with `python -m flexip_model convert FILE OUT`"
-    if any(key.startswith("conditioner.embedders.1") for key in keys):
-        return "it is an SDXL checkpoint"
-    if any(key.startswith(("model.diffusion_model.", "first_stage_model.")) for key in keys):
-        return "it is a whole Stable Diffusion checkpoint; load it with Load Checkpoint"
-    if any(key.startswith(("visual.", "vision_model.", "embeddings.patch_embeddings")) for key in keys):
-        return "it is an image encoder; choose it in Load FlexIP Encoders"
-    if any("lora" in key for key in keys):
-        return "it is a LoRA"
-    return f"its first tensor is {min(keys)}"

@@ -17,6 +17,7 @@ DINO_WANTED = "DINOv2-L/14 without registers (for example model.safetensors of f
 
 # Width of the vision tower → its name.
 CLIP_NAMES = {768: "ViT-B", 1024: "ViT-L", 1152: "ViT-SO400M", 1280: "ViT-H", 1408: "ViT-g", 1664: "ViT-bigG"}
+WHOLE = "a whole Stable Diffusion checkpoint"
 DINO_NAMES = {384: "S", 768: "B", 1024: "L", 1536: "g"}
 
 
@@ -25,13 +26,29 @@ def shape(header: Header, *keys: str) -> tuple[int, ...] | None:
     return next((header.tensors[key].shape for key in keys if key in header.tensors), None)
 
 
-def describe(header: Header) -> str:
-    """What the file is, as a noun phrase: "OpenAI CLIP ViT-L/14", "DINOv2-B with registers" …"""
-    for look in (_none, _checkpoint, _adapter, _siglip, _clip, _text, _dino3, _dino, _vit):
+def identify(header: Header) -> str:
+    """Name what the file is, as a noun phrase: "OpenAI CLIP ViT-L/14", "DINOv2-B with registers" …"""
+    for look in (_none, _checkpoint, _adapter, _siglip, _clip, _text, _dino3, _dino, _vit, _encoder):
         name = look(header)
         if name:
             return name
     return f"an unknown file (its first tensor is {min(header.tensors)})"
+
+
+def is_ip_adapter(header: Header) -> bool:
+    """Whether the file is an IP-Adapter of any variant."""
+    return _has(header, "ip_adapter.", "image_proj.") or any("to_k_ip" in key for key in header.tensors)
+
+
+def advice(header: Header) -> str:
+    """What to do with a file that was given as an adapter and is none; empty where there is nothing to say."""
+    if is_ip_adapter(header):
+        return "turn it into one with `python -m flexip_model convert FILE OUT`"
+    if _checkpoint(header) == WHOLE:
+        return "load it with Load Checkpoint"
+    if _encoder(header) or _dino(header):
+        return "choose it in Load FlexIP Encoders"
+    return ""
 
 
 def _has(header: Header, *starts: str) -> bool:
@@ -46,7 +63,7 @@ def _checkpoint(header: Header) -> str | None:
     if _has(header, "conditioner.embedders."):
         return "an SDXL checkpoint"
     if _has(header, "model.diffusion_model.", "first_stage_model.", "cond_stage_model."):
-        return "a whole Stable Diffusion checkpoint"
+        return WHOLE
     if _has(header, "down_blocks.", "input_blocks.", "double_blocks.", "single_transformer_blocks."):
         return "a diffusion model (UNet or transformer)"
     return None
@@ -55,7 +72,7 @@ def _checkpoint(header: Header) -> str | None:
 def _adapter(header: Header) -> str | None:
     if "flexip.format_version" in header.metadata:
         return "a FlexIP adapter"
-    if _has(header, "ip_adapter.", "image_proj."):
+    if is_ip_adapter(header):
         return "an IP-Adapter"
     if any("lora" in key for key in header.tensors):
         return "a LoRA"
@@ -135,3 +152,7 @@ def _dino(header: Header) -> str | None:
 def _vit(header: Header) -> str | None:
     token = shape(header, "embeddings.cls_token", "vit.embeddings.cls_token", "cls_token")
     return f"DINO v1 or another ViT of width {token[-1]}" if token else None
+
+
+def _encoder(header: Header) -> str | None:
+    return "an image encoder" if _has(header, "visual.", "vision_model.", "embeddings.patch_embeddings") else None

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from ..common.errors import FlexIPError
+from ..method import sd15
 from ..method.adapters import IPAdapter, IPAdapterPlus, create_adapter
 from ..method.config import FlexIPConfig
 from ..method.sites import SD15_SITES, Site
 from .adapter_file import save_adapter
-from .identify import describe
+from .identify import identify
 from .parts import Part, Parts, check_parts, read_parts
 from .safefile import Header, read_header, sha256
 
@@ -26,7 +27,6 @@ from .safefile import Header, read_header, sha256
 HEAD_WIDTH = 64
 # Plain IP-Adapter writes no token count either: 4 in all of its SD1.5 files.
 PLAIN_TOKENS = 4
-SD15_TOKEN_WIDTH = 768
 TOKEN_WIDTHS = {1024: "SD 2", 2048: "SDXL", 4096: "FLUX or Kolors"}
 
 
@@ -100,10 +100,12 @@ def _unsupported(header: Header) -> str | None:
     keys = header.tensors
     numbers = {int(match[1]) for key in keys if (match := re.match(r"ip_adapter\.(\d+)\.to_k_ip\.weight$", key))}
     if not numbers:
-        return describe(header)
+        return identify(header)
     token_width = next(keys[key].shape[-1] for key in keys if key.endswith(".to_k_ip.weight"))
     if token_width in TOKEN_WIDTHS:
-        return f"an IP-Adapter for {TOKEN_WIDTHS[token_width]} (context of {token_width}, SD1.5 has {SD15_TOKEN_WIDTH})"
+        return (
+            f"an IP-Adapter for {TOKEN_WIDTHS[token_width]} (context of {token_width}, SD1.5 has {sd15.CONTEXT_WIDTH})"
+        )
     if len(numbers) != len(SD15_SITES):
         return f"an IP-Adapter for {len(numbers)} cross-attention layers, where SD1.5 has {len(SD15_SITES)}"
     if "image_proj.perceiver_resampler.proj_in.weight" in keys:
@@ -117,7 +119,7 @@ def _unsupported(header: Header) -> str | None:
     plain = keys.get("image_proj.proj.weight")
     if plain is None:
         return "an IP-Adapter of an unknown kind"
-    if token_width == SD15_TOKEN_WIDTH and plain.shape[-1] == 1280:
+    if token_width == sd15.CONTEXT_WIDTH and plain.shape[-1] == 1280:
         return "an IP-Adapter made for OpenCLIP ViT-bigG (embeddings of 1280)"
     return None
 

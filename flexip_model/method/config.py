@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 
 from ..common.errors import FlexIPError
+from . import sd15
 
 MAX_DEPTH, MAX_SIZE = 64, 65536
 """Far above any adapter (our choice): a damaged file must not ask for a million layers before its keys are compared."""
@@ -46,9 +47,9 @@ class FlexIPConfig:
     queries: int = 16
     clip_width: int = 1024
     retrieval_width: int = 1024
-    text_width: int = 768
-    token_width: int = 768
-    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    text_width: int = sd15.CONTEXT_WIDTH
+    token_width: int = sd15.CONTEXT_WIDTH
+    channels: tuple[int, ...] = sd15.UNET_WIDTHS
     alpha: float = 0.9
     beta: float = 0.9
     learnable_gate: bool = False

@@ -14,6 +14,7 @@ from ..comfyui.process import PACK
 from ..data.cache.encode import CacheTask, make_caches
 from ..data.format import NewGroup, ShardWriter
 from ..data.pack.pixels import QUALITY, RawFrame, make_frame
+from ..method import sd15
 from ..train.configs.options import TrainConfig
 from .random_models import random_sd15_unet, sd15_vae
 from .random_weights import write_encoders
@@ -86,16 +87,16 @@ def write_base(folder: Path) -> dict[str, str]:
 
 
 def sd15_text_config() -> Any:
-    """Of SD1.5's text encoder, CLIP ViT-L/14's."""
+    """The config of SD1.5's text encoder, CLIP ViT-L/14's."""
     from transformers import CLIPTextConfig
 
     return CLIPTextConfig(
-        vocab_size=49408,
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        max_position_embeddings=77,
+        vocab_size=sd15.TEXT_VOCABULARY,
+        hidden_size=sd15.CONTEXT_WIDTH,
+        intermediate_size=sd15.TEXT_FEED_FORWARD,
+        num_hidden_layers=sd15.TEXT_LAYERS,
+        num_attention_heads=sd15.TEXT_HEADS,
+        max_position_embeddings=sd15.TEXT_LENGTH,
         hidden_act="quick_gelu",
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..method import sd15
 from ..method.adapters import FlexIPAdapter
 from ..method.config import FlexIPConfig
 
@@ -15,7 +16,9 @@ def random_sd15_unet() -> Any:
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    unet = UNet2DConditionModel(
+        sample_size=64, cross_attention_dim=sd15.CONTEXT_WIDTH, attention_head_dim=sd15.UNET_HEADS
+    )
     return unet.eval().requires_grad_(False)
 
 
@@ -30,9 +33,9 @@ def sd15_vae() -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
+        block_out_channels=sd15.VAE_WIDTHS,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
+        layers_per_block=sd15.LAYERS_PER_BLOCK,
+        latent_channels=sd15.LATENT_CHANNELS,
     ).eval()

@@ -5,6 +5,8 @@ Counts to check against: UNet 859,520,964, VAE 83,653,863, text encoder 123,060,
 
 from __future__ import annotations
 
+from ..method import sd15
+
 Shapes = dict[str, tuple[int, ...]]
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.text_model."
 
@@ -37,7 +39,7 @@ class _Table:
         self.weight(f"{name}.norm", width)
         self.conv(f"{name}.proj_in", width, width, 1)
         block = f"{name}.transformer_blocks.0"
-        for attention, context in (("attn1", width), ("attn2", 768)):
+        for attention, context in (("attn1", width), ("attn2", sd15.CONTEXT_WIDTH)):
             self.weight(f"{block}.{attention}.to_q", width, width, bias=False)
             self.weight(f"{block}.{attention}.to_k", width, context, bias=False)
             self.weight(f"{block}.{attention}.to_v", width, context, bias=False)
@@ -66,7 +68,7 @@ class _Table:
 
 def unet_shapes() -> Shapes:
     """The UNet: widths 320, 640, 1280, 1280, two layers a level, attention on the first three."""
-    table, widths = _Table(UNET), (320, 640, 1280, 1280)
+    table, widths = _Table(UNET), sd15.UNET_WIDTHS
     table.weight("time_embed.0", 1280, 320)
     table.weight("time_embed.2", 1280, 1280)
     table.conv("input_blocks.0.0", 4, 320)
@@ -102,7 +104,7 @@ def unet_shapes() -> Shapes:
 
 def vae_shapes() -> Shapes:
     """The VAE: widths 128, 256, 512, 512, factor 8, 4 latent channels."""
-    table, widths = _Table(VAE), (128, 256, 512, 512)
+    table, widths = _Table(VAE), sd15.VAE_WIDTHS
     table.conv("encoder.conv_in", 3, 128)
     width = 128
     for level, out in enumerate(widths):
@@ -131,18 +133,18 @@ def vae_shapes() -> Shapes:
 
 def text_shapes() -> Shapes:
     """The text encoder, CLIP ViT-L/14's: 12 layers, width 768."""
-    table = _Table(TEXT)
-    table.weight("embeddings.token_embedding", 49408, 768, bias=False)
-    table.weight("embeddings.position_embedding", 77, 768, bias=False)
-    for layer in range(12):
+    table, width = _Table(TEXT), sd15.CONTEXT_WIDTH
+    table.weight("embeddings.token_embedding", sd15.TEXT_VOCABULARY, width, bias=False)
+    table.weight("embeddings.position_embedding", sd15.TEXT_LENGTH, width, bias=False)
+    for layer in range(sd15.TEXT_LAYERS):
         name = f"encoder.layers.{layer}"
         for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            table.weight(f"{name}.self_attn.{part}", 768, 768)
-        table.weight(f"{name}.mlp.fc1", 3072, 768)
-        table.weight(f"{name}.mlp.fc2", 768, 3072)
-        table.weight(f"{name}.layer_norm1", 768)
-        table.weight(f"{name}.layer_norm2", 768)
-    table.weight("final_layer_norm", 768)
+            table.weight(f"{name}.self_attn.{part}", width, width)
+        table.weight(f"{name}.mlp.fc1", sd15.TEXT_FEED_FORWARD, width)
+        table.weight(f"{name}.mlp.fc2", width, sd15.TEXT_FEED_FORWARD)
+        table.weight(f"{name}.layer_norm1", width)
+        table.weight(f"{name}.layer_norm2", width)
+    table.weight("final_layer_norm", width)
     return table.shapes
 
 

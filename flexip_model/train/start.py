@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..common.errors import FlexIPError
 from ..files.adapter_file import load_adapter_file
+from ..files.identify import is_ip_adapter
 from ..files.ip_adapter import convert_ip_adapter
 from ..files.safefile import read_header
 from ..method.adapters import FlexIPAdapter, IPAdapterPlus, adapter_class
@@ -38,7 +39,7 @@ def begin(config: TrainConfig, frozen: Frozen) -> FlexIPAdapter:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that have a counterpart in a FlexIP adapter, by the adapter's keys."""
-    if any(key.startswith(("ip_adapter.", "image_proj.")) for key in read_header(path).tensors):
+    if is_ip_adapter(read_header(path)):
         config, tensors, _ = convert_ip_adapter(path)
         if not issubclass(adapter_class(config), IPAdapterPlus):
             raise FlexIPError(

@@ -23,6 +23,7 @@ import torch
 
 from ...flexip_model.encoders import Encoders, load_clip, load_dino
 from ...flexip_model.files.adapter_file import AdapterInfo
+from ...flexip_model.method import sd15
 from ...flexip_model.method.adapters import FlexIPAdapter
 from ...flexip_model.method.config import FlexIPConfig
 from ...flexip_model.method.gate import gamma_tensor
@@ -41,11 +42,11 @@ def random_model() -> comfy.model_patcher.ModelPatcher:
     """ComfyUI's own SD1.5 with random fp32 weights, 860 M."""
     unet_config = {
         **SD15_UNET,
-        "in_channels": 4,
-        "out_channels": 4,
-        "model_channels": 320,
-        "channel_mult": [1, 2, 4, 4],
-        "context_dim": 768,
+        "in_channels": sd15.LATENT_CHANNELS,
+        "out_channels": sd15.LATENT_CHANNELS,
+        "model_channels": sd15.UNET_WIDTHS[0],
+        "channel_mult": [width // sd15.UNET_WIDTHS[0] for width in sd15.UNET_WIDTHS],
+        "context_dim": sd15.CONTEXT_WIDTH,
     }
     config = comfy.supported_models.SD15(unet_config)
     config.set_inference_dtype(torch.float32, None)
@@ -69,10 +70,11 @@ def sampling(loaded: LoadedAdapter, size: int, steps: int, rounds: int) -> list[
     """A guided run of `steps` steps, patched against unpatched, projection of keys and values included."""
     model = random_model()
     patched = apply_adapter(model, Applied(loaded, gamma_tensor(0.5)))
-    text = torch.randn(2, 1, 77, 768)
-    p, cls = torch.randn(1, loaded.adapter.preservation_tokens, 768), torch.zeros(1, loaded.adapter.config.clip_width)
+    text = torch.randn(2, 1, sd15.TEXT_LENGTH, sd15.CONTEXT_WIDTH)
+    p = torch.randn(1, loaded.adapter.preservation_tokens, sd15.CONTEXT_WIDTH)
+    cls = torch.zeros(1, loaded.adapter.config.clip_width)
     positive, negative = (attach(loaded, [[t, {}]], p, cls) for t in text)
-    latent = torch.zeros(1, 4, size // 8, size // 8)
+    latent = torch.zeros(1, sd15.LATENT_CHANNELS, size // sd15.LATENT_FACTOR, size // sd15.LATENT_FACTOR)
     noise = comfy.sample.prepare_noise(latent, 0)
 
     def run(which: comfy.model_patcher.ModelPatcher) -> Callable[[], object]:

@@ -146,7 +146,7 @@ def test_wrong_metadata_is_named(saved, metadata, message):
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("ip_adapter.1.to_k_ip.weight", "IP-Adapter file.*convert"),
+        ("ip_adapter.1.to_k_ip.weight", "it is an IP-Adapter; .*convert"),
         ("conditioner.embedders.1.model.ln_final.weight", "SDXL"),
         ("model.diffusion_model.input_blocks.0.0.weight", "whole Stable Diffusion checkpoint"),
         ("vision_model.post_layernorm.weight", "image encoder"),

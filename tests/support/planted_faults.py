@@ -143,7 +143,7 @@ def no_finite_check(ground: Ground) -> None:
 def every_dino_is_the_right_one(ground: Ground) -> None:
     from flexip_model.encoders import dino
 
-    ground.set(dino, "describe", lambda header: "DINOv2-L/14")
+    ground.set(dino, "identify", lambda header: "DINOv2-L/14")
 
 
 def swapped_branches(ground: Ground) -> None:

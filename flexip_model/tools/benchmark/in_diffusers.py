@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ...hosts.diffusers import Condition, inject
+from ...method import sd15
 from ...method.gate import gamma_tensor
 from ..random_models import random_adapter, random_sd15_unet
 from .timing import Row, compare
@@ -21,7 +22,7 @@ def steps(size: int, rounds: int) -> list[Row]:
 
     unet, adapter = random_sd15_unet(), random_adapter()
     latent = torch.randn(2, 4, size // 8, size // 8)
-    text = torch.randn(2, 77, 768)
+    text = torch.randn(2, sd15.TEXT_LENGTH, sd15.CONTEXT_WIDTH)
     time_step = torch.tensor([500])
 
     def run(context: Any = text) -> Callable[[], object]:
@@ -34,15 +35,17 @@ def steps(size: int, rounds: int) -> list[Row]:
     original = dict(unet.attn_processors)
     host = inject(unet, adapter)
     gated = dict(unet.attn_processors)
-    condition = Condition(torch.randn(2, 17, 768), torch.randn(2, 77, 768), gamma_tensor(0.5))
+    condition = Condition(
+        torch.randn(2, adapter.preservation_tokens, text.shape[2]), torch.randn_like(text), gamma_tensor(0.5)
+    )
     foreign: dict[str, Any] = {}
     for key, processor in original.items():
         foreign[key] = processor
         if key.endswith("attn2.processor"):
             channels = unet.get_submodule(key.removesuffix(".processor")).to_k.weight.shape[0]
-            foreign[key] = IPAdapterAttnProcessor2_0(channels, 768, num_tokens=[IMAGE_TOKENS])
+            foreign[key] = IPAdapterAttnProcessor2_0(channels, sd15.CONTEXT_WIDTH, num_tokens=[IMAGE_TOKENS])
             foreign[key].requires_grad_(False)
-    image = torch.randn(2, 1, IMAGE_TOKENS, 768)
+    image = torch.randn(2, 1, IMAGE_TOKENS, sd15.CONTEXT_WIDTH)
 
     def with_processors(processors: dict[str, Any], call: Callable[[], object]) -> Callable[[], object]:
         def patched() -> object:
