@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from ..flexip_model.common.errors import FlexIPError
 from ..flexip_model.encoders import Encoders, load_clip, load_dino
 from ..flexip_model.files.adapter_file import load_adapter_file
+from ..flexip_model.images.pictures import on_white
 from .diffusers_folder import load_clip_text, load_unet, load_vae
 from .folders import fingerprint
 from .host import fields
@@ -42,10 +43,8 @@ def load_example(name: str) -> torch.Tensor:
     if name not in examples() or name == NO_EXAMPLE:
         raise FlexIPError(f'there is no example "{name}" in {FOLDER / "examples"}; choose one of the list')
     with Image.open(FOLDER / "examples" / name) as file:
-        picture = ImageOps.exif_transpose(file).convert("RGBA")
-    sheet = Image.new("RGBA", picture.size, "white")
-    sheet.alpha_composite(picture)
-    return torch.from_numpy(np.asarray(sheet.convert("RGB")).astype(np.float32) / 255)[None]
+        picture = on_white(ImageOps.exif_transpose(file))
+    return torch.from_numpy(np.asarray(picture).astype(np.float32) / 255)[None]
 
 
 class FlexIPLoadDemo(io.ComfyNode):

@@ -1,4 +1,4 @@
-"""A sweep as one labeled picture, as the paper's Fig. 5; for nodes, trainer and evaluation."""
+"""Several pictures as one: a γ sweep, as the paper's Fig. 5, or labeled cells."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-INK, PAPER = (32, 32, 32), (255, 255, 255)
+INK, PAPER, BOARD = (32, 32, 32), (255, 255, 255), (225, 225, 225)
 
 
 def draw_sheet(
@@ -19,6 +19,9 @@ def draw_sheet(
     Args:
         references: shown on the left: none, one for all rows, or one per row.
         title: a line above; empty for none.
+
+    Returns:
+        RGB.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -52,4 +55,34 @@ def draw_sheet(
             sheet.paste(small, (gap + (width - small.width) // 2, y + (height - small.height) // 2))
         for column, picture in enumerate(row):
             sheet.paste(picture, (left + gap + column * (width + gap), y))
+    return sheet
+
+
+def draw_cells(cells: Sequence[tuple[str, Image | str]], columns: int, side: int = 160) -> Image:
+    """Lay square cells out row by row, each with its label above.
+
+    Args:
+        cells: label, and a picture of any size or mode, or words on gray; where no label has letters, none has a place.
+        side: of a cell, pixels.
+
+    Returns:
+        RGB.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    gap, font = 6, ImageFont.load_default(15)
+    line = 22 if any(label for label, _ in cells) else 0
+    rows = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + line + gap) + gap), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, (label, shown) in enumerate(cells):
+        x, y = gap + index % columns * (side + gap), gap + index // columns * (side + line + gap)
+        draw.text((x + side // 2, y + line // 2), label, INK, font, anchor="mm")
+        if isinstance(shown, str):
+            cell = Image.new("RGB", (side, side), BOARD)
+            middle = (side // 2, side // 2)
+            ImageDraw.Draw(cell).multiline_text(middle, shown, INK, font, anchor="mm", align="center")
+        else:
+            cell = shown.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+        sheet.paste(cell, (x, y + line))
     return sheet

@@ -52,6 +52,24 @@ class Picture:
             yield start, min(start + rows, bottom), left, right
 
 
+def on_white(picture: Image, size: tuple[int, int] | None = None, offset: tuple[int, int] = (0, 0)) -> Image:
+    """A picture over white, in 8 bits.
+
+    Args:
+        picture: any 8-bit mode; what has no alpha covers the white.
+        size: width and height of the white, pixels; None is the picture's own.
+        offset: of the picture's left upper corner on the white.
+
+    Returns:
+        RGB of that size.
+    """
+    from PIL import Image
+
+    white = Image.new("RGBA", size or picture.size, "white")
+    white.alpha_composite(picture.convert("RGBA"), offset)
+    return white.convert("RGB")
+
+
 def open_pictures(images: Images) -> list[Picture]:
     """Pictures in the order of the batch; a list may mix sizes, tensors and PIL images.
 

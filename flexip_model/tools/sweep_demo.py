@@ -12,6 +12,7 @@ from ..comfyui.client import ComfyClient, Message, Prompt
 from ..comfyui.process import PACK, ComfyServer, has_gpu
 from ..common.errors import FlexIPError
 from ..common.gammas import parse_gammas
+from ..images.pictures import on_white
 
 WORKFLOW = PACK / "workflows" / "api" / "flexip_gamma_sweep.json"
 
@@ -127,9 +128,7 @@ def save_upright(source: Path, target: Path) -> None:
     from PIL import Image, ImageOps
 
     with Image.open(source) as image:
-        upright = ImageOps.exif_transpose(image).convert("RGBA")
-        white = Image.new("RGBA", upright.size, "white")
-        Image.alpha_composite(white, upright).convert("RGB").save(target)
+        on_white(ImageOps.exif_transpose(image)).save(target)
 
 
 def only(graph: Prompt, kind: str) -> str:

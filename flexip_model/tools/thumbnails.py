@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +16,12 @@ from ..comfyui.client import ComfyClient
 from ..comfyui.process import PACK, ComfyServer, find_comfyui, has_gpu
 from ..common.errors import FlexIPError
 from ..common.gammas import parse_gammas
+from ..images.contact_sheet import draw_cells
 from .sweep_demo import fill_graph, only, shown
 
 if TYPE_CHECKING:
     from PIL import Image
 
-CELL, LABEL, GAP = 160, 22, 6
 EXAMPLES = PACK / "models" / "demo" / "examples"
 README = (
     ("sheep.webp", "a 3d render of a sheep in a green meadow"),
@@ -40,27 +39,6 @@ SD15 = (
     ("result", "five pictures,\ngamma 0 to 1"),
 )
 """What the workflow for SD1.5 needs and makes: words, since there are no public weights to make pictures with."""
-
-
-def draw(cells: Sequence[tuple[str, Image.Image | str]], columns: int, path: Path) -> None:
-    """Labeled cells in rows, on white: a picture, or words on gray."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    rows = -(-len(cells) // columns)
-    sheet = Image.new("RGB", (columns * (CELL + GAP) + GAP, rows * (CELL + LABEL + GAP) + GAP), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
-    for index, (label, picture) in enumerate(cells):
-        x, y = GAP + index % columns * (CELL + GAP), GAP + index // columns * (CELL + LABEL + GAP)
-        pen.text((x + CELL // 2, y + LABEL // 2), label, (32, 32, 32), font, anchor="mm")
-        cell = Image.new("RGB", (CELL, CELL), (225, 225, 225))
-        if isinstance(picture, str):
-            ImageDraw.Draw(cell).multiline_text(
-                (CELL // 2, CELL // 2), picture, (32, 32, 32), font, anchor="mm", align="center"
-            )
-        else:
-            cell = picture.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS)
-        sheet.paste(cell, (x, y + LABEL))
-    sheet.save(path, quality=88)
 
 
 def make(comfyui: Path) -> None:
@@ -91,7 +69,7 @@ def make(comfyui: Path) -> None:
                 labels = [f"gamma {gamma:g}" for gamma in parse_gammas(text)]
                 for_sd15 = [("reference", reference), *SD15]
             cells = [("reference", reference), *zip(labels, pictures, strict=True)]
-            draw(cells, 2 if name == "flexip_basic" else 3, PACK / "workflows" / f"{name}.jpg")
+            _save(draw_cells(cells, 2 if name == "flexip_basic" else 3), PACK / "workflows" / f"{name}.jpg")
         graph = json.loads((PACK / "workflows" / "api" / "flexip_gamma_sweep.json").read_text(encoding="utf-8"))
         for example, prompt in README:
             graph[only(graph, "FlexIPLoadDemo")]["inputs"]["example"] = example
@@ -104,8 +82,12 @@ def make(comfyui: Path) -> None:
             for gamma, file in zip(parse_gammas("0:1:0.25"), files, strict=True):
                 for_readme.append((f"gamma {gamma:g}", Image.open(io.BytesIO(file))))
     (PACK / "docs" / "images").mkdir(parents=True, exist_ok=True)
-    draw(for_readme, 6, PACK / "docs" / "images" / "sweep.jpg")
-    draw(for_sd15, 3, PACK / "workflows" / "flexip_gamma_sweep_sd15.jpg")
+    _save(draw_cells(for_readme, 6), PACK / "docs" / "images" / "sweep.jpg")
+    _save(draw_cells(for_sd15, 3), PACK / "workflows" / "flexip_gamma_sweep_sd15.jpg")
+
+
+def _save(sheet: Image.Image, path: Path) -> None:
+    sheet.save(path, quality=88)
 
 
 if __name__ == "__main__":

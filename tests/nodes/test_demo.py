@@ -59,7 +59,7 @@ def test_a_damaged_demo_is_named(pack, nodes, tiny_folder, tmp_path, monkeypatch
 @pytest.mark.parametrize(("said", "name"), [("epsilon", "EPS"), ("v_prediction", "V_PREDICTION"), ("sample", None)])
 def test_the_model_predicts_what_its_scheduler_says(pack, tiny_folder, tmp_path, said, name):
     folders = importlib.import_module(f"{pack.__name__}.nodes.diffusers_folder")
-    error = importlib.import_module(f"{pack.__name__}.flexip_model.errors").FlexIPError
+    error = importlib.import_module(f"{pack.__name__}.flexip_model.common.errors").FlexIPError
     folder = shutil.copytree(tiny_folder, tmp_path / "demo")
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": said}))

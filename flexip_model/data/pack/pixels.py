@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from ...images.pictures import on_white
 from ..format.schema import NewFrame
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -142,8 +143,7 @@ def flatten(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         return picture.convert("RGB"), None
     rgba = picture.convert("RGBA")
     alpha = rgba.getchannel("A")
-    white = Image.new("RGBA", rgba.size, "white")
-    return Image.alpha_composite(white, rgba).convert("RGB"), alpha if int(np.asarray(alpha).min()) < 255 else None
+    return on_white(rgba), alpha if int(np.asarray(alpha).min()) < 255 else None
 
 
 def read_mask(source: Ref | Image.Image) -> Image.Image:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ...images.contact_sheet import draw_cells
 from ..scenes.compose import Composer
 from ..scenes.store import STYLES
-from ..stages.sampling import grid, sample
+from ..stages.sampling import sample
 from ..stages.vae import psnr, through_vae
 from .evaluate import CONCEPTS, STEPS, Evaluation
 from .judges import BACKGROUNDS, Asked, compose
@@ -48,7 +49,7 @@ def base_figures(evaluation: Evaluation, out: Path) -> dict[str, Any]:
             "background": float(np.mean(background)),
             "style": round(float((chances.argmax(-1) == STYLES.index(style)).float().mean()), 4),
         }
-    grid(rows).save(out / "base.png")
+    draw_cells([("", picture) for row in rows for picture in row], len(rows[0])).save(out / "base.png")
     figures["judges_on_true_pictures"] = _true_pictures(evaluation)
     return figures
 
@@ -71,5 +72,7 @@ def vae_figures(evaluation: Evaluation, out: Path) -> dict[str, float]:
     rng = np.random.default_rng(77)
     originals: list[Image.Image] = [composer.picture(composer.recipe(rng, recolor=0)) for _ in range(8)]
     vae = evaluation.model.vae
-    grid([originals, through_vae(vae, originals)]).save(out / "vae.png")
+    draw_cells([("", picture) for picture in originals + through_vae(vae, originals)], len(originals)).save(
+        out / "vae.png"
+    )
     return {"heldout": round(psnr(vae, composer), 2), "seen": round(psnr(vae, evaluation.seen), 2)}

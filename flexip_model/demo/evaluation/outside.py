@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from ...images.contact_sheet import draw_sheet
+from ...images.pictures import on_white
 from ..scenes.sources import Package, fetch, read_json
 from ..scenes.store import svg_picture
 from ..stages.sampling import sample
@@ -43,9 +44,7 @@ def draw_outside(model: Shipped, downloads: Path, path: Path) -> None:
     icons = read_json(fetch(NOTO, downloads), "icons.json")
     for name, prompt in DRAWINGS:
         drawing = svg_picture(icons["icons"][name]["body"], icons.get("width", 128)).resize((128, 128))
-        sheet = Image.new("RGBA", drawing.size, "white")
-        sheet.alpha_composite(drawing)
-        references.append(sheet.convert("RGB"))
+        references.append(on_white(drawing))
         prompts.append(prompt)
     rows = []
     for reference, prompt in zip(references, prompts, strict=True):

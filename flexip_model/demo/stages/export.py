@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...encoders import load_clip, load_dino
 from ...files.adapter_file import save_adapter
 from ...files.safefile import write_tensors
+from ...images.pictures import on_white
 from ..scenes.compose import MIDDLE
 from ..scenes.sources import read_assets
 from ..scenes.words import Words
@@ -127,6 +128,5 @@ def save_examples(archive: Path, subjects: dict[str, str], folder: Path, side: i
     for name, code in subjects.items():
         with Image.open(io.BytesIO(pictures[code])) as image:
             subject = image.convert("RGBA").resize((side * 4 // 5, side * 4 // 5), Image.Resampling.LANCZOS)
-        sheet = Image.new("RGBA", (side, side), "white")
-        sheet.alpha_composite(subject, ((side - subject.width) // 2, round(side * MIDDLE) - subject.height // 2))
-        sheet.convert("RGB").save(folder / f"{name}.webp", quality=90)
+        corner = ((side - subject.width) // 2, round(side * MIDDLE) - subject.height // 2)
+        on_white(subject, (side, side), corner).save(folder / f"{name}.webp", quality=90)

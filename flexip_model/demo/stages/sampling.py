@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from ...hosts.denoise import denoise
@@ -58,18 +58,6 @@ def sample(
     if host is not None:
         host.eject()
     return to_pictures(vae.decode(latents / vae.config.scaling_factor).sample)
-
-
-def grid(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = (), side: int = 128) -> Image.Image:
-    """Rows of pictures as one; a label is written over the left upper corner of its row."""
-    sheet = Image.new("RGB", (side * max(len(r) for r in rows), side * len(rows)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            sheet.paste(picture.resize((side, side)), (x * side, y * side))
-        if y < len(labels):
-            draw.text((3, y * side + 2), labels[y], fill="black", stroke_width=2, stroke_fill="white")
-    return sheet
 
 
 def mean_step(pictures: Sequence[Image.Image]) -> list[float]:

@@ -86,7 +86,7 @@ def test_the_model_that_ships_draws_the_same_with_layers_that_are_empty_until_lo
 @pytest.mark.parametrize("damage", ["missing weight", "missing bias", "other shape", "one too many"])
 def test_damage_is_named_with_empty_layers_too(pack, lazy, tiny_folder, tmp_path, damage):
     folders = importlib.import_module(f"{pack.__name__}.nodes.diffusers_folder")
-    error = importlib.import_module(f"{pack.__name__}.flexip_model.errors").FlexIPError
+    error = importlib.import_module(f"{pack.__name__}.flexip_model.common.errors").FlexIPError
     for part in ("unet", "scheduler"):
         (tmp_path / part).mkdir()
         for file in (tiny_folder / part).iterdir():
