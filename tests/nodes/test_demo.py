@@ -9,6 +9,7 @@ import torch
 
 from ..support.comfy_rig import prompt
 from ..support.helpers import tiny_config
+from ..support.paths import SHIPPED
 
 
 def test_demo_parts_are_those_of_diffusers(demo, tiny_folder):
@@ -36,6 +37,29 @@ def test_demo_parts_are_those_of_diffusers(demo, tiny_folder):
         x, t, text = torch.randn(2, 4, 8, 8), torch.tensor([500.0, 500.0]), torch.randn(2, 77, tiny_config().text_width)
         unet = model.model.diffusion_model
         assert (unet(x, t, context=text) - pipe.unet(x, t, encoder_hidden_states=text).sample).abs().max() < 1e-5
+
+
+def test_the_shipped_unet_has_widths_that_are_no_multiples_of_one(pack):
+    from diffusers import UNet2DConditionModel
+
+    model = importlib.import_module(f"{pack.__name__}.nodes.diffusers_folder").load_unet(SHIPPED)
+    theirs = UNet2DConditionModel.from_pretrained(SHIPPED / "unet")
+    assert tuple(theirs.config.block_out_channels) == (64, 96, 96, 64)
+    x, t, text = torch.randn(2, 4, 16, 16), torch.tensor([500.0, 500.0]), torch.randn(2, 77, 128)
+    unet = model.model.diffusion_model.float()
+    with torch.inference_mode():
+        wanted = theirs.float()(x, t, encoder_hidden_states=text).sample
+        assert (unet(x, t, context=text) - wanted).abs().max() < 1e-4 < wanted.abs().max()
+
+
+def test_a_vae_of_other_widths_is_refused(pack, tiny_folder, tmp_path):
+    error = importlib.import_module(f"{pack.__name__}.flexip_model.common.errors").FlexIPError
+    shutil.copytree(tiny_folder / "vae", tmp_path / "vae")
+    config = json.loads((tmp_path / "vae" / "config.json").read_text())
+    config["block_out_channels"][1] += 16
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(error, match=r"block_out_channels \[32, 80, 96, 96\]; expected multiples of 32"):
+        importlib.import_module(f"{pack.__name__}.nodes.diffusers_folder").load_vae(tmp_path)
 
 
 def test_loading_the_demo_twice_shares_nothing(nodes, demo):
