@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ..common.errors import FlexIPError
 from ..files.identify import DINO_WANTED, identify
-from ..files.parts import check_parts, read_parts
+from ..files.parts import Parts, check_parts, read_parts
 from ..files.safefile import read_header
 from ..images.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from .formats import DINO_FORMATS, DINO_MODULES, Parts, find_parts
+from .formats import DINO_FORMATS, DINO_MODULES, find_parts
 from .weights import Spec, fill, own_spec, weights_hash
 
 # 224 px gives 256 patches, the number that similar published methods use (our choice; the paper gives none).
@@ -34,7 +34,6 @@ VIT_L = Spec(
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
 )
-PATCHES = "embeddings.patch_embeddings.projection.weight"
 POSITIONS = "embeddings.position_embeddings"
 
 
@@ -68,7 +67,8 @@ class DinoEncoder(nn.Module):
 
         The final norm's output without [CLS], patches in row order.
         """
-        return self.model(pixel_values=pixels).last_hidden_state[:, 1:]
+        tokens: Tensor = self.model(pixel_values=pixels).last_hidden_state
+        return tokens[:, 1:]
 
 
 def load_dino(path: str | Path) -> DinoEncoder:

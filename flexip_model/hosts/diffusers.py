@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,6 +20,8 @@ from ..method.adapters import Adapter, SiteBranches
 from ..method.attention import Attend, gated_attention
 from ..method.sites import SD15_SITES
 from .condition import Condition, KeysValues
+
+__all__ = ["Condition", "FlexIPHost", "GatedAttnProcessor", "inject"]
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -51,7 +54,8 @@ class GatedAttnProcessor:
         """hidden_states (B, L, C), encoder_hidden_states (B, T, text_width) → (B, L, C)."""
         adding = [own for own in self.chain if own.host.adds]
         if not adding:
-            return self.base(attn, hidden_states, encoder_hidden_states, attention_mask)
+            plain: Tensor = self.base(attn, hidden_states, encoder_hidden_states, attention_mask)
+            return plain
         batch = hidden_states.shape[0]
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         mask = None
@@ -60,16 +64,15 @@ class GatedAttnProcessor:
             mask = mask.view(batch, attn.heads, -1, mask.shape[-1])
 
         def split_and_attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-            q, k, v = (t.expand(batch, -1, -1).unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-            return out.transpose(1, 2).flatten(2)
+            q, k, v = (rearrange(t.expand(batch, -1, -1), "b n (h e) -> b h n e", h=heads) for t in (q, k, v))
+            return rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "b h n e -> b n (h e)")
 
         q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
         out = split_and_attend(q, k, v, attn.heads, mask)
         for own in adding:
             out = own.add(q, out, attn.heads, split_and_attend)
-        out = attn.to_out[1](attn.to_out[0](out))
-        return out / attn.rescale_output_factor
+        projected: Tensor = attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
+        return projected
 
     def add(self, q: Tensor, out: Tensor, heads: int, attend: Attend) -> Tensor:
         """Add this host's branches to an attention's output (B, L, C), of queries (B, L, C)."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias, cast
 
 import torch
+from einops import repeat
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -119,9 +120,8 @@ def preview(prepared: Prepared, patch: int) -> Tensor:
     keep = keep_patches(prepared.subject, patch)
     if keep is not None:
         side = pixels.shape[-1] // patch
-        seen = keep.float().unflatten(1, (1, side, side))
-        seen = seen.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
-        pixels = torch.where(seen > 0, pixels, pixels * 0.4 + 0.3)
+        seen = repeat(keep, "b (h w) -> b 1 (h p) (w q)", h=side, p=patch, q=patch)
+        pixels = torch.where(seen, pixels, pixels * 0.4 + 0.3)
     return pixels.permute(0, 2, 3, 1).cpu().contiguous()
 
 

@@ -1,6 +1,6 @@
 """The resampler with unified input (§3.1, Eq. 1): queries X retrieve from D, keys are X ⊕ D.
 
-Letters: B batch, N tokens of X, M tokens of D, d width, H heads, E head width.
+Letters: B batch, N tokens of X, M tokens of D, d width, H heads, E head width, W token width.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,14 +37,14 @@ class PerceiverAttention(nn.Module):
         """x (B, N, d), d (B, M, d), keep (B, M) bool or None (all) → (B, N, d)."""
         x = self.norm_x(x)
         keys = torch.cat([x, self.norm_d(d)], dim=1)
-        q, k, v = (
-            t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.to_q(x), self.to_k(keys), self.to_v(keys))
-        )
+        split = "b n (h e) -> b h n e"
+        q, k, v = (rearrange(t, split, h=self.heads) for t in (self.to_q(x), self.to_k(keys), self.to_v(keys)))
         mask = None
         if keep is not None:
             mask = torch.cat([keep.new_ones(x.shape[:2]), keep], dim=1)[:, None, None, :]
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.to_out(out.transpose(1, 2).flatten(2))
+        retrieved: Tensor = self.to_out(rearrange(out, "b h n e -> b n (h e)"))
+        return retrieved
 
 
 class FeedForward(nn.Module):
@@ -57,7 +58,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, d) → (B, N, d)."""
-        return self.narrow(F.gelu(self.widen(self.norm(x))))
+        out: Tensor = self.narrow(F.gelu(self.widen(self.norm(x))))
+        return out
 
 
 class Resampler(nn.Module):
@@ -78,7 +80,7 @@ class Resampler(nn.Module):
         self.norm_out = ops.LayerNorm(config.token_width)
 
     def forward(self, x: Tensor, d: Tensor, keep: Tensor | None = None) -> Tensor:
-        """x (B, N, d), d (B, M, d), keep (B, M) bool or None → (B, N, token_width).
+        """x (B, N, d), d (B, M, d), keep (B, M) bool or None → (B, N, W).
 
         `keep` marks the retrieval tokens that may be read: a subject mask drops the others.
         """
@@ -86,4 +88,5 @@ class Resampler(nn.Module):
             assert isinstance(layer, nn.ModuleDict)
             x = x + layer["attention"](x, d, keep)
             x = x + layer["feed_forward"](x)
-        return self.norm_out(self.project_out(x))
+        tokens: Tensor = self.norm_out(self.project_out(x))
+        return tokens

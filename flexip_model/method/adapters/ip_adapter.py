@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import FlexIPConfig
@@ -26,7 +27,7 @@ class ImageProjection(nn.Module):
 
     def forward(self, cls: Tensor) -> Tensor:
         """(B, clip_width) → (B, N, W)."""
-        tokens: Tensor = self.norm(self.project(cls).unflatten(-1, (self.queries, -1)))
+        tokens: Tensor = self.norm(rearrange(self.project(cls), "b (n w) -> b n w", n=self.queries))
         return tokens
 
 
