@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from ..common import parent
 from ..common.errors import FlexIPError
 
 PACK = Path(__file__).absolute().parents[2]
@@ -126,7 +127,7 @@ class ComfyServer:
         if self._pack is not None:
             _unlink(self.base / "custom_nodes" / PACK_NAME)
             _link(self._pack, self.base / "custom_nodes" / PACK_NAME)
-        command = [sys.executable, str(Path(__file__).with_name("launch.py")), str(self.comfyui / "main.py")]
+        command = [sys.executable, parent.__file__, str(self.comfyui / "main.py")]
         command += ["--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(self.base)]
         command += ["--database-url", "sqlite:///" + (self.base / "user" / "comfyui.db").as_posix()]
         command += ["--disable-auto-launch", "--disable-api-nodes", *self._arguments]
@@ -145,7 +146,7 @@ class ComfyServer:
             command,
             cwd=self.comfyui,
             env=environment,
-            stdin=subprocess.PIPE,  # never written: see launch.py
+            stdin=subprocess.PIPE,  # never written: see common/parent.py
             stdout=self._log_file,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches us alone, and we stop the server

@@ -1,4 +1,4 @@
-"""A training stage in several processes of this machine, with averaged gradients (see `stage`)."""
+"""A training stage in several processes of this machine, with averaged gradients."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import os
 import socket
 from collections.abc import Callable
 
+from .processes import start_members
+
 
 def run(target: Callable[[], None], processes: int, seed: int) -> None:
     """Call `target` in each of `processes` processes; all begin with the same torch seed.
 
     `target` must be picklable; the cores are shared out as threads. With one process it is called right here.
+
+    Raises:
+        FlexIPError: what `target` raised; a process that was killed or left.
     """
     import torch
 
@@ -21,10 +26,10 @@ def run(target: Callable[[], None], processes: int, seed: int) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_member, (processes, port, target, seed), nprocs=processes)
+    start_members(_join_group, processes, port, target, seed, together=True)
 
 
-def _member(rank: int, processes: int, port: int, target: Callable[[], None], seed: int) -> None:
+def _join_group(rank: int, processes: int, port: int, target: Callable[[], None], seed: int) -> None:
     import torch
     import torch.distributed as distributed
 

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import FlexIPError
+from .parent import end_with_parent
 
 if TYPE_CHECKING:
-    import torch
-
-T = TypeVar("T")
-R = TypeVar("R")
+    from multiprocessing.queues import SimpleQueue
 
 
 class Share(NamedTuple):
-    """Which part of the work a process does: items `rank`, `rank + world`, …; `local` is its number on its machine."""
+    """Which part of the work a process does: items `rank`, `rank + world_size`, …
+
+    Attributes:
+        rank: the process's number among all, from 0.
+        world_size: how many processes there are.
+        local_rank: its number on its machine.
+    """
 
     rank: int = 0
-    world: int = 1
-    local: int = 0
+    world_size: int = 1
+    local_rank: int = 0
 
 
 def given_share() -> Share:
@@ -32,12 +35,12 @@ def given_share() -> Share:
         FlexIPError: these are no numbers, or the rank is outside the world.
     """
     try:
-        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        share = Share(rank, world, int(os.environ.get("LOCAL_RANK", rank)))
+        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        share = Share(rank, world_size, int(os.environ.get("LOCAL_RANK", rank)))
     except ValueError as error:
         raise FlexIPError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers ({error})") from error
-    if not 0 <= share.rank < share.world:
-        raise FlexIPError(f"RANK is {share.rank} and WORLD_SIZE {share.world}; expected 0 ≤ RANK < WORLD_SIZE")
+    if not 0 <= share.rank < share.world_size:
+        raise FlexIPError(f"RANK is {share.rank} and WORLD_SIZE {share.world_size}; expected 0 ≤ RANK < WORLD_SIZE")
     return share
 
 
@@ -55,29 +58,56 @@ def run_shares(work: Callable[[Any, Share], None], task: Any, processes: int) ->
     if processes == 1:
         work(task, share)
         return
-    if share.world > 1:
+    if share.world_size > 1:
         raise FlexIPError("--processes cannot be used under torchrun or accelerate launch, which start the processes")
+    start_members(_work_on_share, processes, work, task, together=False)
+
+
+def _work_on_share(rank: int, processes: int, work: Callable[[Any, Share], None], task: Any) -> None:
+    import torch
+
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    work(task, Share(rank, processes, rank))
+
+
+def start_members(member: Callable[..., None], processes: int, *arguments: Any, together: bool) -> None:
+    """Call `member(rank, processes, *arguments)` in `processes` new processes and wait for all of them.
+
+    None of them outlives this call, nor this process.
+
+    Args:
+        member: a module's function.
+        arguments: picklable.
+        together: whether the others are ended when one fails, because they would wait for it forever.
+
+    Raises:
+        FlexIPError: what a member raised; a member that was killed, or ended with an exit code.
+    """
     import multiprocessing
+    from multiprocessing.connection import wait
 
     context = multiprocessing.get_context("spawn")
     errors = context.SimpleQueue()
     members = [
-        context.Process(target=_member, args=(work, task, Share(rank, processes, rank), errors))
-        for rank in range(processes)
+        context.Process(target=_member, args=(member, rank, processes, arguments, errors)) for rank in range(processes)
     ]
+    failed: list[int] = []
     try:
-        for member in members:
-            member.start()
-        for member in members:
-            member.join()
+        for process in members:
+            process.start()
+        running = list(members)
+        while running and not (together and failed):
+            wait([process.sentinel for process in running])
+            ended = [process for process in running if not process.is_alive()]
+            failed += [process.exitcode for process in ended if process.exitcode]
+            running = [process for process in running if process not in ended]
     finally:
-        for member in members:
-            if member.is_alive():
-                member.terminate()
-                member.join()
+        for process in members:
+            if process.is_alive():
+                process.terminate()
+                process.join()
     if not errors.empty():
         raise FlexIPError(errors.get())
-    failed = [member.exitcode for member in members if member.exitcode]
     if failed:
         raise FlexIPError(
             f"{len(failed)} of {processes} processes ended before their work was done (exit code "
@@ -86,54 +116,12 @@ def run_shares(work: Callable[[Any, Share], None], task: Any, processes: int) ->
         )
 
 
-def check_parent() -> None:
-    """End this process quietly when the one that started it is gone (kill −9), so that it never outlives it."""
-    import multiprocessing
-
-    parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():
-        sys.exit(1)
-
-
-def ahead(load: Callable[[T], R], items: Sequence[T], batch: int, threads: int) -> Iterator[list[R]]:
-    """`load` of every item in batches, in order; the next batch loads in threads while the caller is at this one."""
-    batches = [items[start : start + batch] for start in range(0, len(items), batch)]
-    with ThreadPoolExecutor(threads) as pool:
-        coming = [pool.submit(load, item) for item in batches[0]] if batches else []
-        for following in [*batches[1:], []]:
-            now, coming = coming, [pool.submit(load, item) for item in following]
-            if now:
-                yield [job.result() for job in now]
-
-
-def pick_device(name: str, local: int = 0) -> torch.device:
-    """`auto`, `cpu`, `cuda` or a device that torch knows; of several GPUs the one of this process.
-
-    Raises:
-        FlexIPError: torch does not know it, or does not see it.
-    """
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and torch.cuda.device_count() > 1:
-        name = f"cuda:{local % torch.cuda.device_count()}"
+def _member(
+    member: Callable[..., None], rank: int, processes: int, arguments: tuple[Any, ...], errors: SimpleQueue[str]
+) -> None:
+    end_with_parent()
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise FlexIPError(
-            f"the device {name} cannot be used ({str(error).splitlines()[0]}); choose auto, cpu or cuda"
-        ) from error
-    return device
-
-
-def _member(work: Callable[[Any, Share], None], task: Any, share: Share, errors: Any) -> None:
-    import torch
-
-    torch.set_num_threads(max(1, torch.get_num_threads() // share.world))
-    try:
-        work(task, share)
+        member(rank, processes, *arguments)
     except FlexIPError as error:
         errors.put(str(error))
         sys.exit(2)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ..comfyui.process import PACK, ComfyServer, has_gpu
 from ..common.errors import FlexIPError
+from ..common.signals import sigterm_interrupts
 from .sweep_demo import run_demo
 
 
+@sigterm_interrupts()
 def main(options: dict[str, Any], comfyui: Path) -> int:
     """Run one of run.py's commands; the exit code, 2 for what the user can put right."""
-    signal.signal(signal.SIGTERM, _stop)
     try:
         match options.pop("command"):
             case "demo":
@@ -49,10 +49,6 @@ def run_editor(comfyui: Path, port: int, cpu: bool) -> None:
         print(f"Pictures and saved workflows: {base}. Ctrl-C stops.", flush=True)
         code = server.wait()
         raise FlexIPError(f"ComfyUI ended with exit code {code}; the end of its log:\n{server.log_tail()}")
-
-
-def _stop(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -179,7 +179,8 @@ def test_sigterm_stops_as_ctrl_c_does(data, monkeypatch) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from flexip_model.data.caption import CAPTIONERS, CaptionTask, caption
+from flexip_model.data.caption.captioners import CAPTIONERS
+from flexip_model.data.caption.captioning import CaptionTask, caption
 class Killed:
     looks, calls = True, 0
     def __call__(self, frames, pictures):

@@ -180,7 +180,7 @@ def test_server_ends_with_its_parent(tmp_path) -> None:
     )
     main = tmp_path / "main.py"
     main.write_text("import time\nprint('up', flush=True)\ntime.sleep(600)\n")
-    launch = ROOT / "flexip_model" / "server" / "launch.py"
+    launch = ROOT / "flexip_model" / "common" / "parent.py"
     parent = subprocess.Popen([sys.executable, "-c", child, str(launch), str(main)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     lines = sorted(parent.stdout.readline().strip() for _ in range(2))

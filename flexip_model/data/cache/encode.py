@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...common.device import pick_device
 from ...common.errors import FlexIPError
-from ...common.processes import Share, ahead, check_parent, pick_device, run_shares
+from ...common.prefetch import load_batches
+from ...common.processes import Share, run_shares
 from ...files.tensorfile import TensorFile
 from ..format import Dataset, Frame
 from ..format.walk import ShardRows, list_shards, read_frames, stamp
@@ -70,8 +72,8 @@ def make_caches(task: CacheTask, processes: int = 1) -> None:
 
 
 def _work(task: CacheTask, share: Share) -> None:
-    """One process's part: every `world`-th shard. The last to finish brings the index up to date."""
-    device, dtype = pick_device(task.device, share.local), DTYPES[task.dtype]
+    """One process's part: every `world_size`-th shard. The last to finish brings the index up to date."""
+    device, dtype = pick_device(task.device, share.local_rank), DTYPES[task.dtype]
     makers = load_makers(task.vae, task.clip, task.dino, task.size, task.crop, task.flips)
     for maker in makers:
         _begin(task, maker)
@@ -79,8 +81,8 @@ def _work(task: CacheTask, share: Share) -> None:
         torch.nn.Module.to(maker.module, device, dtype)
     dataset = Dataset.open(task.folder)
     places = [(table, rows) for table in dataset.tables.values() for rows in list_shards(table)]
-    progress = _Progress(len(places[share.rank :: share.world]), share)
-    for table, rows in places[share.rank :: share.world]:
+    progress = _Progress(len(places[share.rank :: share.world_size]), share)
+    for table, rows in places[share.rank :: share.world_size]:
         try:
             _encode_shard(task, dataset, makers, table, rows, progress)
         except torch.OutOfMemoryError as error:
@@ -130,8 +132,7 @@ def _encode_shard(
         for maker in missing:
             files.append((maker, TensorFile(paths[id(maker)], all_names(ids), {STAMP: wanted})))
         todo = [frame for frame in frames if any(frame.frame_id not in file.done for _, file in files)]
-        for loaded in ahead(partial(_load, dataset, missing), todo, task.batch, task.threads):
-            check_parent()
+        for loaded in load_batches(partial(_load, dataset, missing), todo, task.batch, task.threads):
             for number, (maker, file) in enumerate(files):
                 _add(maker, number, file, loaded, task.batch)
             for _, file in files:
@@ -218,7 +219,7 @@ class _Progress:
     def say(self) -> None:
         self.said = time.monotonic()
         rate = self.frames / max(self.said - self.started, 1e-6)
-        who = f"process {self.share.rank}: " if self.share.world > 1 else ""
+        who = f"process {self.share.rank}: " if self.share.world_size > 1 else ""
         print(
             f"{who}{self.shards} of {self.total} shards, {self.frames} frames encoded, {rate:.1f} frames/s", flush=True
         )

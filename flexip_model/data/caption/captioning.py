@@ -5,12 +5,9 @@ What is finished is kept (`captionlog`), and goes into the index at the end and 
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...common.device import pick_device
 from ...common.errors import FlexIPError
-from ...common.processes import Share, ahead, check_parent, given_share, pick_device, run_shares
+from ...common.prefetch import load_batches
+from ...common.processes import Share, given_share, run_shares
+from ...common.signals import sigterm_interrupts
 from ..format import Dataset, Frame
 from ..format.walk import ShardRows, list_shards, read_frames, rewrite_frames
 from .captioners import CAPTIONERS, Captioner, CaptionerChoice, FileCaptioner
@@ -103,10 +103,10 @@ def caption(task: CaptionTask, processes: int = 1) -> Report:
     if task.captioner not in CAPTIONERS:
         raise FlexIPError(f"there is no captioner {task.captioner!r}; choose one of {', '.join(CAPTIONERS)}")
     dataset, share = Dataset.open(task.folder), given_share()
-    with _stoppable():
+    with sigterm_interrupts():
         try:
             run_shares(_work, task, processes)
-            while share.world > 1 and share.rank == 0 and not _is_complete(task, dataset):
+            while share.world_size > 1 and share.rank == 0 and not _is_complete(task, dataset):
                 time.sleep(5)
         finally:
             # Of several that torchrun started the first one does it, so that no two rewrite an index at once.
@@ -145,11 +145,11 @@ def _brief(frames: Any) -> Iterator[list[tuple[str, list[str]]]]:
 
 
 def _work(task: CaptionTask, share: Share) -> None:
-    """One process's part: every `world`-th shard."""
+    """One process's part: every `world_size`-th shard."""
     dataset = Dataset.open(task.folder)
     progress = _Progress(share)
     captioner: Captioner | None = None
-    for name, table, rows in _shards(dataset)[share.rank :: share.world]:
+    for name, table, rows in _shards(dataset)[share.rank :: share.world_size]:
         log = ShardLog(task.folder, name, rows.shard, _writer(task))
         if log.is_finished():
             continue
@@ -164,14 +164,13 @@ def _work(task: CaptionTask, share: Share) -> None:
                 captioner = _captioner(task, share)
             if captioner is not None:
                 load = partial(_load, dataset, captioner.looks)
-                for loaded in ahead(load, frames, task.batch, task.threads):
-                    check_parent()
+                for loaded in load_batches(load, frames, task.batch, task.threads):
                     log.add(_ask(captioner, loaded, task, progress))
             log.finish()
         finally:
             log.close()
     progress.close()
-    if isinstance(captioner, FileCaptioner) and share.world == 1 and not progress.found:
+    if isinstance(captioner, FileCaptioner) and share.world_size == 1 and not progress.found:
         raise FlexIPError(
             f"{task.captions} names none of the frames, its first is {next(iter(captioner.captions))!r}; "
             f"expected frame ids, the tar members' names, such as {progress.last!r}"
@@ -179,7 +178,7 @@ def _work(task: CaptionTask, share: Share) -> None:
 
 
 def _captioner(task: CaptionTask, share: Share) -> Captioner:
-    device = pick_device(task.device, share.local)
+    device = pick_device(task.device, share.local_rank)
     return CAPTIONERS[task.captioner](
         CaptionerChoice(task.captioner, task.model, task.captions, device, DTYPES[task.dtype], task.download)
     )
@@ -274,7 +273,7 @@ class _Progress:
 
     def say(self) -> None:
         self.said = time.monotonic()
-        who = f"process {self.share.rank}: " if self.share.world > 1 else ""
+        who = f"process {self.share.rank}: " if self.share.world_size > 1 else ""
         print(
             f"{who}{self.done} frames seen, {self.found} captioned, {self.cut} captions cut to fit, "
             f"{self.done / max(self.said - self.started, 1e-6):.1f} frames/s",
@@ -286,20 +285,3 @@ class _Progress:
             self.say()
         for text in self.complaints[:NAMED]:
             print(f"  left out: {text}", flush=True)
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does, where this is the main thread."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, repeat
-from typing import Any
+from functools import partial
 
 from ...common.errors import FlexIPError
+from ...common.prefetch import prefetch, worker_pool
 from ..format.schema import NewFrame
 from .layouts import Choice, Item, find_layout
 from .pixels import UNREADABLE, make_frame
@@ -29,53 +24,31 @@ class Result:
 
 
 def load_all(
-    layout: str, items: Iterator[Item], choice: Choice, short_side: int, min_side: int, processes: int
+    layout: str, items: Iterator[Item], *, choice: Choice, short_side: int, min_side: int, processes: int
 ) -> Iterator[tuple[Item, Result]]:
     """Each item with what became of it, in order; loaded by other processes when there is more than one.
 
     Raises:
         FlexIPError: one of the processes was ended from outside.
     """
-    jobs: Iterator[Any] = ((layout, item, choice, short_side, min_side) for item in items)
+    load_one = partial(load, layout, choice=choice, short_side=short_side, min_side=min_side)
     if processes == 1:
-        for job in jobs:
-            yield job[1], load(*job)
+        for item in items:
+            yield item, load_one(item)
         return
-    from concurrent.futures import Future, ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
 
-    with ProcessPoolExecutor(processes, get_context("spawn"), _end_with, (os.getpid(),)) as pool:
+    with worker_pool(processes) as pool:
         try:
-            waiting: deque[tuple[Item, Future[Result]]] = deque()
-            for job in chain(jobs, repeat(None, processes * 4)):
-                if job is not None:
-                    waiting.append((job[1], pool.submit(load, *job)))
-                if waiting and (job is None or len(waiting) >= processes * 4):
-                    item, future = waiting.popleft()
-                    yield item, future.result()
+            yield from prefetch(pool, load_one, items, processes * 4)
         except BrokenProcessPool as error:
             raise FlexIPError(
                 "a process that reads pictures was ended from outside, most often for want of memory; "
                 "run the same command with fewer --processes, it goes on"
             ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _end_with(parent: int) -> None:
-    """A worker leaves when its parent is gone, also after kill -9, and leaves Ctrl-C to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def load(layout: str, item: Item, choice: Choice, short_side: int, min_side: int) -> Result:
+def load(layout: str, item: Item, *, choice: Choice, short_side: int, min_side: int) -> Result:
     """Decode one item; what cannot be read is named in the result and never raised."""
     result = Result()
     try:

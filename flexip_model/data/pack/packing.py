@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import FlexIPError
+from ...common.signals import StopRequest, noted_stop
 from ..format.schema import SPLITS, NewGroup
 from ..format.shards import MAX_BYTES, ShardWriter
 from .heldout import keep_apart
@@ -97,7 +96,7 @@ def pack(options: Options, say: Callable[[str], None] = print) -> Tally:
     say(f"{layout.name}: {license}")
     writer = ShardWriter(options.folder, options.name, license, f"layout {layout.name}", max_bytes=options.max_bytes)
     try:
-        with _Stop() as stop:
+        with noted_stop(second_ends=True) as stop:
             tally = _fill(writer, layout, options, kept_out, stop, say)
     except BaseException:
         writer.abandon()
@@ -108,7 +107,12 @@ def pack(options: Options, say: Callable[[str], None] = print) -> Tally:
 
 
 def _fill(
-    writer: ShardWriter, layout: Layout, options: Options, kept_out: KeptOut, stop: _Stop, say: Callable[[str], None]
+    writer: ShardWriter,
+    layout: Layout,
+    options: Options,
+    kept_out: KeptOut,
+    stop: StopRequest,
+    say: Callable[[str], None],
 ) -> Tally:
     key = _fingerprint(options)
     tally, items = Tally(), layout.items(options.source)
@@ -124,7 +128,12 @@ def _fill(
         say(f"going on after {tally.items:,} of the source's items, {writer.groups:,} groups")
     shown = time.monotonic()
     for item, result in load_all(
-        layout.name, items, options.choice, options.short_side, options.min_side, options.processes
+        layout.name,
+        items,
+        choice=options.choice,
+        short_side=options.short_side,
+        min_side=options.min_side,
+        processes=options.processes,
     ):
         tally.items += 1
         tally.pictures += result.pictures
@@ -147,27 +156,6 @@ def _fill(
     writer.flush()
     _check_broken(tally, options)
     return tally
-
-
-class _Stop:
-    """Ctrl-C and SIGTERM end a run between two items, with its shard complete; the second one ends it at once."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Stop:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.number = number
-        signal.signal(number, signal.SIG_DFL)
 
 
 def _groups(

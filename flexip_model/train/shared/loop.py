@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...common.errors import FlexIPError
+from ...common.signals import StopRequest, noted_stop
 from . import state
 
 BAD_STEPS = 20
@@ -78,7 +79,7 @@ class Loop(Generic[Trained]):
         )
         self.ema = EMAModel(trained.parameters(), decay=pace.ema)
         self.step, self.skipped, self.bad = 0, 0, 0
-        self._signal, self._stopped_by, self._saved = 0, 0, -1
+        self._asked, self._stopped_by, self._saved = StopRequest(), 0, -1
 
     def work(self) -> None:
         """Train to the end, by calls of `until`."""
@@ -149,7 +150,7 @@ class Loop(Generic[Trained]):
         # them: without them a step of the small model takes four fifths of the time.
         torch.set_flush_denormal(True)
         try:
-            with _signals(self._stop):
+            with noted_stop(second_ends=False) as self._asked:
                 self.work()
             if self._saved != self.step:
                 self.save()
@@ -177,8 +178,8 @@ class Loop(Generic[Trained]):
         while self.step < end and not self.stopped:
             self._update(batches)
             # A signal that comes after this counts after the next step: a process that left alone would hang the rest.
-            if self.agree(self._signal):
-                self._stopped_by = self._signal or signal.SIGTERM
+            if self.agree(self._asked.number):
+                self._stopped_by = self._asked.number or signal.SIGTERM
             if self.stopped or self.step % c.save_every == 0:
                 self.save()
             if self.step % c.log_every == 0 or self.step == c.steps:
@@ -220,9 +221,6 @@ class Loop(Generic[Trained]):
         if self.world == 1:
             return value
         return int(self.accelerator.reduce(torch.tensor(value, device=self.accelerator.device)))
-
-    def _stop(self, number: int, _frame: Any) -> None:
-        self._signal = number
 
     def save(self) -> None:
         """Write a checkpoint (the first process does)."""
@@ -292,17 +290,3 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         if parameter.requires_grad:
             (decay if parameter.ndim > 1 and name.endswith("weight") else plain).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-
-
-@contextlib.contextmanager
-def _signals(handler: Any) -> Iterator[None]:
-    """SIGTERM and SIGINT finish the step and save, instead of ending the process at once."""
-    before = {}
-    for number in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(ValueError):  # not in the main thread
-            before[number] = signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
