@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import errno
-import io
 import os
 import re
 import resource
@@ -85,13 +84,6 @@ def readers_of(folder: Path) -> dict[str, CacheReader]:
     return {manifest.kind: CacheReader(folder, key) for key, manifest in list_caches(folder).items()}
 
 
-def mask_of(dataset: Dataset, frame: Frame) -> torch.Tensor | None:
-    content = dataset.read_mask(frame)
-    if content is None:
-        return None
-    return torch.from_numpy(np.asarray(Image.open(io.BytesIO(content)), np.float32) / 255)[None]
-
-
 def near(cached: torch.Tensor | None, wanted: torch.Tensor) -> bool:
     """Equal up to half precision: 1e-3 of the value."""
     return cached is not None and torch.allclose(cached, wanted, rtol=1e-3, atol=1e-3)
@@ -115,7 +107,7 @@ def test_the_shipped_models_cache_is_what_encoding_at_once_gives(data: Path) -> 
         assert readers["latents"].get(frame, flip=True) is None
         for flip in (False, True):
             for white in (False, True):
-                mask = mask_of(dataset, frame) if white else None
+                mask = torch.from_numpy(dataset.mask(frame))[None] if white and masked else None
                 if white and mask is None:
                     assert readers["clip"].get(frame, white, flip) is readers["dino"].get(frame, white, flip) is None
                     continue

@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,9 @@ def test_a_group_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert frame.sharpness == pytest.approx(written.sharpness)
     assert data.read(frame) == written.picture and data.read_mask(frame) == written.mask
     assert np.array_equal(np.asarray(data.picture(frame)), np.asarray(Image.open(io.BytesIO(written.picture))))
+    mask = data.mask(frame)
+    assert (mask.shape, mask.dtype, mask.min(), mask.max()) == ((H, W), np.float32, 0, 1)
+    assert np.array_equal(mask, disc()) and data.mask(replace(frame, mask_offset=None)) is None
 
 
 def test_shards_are_plain_webdataset_tars(tmp_path: Path) -> None:

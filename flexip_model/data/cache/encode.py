@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -156,20 +154,12 @@ class _Loaded:
 
 def _load(dataset: Dataset, makers: Sequence[Maker], frame: Frame) -> _Loaded:
     try:
-        picture, mask = dataset.picture(frame), _mask(dataset, frame)
+        picture, values = dataset.picture(frame), dataset.mask(frame)
+        mask = None if values is None else torch.from_numpy(values)
         views = [maker.views(picture, mask, frame) for maker in makers]
     except (FlexIPError, OSError, ValueError, SyntaxError) as error:
         return _Loaded(frame, complaint=f"left out: {error}")
     return _Loaded(frame, views, next((f"{view.complaint}; only as it is" for view in views if view.complaint), ""))
-
-
-def _mask(dataset: Dataset, frame: Frame) -> Tensor | None:
-    from PIL import Image
-
-    content = dataset.read_mask(frame)
-    if content is None:
-        return None
-    return torch.from_numpy(np.asarray(Image.open(io.BytesIO(content)).convert("L"), np.float32) / 255)
 
 
 @torch.no_grad()

@@ -130,12 +130,19 @@ class Dataset:
         Raises:
             FlexIPError: as `read`, or the bytes are no picture.
         """
-        from PIL import Image
+        return _decode(self.read(frame), "RGB", f"{frame.shard}: {frame.frame_id}")
 
-        try:
-            return Image.open(io.BytesIO(self.read(frame))).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise FlexIPError(f"{frame.shard}: {frame.frame_id} cannot be decoded ({error})") from error
+    def mask(self, frame: Frame) -> np.ndarray | None:
+        """The subject's mask, (height, width) float32 from 0 (background) to 1 (subject); None where none is known.
+
+        Raises:
+            FlexIPError: as `read`, or the bytes are no picture.
+        """
+        content = self.read_mask(frame)
+        if content is None:
+            return None
+        gray = _decode(content, "L", f"{frame.shard}: the mask of {frame.frame_id}")
+        return np.asarray(gray, np.float32) / 255
 
     def _read(self, frame: Frame, offset: int, count: int) -> bytes:
         path = shard_path(self.folder, frame.shard)
@@ -174,6 +181,15 @@ class _Shards:
                 self._files.popitem(last=False)[1].close()
             file.seek(offset)
             return file.read(count)
+
+
+def _decode(content: bytes, mode: str, what: str) -> Image:
+    from PIL import Image
+
+    try:
+        return Image.open(io.BytesIO(content)).convert(mode)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise FlexIPError(f"{what} cannot be decoded ({error})") from error
 
 
 def index_names(folder: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,13 +41,8 @@ class Subject:
 
     def mask(self, frame: Frame) -> Tensor | None:
         """The subject's mask, (height, width) float32 in [0, 1], or None where none is known."""
-        from PIL import Image
-
-        content = self.folder.read_mask(frame)
-        if content is None:
-            return None
-        values = np.asarray(Image.open(io.BytesIO(content)).convert("L"), np.float32) / 255
-        return torch.from_numpy(values)
+        values = self.folder.mask(frame)
+        return None if values is None else torch.from_numpy(values)
 
 
 class Groups:
