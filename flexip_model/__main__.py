@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .common.console import shown_log
 from .common.errors import FlexIPError
 from .files.describe import describe
 
@@ -15,7 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, or 2 with one sentence on stderr for a user's mistake."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        with shown_log():
+            options.run(options)
     except FlexIPError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

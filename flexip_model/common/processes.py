@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .console import is_log_shown, shown_log
 from .errors import FlexIPError
 from .parent import end_with_parent
 
@@ -26,6 +28,11 @@ class Share(NamedTuple):
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+
+    @property
+    def name(self) -> str:
+        """How a line begins that one of several processes prints; empty for a process alone."""
+        return f"process {self.rank}: " if self.world_size > 1 else ""
 
 
 def given_share() -> Share:
@@ -89,7 +96,8 @@ def start_members(member: Callable[..., None], processes: int, *arguments: Any, 
     context = multiprocessing.get_context("spawn")
     errors = context.SimpleQueue()
     members = [
-        context.Process(target=_member, args=(member, rank, processes, arguments, errors)) for rank in range(processes)
+        context.Process(target=_member, args=(member, rank, processes, arguments, errors, is_log_shown()))
+        for rank in range(processes)
     ]
     failed: list[int] = []
     try:
@@ -117,11 +125,17 @@ def start_members(member: Callable[..., None], processes: int, *arguments: Any, 
 
 
 def _member(
-    member: Callable[..., None], rank: int, processes: int, arguments: tuple[Any, ...], errors: SimpleQueue[str]
+    member: Callable[..., None],
+    rank: int,
+    processes: int,
+    arguments: tuple[Any, ...],
+    errors: SimpleQueue[str],
+    show_log: bool,
 ) -> None:
     end_with_parent()
     try:
-        member(rank, processes, *arguments)
+        with shown_log() if show_log else nullcontext():
+            member(rank, processes, *arguments)
     except FlexIPError as error:
         errors.put(str(error))
         sys.exit(2)

@@ -148,8 +148,7 @@ def _pack(options: argparse.Namespace) -> None:
             options.broken,
             options.processes,
             int(options.shard_megabytes * 2**20),
-        ),
-        say=lambda text: print(text, flush=True),
+        )
     )
 
 

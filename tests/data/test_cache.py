@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import logging
 import os
 import re
 import resource
@@ -266,15 +267,16 @@ def test_a_full_disk_is_told_and_what_was_made_is_kept(task: CacheTask, capsys) 
     assert all(len(frame.caches) == 2 for frame in frames_of(task.folder))
 
 
-def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path, task: CacheTask, capsys) -> None:
+def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path, task: CacheTask, caplog) -> None:
     folder = write_folder(tmp_path / "broken", broken=2)
     writer = ShardWriter(folder, "blank", "CC0")
     picture, mask = scene(3, 60, 60)
     blank = encoded(Image.new("L", mask.size), "PNG")
     writer.add(NewGroup("b", "image", (NewFrame(encoded(picture, "PNG"), 60, 60, 1.0, "0" * 16, blank),)))
     writer.close()
-    make_caches(replace(task, folder=folder))
-    out = capsys.readouterr().out
+    with caplog.at_level(logging.INFO):
+        make_caches(replace(task, folder=folder))
+    out = caplog.text
     frames = frames_of(folder)
     assert [bool(frame.caches) for frame in frames] == [frame != frames[3] for frame in frames]
     assert f"{frames[3].frame_id} left out:" in out and "2 frames with complaints" in out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import signal
 import subprocess
@@ -141,12 +142,13 @@ def test_empty_captions_and_repeats_within_a_group_are_told(data, tmp_path, caps
     assert f"1 frames have none, such as {ids[-1]}" in lines and "in 1 of 2 groups" in lines and "in g1" in lines
 
 
-def test_an_unreadable_picture_is_passed_over_and_named(tmp_path, monkeypatch, capsys) -> None:
+def test_an_unreadable_picture_is_passed_over_and_named(tmp_path, monkeypatch, caplog) -> None:
     data = write_folder(tmp_path / "data", broken=2)
     monkeypatch.setitem(CAPTIONERS, "blip", lambda choice: Counter())
-    report = caption(CaptionTask(data, "blip", batch=4))
+    with caplog.at_level(logging.INFO):
+        report = caption(CaptionTask(data, "blip", batch=4))
     assert report.without == 1 and report.first_without == [list(captions_of(data))[2]]
-    assert f"left out: drawn-000000.tar: {report.first_without[0]} cannot be decoded" in capsys.readouterr().out
+    assert f"left out: drawn-000000.tar: {report.first_without[0]} cannot be decoded" in caplog.text
 
 
 def stop() -> None:

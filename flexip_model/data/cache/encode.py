@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...common.console import Progress
 from ...common.device import pick_device
 from ...common.errors import FlexIPError
 from ...common.prefetch import load_batches
@@ -23,8 +24,11 @@ from .makers import LatentMaker, Maker, Views, all_names, load_makers
 from .manifest import MANIFEST, cache_file, read_manifest, tensor_name, write_manifest
 from .marks import STAMP, finished_names, mark_caches
 
+log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 REPORT_SECONDS = 20.0
+NAMED = 5
+"""Frames with complaints that are named."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,14 @@ def _work(task: CacheTask, share: Share) -> None:
         torch.nn.Module.to(maker.module, device, dtype)
     dataset = Dataset.open(task.folder)
     places = [(table, rows) for table in dataset.tables.values() for rows in list_shards(table)]
-    progress = _Progress(len(places[share.rank :: share.world_size]), share)
-    for table, rows in places[share.rank :: share.world_size]:
+    own, finished = places[share.rank :: share.world_size], 0
+    progress = Progress(
+        lambda frames: f"{finished} of {len(own)} shards, {frames} frames encoded",
+        who=share.name,
+        unit="frames",
+        seconds=REPORT_SECONDS,
+    )
+    for table, rows in own:
         try:
             _encode_shard(task, dataset, makers, table, rows, progress)
         except torch.OutOfMemoryError as error:
@@ -88,18 +98,19 @@ def _work(task: CacheTask, share: Share) -> None:
                 f"{device} is out of memory with --batch {task.batch}; run the same command again with "
                 f"--batch {max(1, task.batch // 2)}, it goes on where it stopped"
             ) from error
-        progress.shards += 1
-    progress.close()
+        finished += 1
+    progress.say()
+    if progress.complaints:
+        log.info(f"{len(progress.complaints)} frames with complaints, the first:")
+    for text in progress.complaints[:NAMED]:
+        log.info(f"  {text}")
     for maker in makers:
         if isinstance(maker, LatentMaker) and maker.noise is not None:
-            print(
-                f"the VAE's own noise, which is left out, is {100 * maker.noise:.2g} % of the latents' deviation",
-                flush=True,
-            )
+            log.info("the VAE's own noise, which is left out, is %.2g %% of the latents' deviation", 100 * maker.noise)
     if all(cache_file(task.folder, maker.manifest.key, rows.shard).exists() for _, rows in places for maker in makers):
         counts = mark_caches(task.folder)
         for maker in makers:
-            print(f"{maker.manifest.key}: {counts[maker.manifest.key]} frames in the index", flush=True)
+            log.info(f"{maker.manifest.key}: {counts[maker.manifest.key]} frames in the index")
 
 
 def _begin(task: CacheTask, maker: Maker) -> None:
@@ -116,7 +127,7 @@ def _begin(task: CacheTask, maker: Maker) -> None:
 
 
 def _encode_shard(
-    task: CacheTask, dataset: Dataset, makers: Sequence[Maker], table: Any, rows: ShardRows, progress: _Progress
+    task: CacheTask, dataset: Dataset, makers: Sequence[Maker], table: Any, rows: ShardRows, progress: Progress
 ) -> None:
     wanted = stamp(table, rows)
     paths = {id(maker): cache_file(task.folder, maker.manifest.key, rows.shard) for maker in makers}
@@ -135,7 +146,8 @@ def _encode_shard(
                 _add(maker, number, file, loaded, task.batch)
             for _, file in files:
                 file.flush()
-            progress.add(loaded)
+            complaints = [f"{entry.frame.frame_id} {entry.complaint}" for entry in loaded if entry.complaint]
+            progress.add(len(loaded), complaints)
         for _, file in files:
             file.close()
     finally:
@@ -189,33 +201,3 @@ def _add(maker: Maker, number: int, file: TensorFile, loaded: Sequence[_Loaded],
         # The plain one comes last: where it is, a kill has lost no variant of the frame.
         for name in sorted(rows, key=lambda name: (name == entry.frame.frame_id, name)):
             file.add(name, rows[name])
-
-
-class _Progress:
-    """Lines for the person who waits, and what could not be read."""
-
-    def __init__(self, total: int, share: Share) -> None:
-        self.total, self.share = total, share
-        self.shards = self.frames = 0
-        self.complaints: list[str] = []
-        self.started = self.said = time.monotonic()
-
-    def add(self, loaded: Sequence[_Loaded]) -> None:
-        self.frames += len(loaded)
-        self.complaints += [f"{entry.frame.frame_id} {entry.complaint}" for entry in loaded if entry.complaint]
-        if time.monotonic() - self.said > REPORT_SECONDS:
-            self.say()
-
-    def say(self) -> None:
-        self.said = time.monotonic()
-        rate = self.frames / max(self.said - self.started, 1e-6)
-        who = f"process {self.share.rank}: " if self.share.world_size > 1 else ""
-        print(
-            f"{who}{self.shards} of {self.total} shards, {self.frames} frames encoded, {rate:.1f} frames/s", flush=True
-        )
-
-    def close(self) -> None:
-        self.say()
-        if self.complaints:
-            print(f"{len(self.complaints)} frames with complaints, the first:", flush=True)
-            print("\n".join(f"  {text}" for text in self.complaints[:5]), flush=True)

@@ -5,6 +5,7 @@ What is finished is kept (`captionlog`), and goes into the index at the end and 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...common.console import Progress
 from ...common.device import pick_device
 from ...common.errors import FlexIPError
 from ...common.prefetch import load_batches
@@ -29,6 +31,7 @@ from .captiontext import shorten, tidy
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+log = logging.getLogger(__name__)
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 REPORT_SECONDS = 20.0
 NAMED = 5
@@ -144,16 +147,37 @@ def _brief(frames: Any) -> Iterator[list[tuple[str, list[str]]]]:
         start += length
 
 
+@dataclass
+class _Told:
+    """What a process's captioner said.
+
+    Attributes:
+        found: frames that it captioned.
+        cut: captions that were too long.
+        last: the id of the frame that it saw last.
+    """
+
+    found: int = 0
+    cut: int = 0
+    last: str = ""
+
+
 def _work(task: CaptionTask, share: Share) -> None:
     """One process's part: every `world_size`-th shard."""
     dataset = Dataset.open(task.folder)
-    progress = _Progress(share)
+    told = _Told()
+    progress = Progress(
+        lambda done: f"{done} frames seen, {told.found} captioned, {told.cut} captions cut to fit",
+        who=share.name,
+        unit="frames",
+        seconds=REPORT_SECONDS,
+    )
     captioner: Captioner | None = None
     for name, table, rows in _shards(dataset)[share.rank :: share.world_size]:
-        log = ShardLog(task.folder, name, rows.shard, _writer(task))
-        if log.is_finished():
+        shard_log = ShardLog(task.folder, name, rows.shard, _writer(task))
+        if shard_log.is_finished():
             continue
-        seen = log.seen()
+        seen = shard_log.seen()
         frames = [
             frame
             for frame in read_frames(table, rows)
@@ -165,15 +189,19 @@ def _work(task: CaptionTask, share: Share) -> None:
             if captioner is not None:
                 load = partial(_load, dataset, captioner.looks)
                 for loaded in load_batches(load, frames, task.batch, task.threads):
-                    log.add(_ask(captioner, loaded, task, progress))
-            log.finish()
+                    shard_log.add(_ask(captioner, loaded, task, told))
+                    progress.add(len(loaded), [complaint for _, _, complaint in loaded if complaint])
+            shard_log.finish()
         finally:
-            log.close()
-    progress.close()
-    if isinstance(captioner, FileCaptioner) and share.world_size == 1 and not progress.found:
+            shard_log.close()
+    if progress.done:
+        progress.say()
+    for text in progress.complaints[:NAMED]:
+        log.info(f"  left out: {text}")
+    if isinstance(captioner, FileCaptioner) and share.world_size == 1 and not told.found:
         raise FlexIPError(
             f"{task.captions} names none of the frames, its first is {next(iter(captioner.captions))!r}; "
-            f"expected frame ids, the tar members' names, such as {progress.last!r}"
+            f"expected frame ids, the tar members' names, such as {told.last!r}"
         )
 
 
@@ -193,7 +221,7 @@ def _load(dataset: Dataset, looks: bool, frame: Frame) -> tuple[Frame, Image | N
 
 
 def _ask(
-    captioner: Captioner, loaded: Sequence[tuple[Frame, Image | None, str]], task: CaptionTask, progress: _Progress
+    captioner: Captioner, loaded: Sequence[tuple[Frame, Image | None, str]], task: CaptionTask, told: _Told
 ) -> list[Entry]:
     good = [(frame, picture) for frame, picture, complaint in loaded if not complaint]
     try:
@@ -207,10 +235,10 @@ def _ask(
     for (frame, _), text in zip(good, texts, strict=True):
         whole = tidy(text or "")
         fitting = shorten(whole)
-        progress.cut += fitting != whole
-        progress.found += bool(fitting)
+        told.cut += fitting != whole
+        told.found += bool(fitting)
         entries.append((frame.frame_id, fitting or None))
-    progress.add(len(entries), loaded[-1][0].frame_id, [complaint for _, _, complaint in loaded if complaint])
+    told.last = loaded[-1][0].frame_id
     return entries
 
 
@@ -247,41 +275,3 @@ def _merge(task: CaptionTask, dataset: Dataset) -> None:
     if complete:
         for name in dataset.names:
             remove_logs(task.folder, name)
-
-
-class _Progress:
-    """Lines for the person who waits.
-
-    Attributes:
-        done, found, cut: frames seen, captioned, and captions that were too long.
-        last: the frame seen last.
-    """
-
-    def __init__(self, share: Share) -> None:
-        self.share = share
-        self.done = self.found = self.cut = 0
-        self.last = ""
-        self.complaints: list[str] = []
-        self.started = self.said = time.monotonic()
-
-    def add(self, count: int, last: str, complaints: list[str]) -> None:
-        self.done += count
-        self.last = last
-        self.complaints += complaints
-        if time.monotonic() - self.said > REPORT_SECONDS:
-            self.say()
-
-    def say(self) -> None:
-        self.said = time.monotonic()
-        who = f"process {self.share.rank}: " if self.share.world_size > 1 else ""
-        print(
-            f"{who}{self.done} frames seen, {self.found} captioned, {self.cut} captions cut to fit, "
-            f"{self.done / max(self.said - self.started, 1e-6):.1f} frames/s",
-            flush=True,
-        )
-
-    def close(self) -> None:
-        if self.done:
-            self.say()
-        for text in self.complaints[:NAMED]:
-            print(f"  left out: {text}", flush=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import logging
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ...common.console import Progress
 from ...common.errors import FlexIPError
 from ...common.signals import StopRequest, noted_stop
 from ..format.schema import SPLITS, NewGroup
@@ -18,9 +18,11 @@ from .layouts import Choice, Item, Layout, find_layout
 from .loading import Result, load_all
 from .split import NEAR, KeptOut, enough, read_excluded, split_of
 
+log = logging.getLogger(__name__)
 SHORT_SIDE = 640
 """Pixels: room for a crop to the subject at the paper's 512 px (section 4.1)."""
 NAMED = 20
+REPORT_SECONDS = 30.0
 FEW = 100
 """Pictures that must have been seen before the share of broken ones can end a run early."""
 
@@ -83,7 +85,7 @@ class Tally:
     splits: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
 
 
-def pack(options: Options, say: Callable[[str], None] = print) -> Tally:
+def pack(options: Options) -> Tally:
     """Make a dataset.
 
     Raises:
@@ -93,16 +95,16 @@ def pack(options: Options, say: Callable[[str], None] = print) -> Tally:
     layout = find_layout(options.layout)
     kept_out = read_excluded(options.exclude, options.near)
     license = options.license or layout.license
-    say(f"{layout.name}: {license}")
+    log.info(f"{layout.name}: {license}")
     writer = ShardWriter(options.folder, options.name, license, f"layout {layout.name}", max_bytes=options.max_bytes)
     try:
         with noted_stop(second_ends=True) as stop:
-            tally = _fill(writer, layout, options, kept_out, stop, say)
+            tally = _fill(writer, layout, options, kept_out, stop)
     except BaseException:
         writer.abandon()
         raise
     own, others = keep_apart(writer, options.near)
-    report(tally, writer, own, others, say)
+    report(tally, writer, own, others)
     return tally
 
 
@@ -112,7 +114,6 @@ def _fill(
     options: Options,
     kept_out: KeptOut,
     stop: StopRequest,
-    say: Callable[[str], None],
 ) -> Tally:
     key = _fingerprint(options)
     tally, items = Tally(), layout.items(options.source)
@@ -125,8 +126,11 @@ def _fill(
                 f"{options.source} changed since the unfinished run of {writer.dataset!r}: put it back, "
                 f"or {_anew(writer)}"
             )
-        say(f"going on after {tally.items:,} of the source's items, {writer.groups:,} groups")
-    shown = time.monotonic()
+        log.info(f"going on after {tally.items:,} of the source's items, {writer.groups:,} groups")
+    progress = Progress(
+        lambda items: f"{items:,} items, {writer.groups:,} groups, {writer.frames:,} frames", seconds=REPORT_SECONDS
+    )
+    progress.done = tally.items
     for item, result in load_all(
         layout.name,
         items,
@@ -146,11 +150,9 @@ def _fill(
             _check_broken(tally, options)
         if stop.number:
             writer.flush()
-            say(f"stopped after {writer.groups:,} groups; the same command goes on from there")
+            log.info(f"stopped after {writer.groups:,} groups; the same command goes on from there")
             raise SystemExit(128 + stop.number)
-        if time.monotonic() - shown > 30:
-            shown = time.monotonic()
-            say(f"{tally.items:,} items, {writer.groups:,} groups, {writer.frames:,} frames")
+        progress.add(1)
     if not writer.groups:
         raise FlexIPError(_nothing(layout, options, tally))
     writer.flush()
@@ -222,10 +224,10 @@ def _nothing(layout: Layout, options: Options, tally: Tally) -> str:
     return what + (f"; such as {tally.named[0]}" if tally.named else "")
 
 
-def report(tally: Tally, writer: ShardWriter, own: int, others: int, say: Callable[[str], None]) -> None:
-    """Say what was packed, what was left out, and why."""
-    say(f"{writer.dataset}: {writer.groups:,} groups, {writer.frames:,} frames from {tally.items:,} items")
-    say("  groups by split: " + ", ".join(f"{name} {count:,}" for name, count in tally.splits.items()))
+def report(tally: Tally, writer: ShardWriter, own: int, others: int) -> None:
+    """Log what was packed, what was left out, and why."""
+    log.info(f"{writer.dataset}: {writer.groups:,} groups, {writer.frames:,} frames from {tally.items:,} items")
+    log.info("  groups by split: " + ", ".join(f"{name} {count:,}" for name, count in tally.splits.items()))
     for what, count in (
         ("unreadable", tally.broken),
         ("smaller than --min-side", tally.small),
@@ -235,6 +237,6 @@ def report(tally: Tally, writer: ShardWriter, own: int, others: int, say: Callab
         ("items without a group (too few pictures, or no two frames that fit)", tally.no_group),
     ):
         if count:
-            say(f"  {what}: {count:,}")
+            log.info(f"  {what}: {count:,}")
     for line in tally.named:
-        say(f"    {line}")
+        log.info(f"    {line}")
