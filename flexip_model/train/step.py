@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from ..images.preprocess import normalize
 from ..method.adapters import FlexIPAdapter, ReferenceFeatures
 from ..method.gate import spread_gamma
 from .frozen import Frozen
-from .samples.sample_set import CACHED
+from .samples.batch import Batch
 
 BRANCHES = {
     "preservation": ("queries", "resampler_queries", "resampler_cls", "project_retrieval", ".preservation."),
@@ -40,8 +39,8 @@ class TrainStep(nn.Module):
     def host(self) -> FlexIPHost:
         return self._held[1]
 
-    def forward(self, batch: dict[str, Any]) -> Tensor:
-        """A collated batch (see `samples.collate`), on the device, to the weighted squared errors, (B,) float32.
+    def forward(self, batch: Batch) -> Tensor:
+        """A batch on the device to the weighted squared errors, (B,) float32.
 
         Where the frozen networks are in bf16, everything but the loss is computed in it.
         """
@@ -51,31 +50,29 @@ class TrainStep(nn.Module):
         with torch.autocast(like.device.type, torch.bfloat16):
             return self._errors(batch, like.dtype)
 
-    def _errors(self, batch: dict[str, Any], dtype: torch.dtype) -> Tensor:
+    def _errors(self, batch: Batch, dtype: torch.dtype) -> Tensor:
         frozen, host = self._held
-        latents = fill(batch, "latents", frozen.encode_latents)
+        latents = batch.latents.complete(frozen.encode_latents)
         cls, patches = self.features(batch)
-        image = (~batch["no_image"]).float()
+        image = (~batch.no_image).float()
         cls, patches = cls * image[:, None], patches * image[:, None, None]
-        keep = batch["keep"] | batch["no_image"][:, None]
+        keep = batch.keep | batch.no_image[:, None]
         features = ReferenceFeatures(cls, patches, None if bool(keep.all()) else keep)
-        text = frozen.read(batch["ids"]).to(torch.float32)
-        noise, steps = batch["noise"], batch["steps"]
-        noisy = frozen.scheduler.add_noise(latents, noise, steps)
+        text = frozen.read(batch.input_ids).to(torch.float32)
+        noise, timesteps = batch.noise, batch.timesteps
+        noisy = frozen.scheduler.add_noise(latents, noise, timesteps)
         velocity = frozen.scheduler.config.prediction_type == "v_prediction"
-        target = frozen.scheduler.get_velocity(latents, noise, steps) if velocity else noise
-        gamma = spread_gamma(
-            self.adapter.gate(batch["variant"]), batch["variant"], batch["gamma_drawn"], self.gamma_spread
-        )
+        target = frozen.scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
+        gamma = spread_gamma(self.adapter.gate(batch.variant), batch.variant, batch.gamma_drawn, self.gamma_spread)
         condition = Condition(self.adapter.preservation(features), self.adapter.personalization(text, cls), gamma)
         # It stays until the next step: gradient checkpointing runs the UNet's blocks again.
         host.condition = condition
-        guess = frozen.unet(noisy.to(dtype), steps, text.to(dtype)).sample
-        error = (guess.float() - target).pow(2).mean((1, 2, 3))
-        return error * self._weights(steps, velocity)
+        model_pred = frozen.unet(noisy.to(dtype), timesteps, text.to(dtype)).sample
+        error = (model_pred.float() - target).pow(2).mean((1, 2, 3))
+        return error * self._weights(timesteps, velocity)
 
     @torch.no_grad()
-    def features(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """[CLS] and patch features of the references, (B, C) and (B, M, W), float32."""
         clip, dino = self.frozen.clip, self.frozen.dino
 
@@ -83,31 +80,17 @@ class TrainStep(nn.Module):
             return normalize(pixels, encoder.mean, encoder.std).to(next(encoder.parameters()).dtype)
 
         return (
-            fill(batch, "cls", lambda pixels: clip(seen(pixels, clip)).cls.float()),
-            fill(batch, "patches", lambda pixels: dino(seen(pixels, dino)).float()),
+            batch.cls.complete(lambda pixels: clip(seen(pixels, clip)).cls.float()),
+            batch.patches.complete(lambda pixels: dino(seen(pixels, dino)).float()),
         )
 
-    def _weights(self, steps: Tensor, velocity: bool) -> Tensor | float:
+    def _weights(self, timesteps: Tensor, velocity: bool) -> Tensor | float:
         """Min-SNR weights (Hang et al., 2023), or 1: the paper's loss."""
         if self.min_snr is None:
             return 1.0
-        alpha = self.frozen.scheduler.alphas_cumprod.to(steps.device)[steps]
+        alpha = self.frozen.scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
         snr = alpha / (1 - alpha)
         return snr.clamp(max=self.min_snr) / (snr + 1 if velocity else snr)
-
-
-def fill(batch: dict[str, Any], name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
-    """What the samples have from a cache, and for the others what `make` makes of their pictures, in their order."""
-    if CACHED[name] not in batch:
-        held: Tensor = batch[name]
-        return held
-    made = make(batch[CACHED[name]])
-    if name not in batch:
-        return made
-    cached = batch[f"{name}_cached"]
-    whole = made.new_empty(len(cached), *made.shape[1:])
-    whole[cached], whole[~cached] = batch[name].to(made), made
-    return whole
 
 
 def branch_of(name: str) -> str | None:

@@ -15,8 +15,9 @@ from ..method.adapters import FlexIPAdapter
 from . import result
 from .configs.options import TrainConfig, to_dict
 from .frozen import Frozen, load_frozen, pick_dtype
+from .samples.batch import Batch, collate
 from .samples.order import Batches
-from .samples.sample_set import SampleSet, collate, open_samples
+from .samples.sample_set import SampleSet, open_samples
 from .shared import state
 from .shared.loop import Loop
 from .start import begin
@@ -103,19 +104,17 @@ class Trainer(Loop[FlexIPAdapter]):
         )
         self.until(begun + steps, iter(loader))
 
-    def fetch(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    def fetch(self, batches: Iterator[Batch]) -> Batch:
         """The next batch, counted.
 
         Raises:
             FlexIPError: more unreadable samples than `bad_share`.
         """
-        from accelerate.utils import send_to_device
-
         waited = time.perf_counter()
-        batch = send_to_device(next(batches), self.accelerator.device, non_blocking=True)
+        batch = next(batches).to(self.accelerator.device, non_blocking=True)
         self.watch.waited(time.perf_counter() - waited)
-        self.seen += len(batch["variant"]) * self.world
-        self.unreadable += self.agree(int(batch["unreadable"].sum()))
+        self.seen += len(batch) * self.world
+        self.unreadable += self.agree(int(batch.unreadable.sum()))
         if self.unreadable > max(10, self.config.bad_share * self.seen):
             raise FlexIPError(
                 f"{self.unreadable} of {self.seen} samples could not be read, more than {self.config.bad_share:.1%}; "
@@ -123,10 +122,10 @@ class Trainer(Loop[FlexIPAdapter]):
             )
         return batch
 
-    def loss(self, batch: dict[str, Any]) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """The mean of the samples' weighted errors (Eq. 6), ()."""
         errors = self.model(batch)
-        self.watch.errors(errors.detach(), batch["variant"])
+        self.watch.errors(errors.detach(), batch.variant)
         return errors.mean()
 
     def gradients(self, norm: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from flexip_model.data.format import NewFrame, NewGroup, ShardWriter
 from flexip_model.demo.scenes.compose import Composer
 from flexip_model.train.configs.options import TrainConfig
 from flexip_model.train.configs.read import load_config
+from flexip_model.train.samples.batch import Movable
 from flexip_model.train.shared import state
 from flexip_model.train.trainer import Trainer
 
@@ -90,3 +92,15 @@ def tensors(output: Path, step: int) -> dict[str, Tensor]:
     """Every tensor of a checkpoint, by part and key."""
     found = state.load(output / "checkpoints", step)
     return {f"{part}.{key}": value for part, held in found.parts.items() for key, value in held.items()}
+
+
+def tensors_of(batch: Movable) -> dict[str, Tensor]:
+    """Every tensor of a batch, or of a part of one, by the names that lead to it."""
+    found: dict[str, Tensor] = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, Movable):
+            found |= {f"{field.name}.{name}": tensor for name, tensor in tensors_of(value).items()}
+        elif value is not None:
+            found[field.name] = value
+    return found

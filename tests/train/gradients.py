@@ -5,7 +5,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from flexip_model.train.samples.sample_set import collate, open_samples
+from flexip_model.train.samples.batch import collate
+from flexip_model.train.samples.sample_set import open_samples
 from flexip_model.train.trainer import Trainer
 from tests.support.train_rig import config
 

@@ -20,12 +20,13 @@ from flexip_model.data.format import NewFrame, NewGroup, ShardWriter
 from flexip_model.method.gate import spread_gamma
 from flexip_model.train.configs.options import to_dict
 from flexip_model.train.configs.read import NAMED, from_dict, load_config
+from flexip_model.train.samples.batch import collate
 from flexip_model.train.samples.order import Batches, Order, Ticket
-from flexip_model.train.samples.sample_set import collate, open_samples
+from flexip_model.train.samples.sample_set import open_samples
 from flexip_model.train.trainer import Trainer
 
 from ..support.paths import ROOT
-from ..support.train_rig import config, png
+from ..support.train_rig import config, png, tensors_of
 
 # Order
 
@@ -123,11 +124,12 @@ def test_a_sample_depends_on_its_ticket_alone_and_variants_see_another_picture(d
     first, second = (open_samples(c, frozen, 0, 1) for _ in range(2))
     for ticket in (Ticket(0, 3, 0), Ticket(1, 11, 0)):
         a, b = first[ticket], second[ticket]
-        assert all(torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k])) for k in a)
-        target = torch.nn.functional.interpolate(a["pixels"][None] / 2 + 0.5, 112, mode="bicubic", antialias=True)[0]
-        distance = float((target - a["clip_pixels"]).abs().mean())
+        one, again = tensors_of(collate([a])), tensors_of(collate([b]))
+        assert one.keys() == again.keys() and all(torch.equal(one[name], again[name]) for name in one)
+        target = torch.nn.functional.interpolate(a.pixels[None] / 2 + 0.5, 112, mode="bicubic", antialias=True)[0]
+        distance = float((target - a.reference.clip_pixels).abs().mean())
         assert distance < 0.02 if ticket.kind == 0 else distance > 0.02
-    assert first[Ticket(0, 3, 0)]["steps"] != first[Ticket(0, 4, 0)]["steps"]
+    assert first[Ticket(0, 3, 0)].timestep != first[Ticket(0, 4, 0)].timestep
 
 
 def test_dropout_has_three_exclusive_cases_of_the_share_asked_for(data: Path, tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_dropout_has_three_exclusive_cases_of_the_share_asked_for(data: Path, tm
     cases = []
     for number in range(120):
         sample = samples[Ticket(0, number, 0)]
-        cases.append((bool(sample["no_image"]), bool(torch.equal(sample["ids"], empty))))
+        cases.append((sample.no_image, bool(torch.equal(sample.input_ids, empty))))
     shares = {case: cases.count(case) / len(cases) for case in set(cases)}
     assert all(abs(shares[case] - 0.2) < 0.12 for case in ((True, False), (False, True), (True, True)))
 
@@ -152,9 +154,9 @@ def test_a_flipped_reference_has_its_mask_flipped_with_it(data: Path, tmp_path: 
         c = config(data, tmp_path, references={"white": 1.0, "flip_image": share, "crop": "pad"})
         found.append(open_samples(c, load_frozen(c), 0, 1)[Ticket(0, 1, 0)])
     plain, flipped = found
-    assert torch.equal(plain["dino_pixels"].flip(-1), flipped["dino_pixels"])
-    assert torch.equal(plain["keep"].unflatten(0, (16, 16)).flip(-1).flatten(), flipped["keep"])
-    assert not plain["keep"].all()
+    assert torch.equal(plain.reference.dino_pixels.flip(-1), flipped.reference.dino_pixels)
+    assert torch.equal(plain.reference.keep.unflatten(0, (16, 16)).flip(-1).flatten(), flipped.reference.keep)
+    assert not plain.reference.keep.all()
 
 
 def test_gradient_checkpointing_changes_memory_and_not_the_gradients(data: Path, tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_padding_is_read_neither_in_training_nor_in_the_nodes(tmp_path: Path) ->
     writer.close()
     c = config(tmp_path / "data", tmp_path, references={"white": 0.0, "flip_image": 0.0, "crop": "pad"})
     frozen = load_frozen(c)
-    keep = open_samples(c, frozen, 0, 1)[Ticket(0, 0, 0)]["keep"]
+    keep = open_samples(c, frozen, 0, 1)[Ticket(0, 0, 0)].reference.keep
     assert keep.unflatten(0, (16, 16))[4:12].all() and keep.float().mean() == 0.5
     seen = frozen.encoders.encode([picture], crop="pad").keep
     assert seen is not None and torch.equal(keep, seen[0])

@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ...data.format import Dataset
 from ...train.configs.options import TrainConfig
 from ...train.frozen import Frozen, load_frozen, pick_dtype
-from ...train.samples.sample_set import collate
+from ...train.samples.batch import Batch, Reference, Sample, collate
 from ...train.start import begin
 from ...train.step import TrainStep
 
@@ -36,7 +35,7 @@ class Pictures(TorchDataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
+    def __getitem__(self, number: int) -> Sample:
         from torchvision.transforms import functional as tv
 
         frame = self.dataset.group(number).frames[0]
@@ -48,20 +47,21 @@ class Pictures(TorchDataset):
 
         dropped = float(torch.rand(()))
         text = "" if 0.05 <= dropped < 0.15 else next(iter(frame.captions), "")
-        ids = self.frozen.tokenizer(text, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
-        clip, dino = fitted(self.frozen.clip.image_size), fitted(self.frozen.dino.image_size)
-        return {
-            "variant": False,
-            "gamma_drawn": 0.0,
-            "pixels": fitted(self.size) * 2 - 1,
-            "clip_pixels": clip,
-            "dino_pixels": dino,
-            "ids": ids.input_ids[0],
-            "keep": torch.ones(self.frozen.dino.tokens, dtype=torch.bool),
-            "no_image": dropped < 0.05 or 0.1 <= dropped < 0.15,
-            "steps": int(torch.randint(1000, ())),
-            "noise": torch.randn(4, self.latent_side, self.latent_side),
-        }
+        encoded = self.frozen.tokenizer(text, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
+        return Sample(
+            variant=False,
+            pixels=fitted(self.size) * 2 - 1,
+            reference=Reference(
+                torch.ones(self.frozen.dino.tokens, dtype=torch.bool),
+                clip_pixels=fitted(self.frozen.clip.image_size),
+                dino_pixels=fitted(self.frozen.dino.image_size),
+            ),
+            no_image=dropped < 0.05 or 0.1 <= dropped < 0.15,
+            input_ids=encoded.input_ids[0],
+            timestep=int(torch.randint(1000, ())),
+            noise=torch.randn(4, self.latent_side, self.latent_side),
+            gamma_drawn=0.0,
+        )
 
 
 def run_plain(config: TrainConfig, warmup: int, steps: int) -> tuple[float, float]:
@@ -89,7 +89,7 @@ def run_plain(config: TrainConfig, warmup: int, steps: int) -> tuple[float, floa
         if step == warmup:
             started, waited = time.perf_counter(), 0.0
         asked = time.perf_counter()
-        batch = {name: value.to(device) for name, value in next(batches).items()}
+        batch = next(batches).to(device)
         waited += time.perf_counter() - asked
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             loss = model(batch).mean()
@@ -103,6 +103,6 @@ def run_plain(config: TrainConfig, warmup: int, steps: int) -> tuple[float, floa
     return steps * config.batch / seconds, waited / seconds
 
 
-def _endless(loader: DataLoader) -> Iterator[dict[str, Any]]:
+def _endless(loader: DataLoader) -> Iterator[Batch]:
     while True:
         yield from loader

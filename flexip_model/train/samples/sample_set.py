@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,10 +13,11 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ...common.errors import FlexIPError
 from ...images.crops import square
-from ...images.preprocess import keep_patches, prepare
+from ...images.preprocess import Prepared, keep_patches, prepare
 from ..configs.options import TrainConfig
 from ..frozen import Frozen
 from ..preview import SUBJECTS, Preview
+from .batch import Reference, Sample
 from .groups import Groups, Subject
 from .order import KINDS, Order, Ticket
 
@@ -41,9 +43,9 @@ class SampleSet(TorchDataset):
         self.clip_size, self.dino_size = frozen.clip.image_size, frozen.dino.image_size
         self.dino_patch = frozen.dino.patch
         self.latent_side = config.size // 2 ** (len(frozen.vae.config.block_out_channels) - 1)
-        self.steps = int(frozen.scheduler.config.num_train_timesteps)
+        self.num_train_timesteps = int(frozen.scheduler.config.num_train_timesteps)
 
-    def __getitem__(self, ticket: Ticket) -> dict[str, Any]:
+    def __getitem__(self, ticket: Ticket) -> Sample:
         """A sample; where a group cannot be read, another one of its kind takes its place and is counted.
 
         Raises:
@@ -54,61 +56,73 @@ class SampleSet(TorchDataset):
         complaint: Exception | None = None
         for attempt in range(ATTEMPTS):
             try:
-                return self._make(self.groups.get(ticket.kind, number), ticket.kind == 1, rng) | {"unreadable": attempt}
+                sample = self._make(self.groups.get(ticket.kind, number), ticket.kind == 1, rng)
+                return replace(sample, unreadable=attempt)
             except (OSError, ValueError, SyntaxError) as error:
                 complaint = error
                 number = int(rng.integers(self.order.counts[ticket.kind]))
         raise FlexIPError(f"{ATTEMPTS} {KINDS[ticket.kind]} groups in a row could not be read, the last: {complaint}")
 
-    def _make(self, subject: Subject, variant: bool, rng: np.random.Generator) -> dict[str, Any]:
+    def _make(self, subject: Subject, variant: bool, rng: np.random.Generator) -> Sample:
+        # Another order of what is read and drawn would give other samples: a picture that cannot be read ends it early.
         target, reference = choose(subject.group, variant, rng)
         c = self.config
-        sample: dict[str, Any] = {"variant": variant}
         latents = subject.caches["latents"].get(target) if "latents" in subject.caches else None
-        if latents is None:
-            sample["pixels"] = square(subject.picture(target), c.size, target.box)
-        else:
-            sample["latents"] = latents
+        pixels = square(subject.picture(target), c.size, target.box) if latents is None else None
         flip = rng.random() < (c.references.flip_variant if variant else c.references.flip_image)
         white = rng.random() < c.references.white
-        sample |= self._reference(subject, reference, flip, white)
+        seen = self._reference(subject, reference, flip, white)
         case = rng.random()
         d = c.dropout
-        sample["no_image"] = case < d.image or d.image + d.text <= case < d.image + d.text + d.both
+        no_image = case < d.image or d.image + d.text <= case < d.image + d.text + d.both
         no_text = d.image <= case < d.image + d.text + d.both
         captions = [text for text in target.captions if text]
         caption = captions[int(rng.integers(len(captions)))] if captions else ""
-        sample["ids"] = self.tokenizer(
+        input_ids: Tensor = self.tokenizer(
             "" if no_text else caption, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
         ).input_ids[0]
-        sample["steps"] = int(rng.integers(self.steps))
-        sample["noise"] = torch.from_numpy(rng.standard_normal((4, self.latent_side, self.latent_side), np.float32))
-        sample["gamma_drawn"] = float(rng.random())
-        return sample
+        return Sample(
+            variant=variant,
+            latents=latents,
+            pixels=pixels,
+            reference=seen,
+            no_image=no_image,
+            input_ids=input_ids,
+            timestep=int(rng.integers(self.num_train_timesteps)),
+            noise=torch.from_numpy(rng.standard_normal((4, self.latent_side, self.latent_side), np.float32)),
+            gamma_drawn=float(rng.random()),
+        )
 
-    def _reference(self, subject: Subject, frame: Frame, flip: bool, white: bool) -> dict[str, Any]:
-        """[CLS] and patches from the caches, or the pictures for the encoders; and the patches to read."""
+    def _reference(self, subject: Subject, frame: Frame, flip: bool, white: bool) -> Reference:
+        """What the adapter reads of a frame, from the caches where they have it."""
         white = white and frame.mask_offset is not None
-        found: dict[str, Any] = {}
-        for name, kind in (("cls", "clip"), ("patches", "dino")):
-            cached = subject.caches[kind].get(frame, white, flip) if kind in subject.caches else None
-            if cached is not None:
-                found[name] = cached
+        caches = subject.caches
+        cls = caches["clip"].get(frame, white, flip) if "clip" in caches else None
+        patches = caches["dino"].get(frame, white, flip) if "dino" in caches else None
+        keep = None if patches is None else caches["dino"].keep(frame, white, flip)
+        clip_pixels = dino_pixels = None
         side = self.dino_size // self.dino_patch
-        keep = subject.caches["dino"].keep(frame, white, flip) if "patches" in found else None
-        if len(found) < 2:
+        if cls is None or patches is None:
             mask = subject.mask(frame) if white else None
             crop = "pad" if mask is None and self.config.references.crop == "subject" else self.config.references.crop
             picture = subject.picture(frame)
-            sizes = {"cls": ("clip_pixels", self.clip_size), "patches": ("dino_pixels", self.dino_size)}
-            for raw, size in (sizes[name] for name in sizes if name not in found):
-                seen = prepare(picture, size, None if mask is None else mask[None], crop)
-                found[raw] = seen.pixels[0].flip(-1) if flip else seen.pixels[0]
-                if raw == "dino_pixels":
-                    kept = keep_patches(seen.subject, self.dino_patch)
-                    grid = None if kept is None else kept[0].unflatten(0, (side, side))
-                    keep = None if grid is None else (grid.flip(-1) if flip else grid).flatten()
-        return found | {"keep": torch.ones(side * side, dtype=torch.bool) if keep is None else keep}
+
+            def seen(size: int) -> Prepared:
+                return prepare(picture, size, None if mask is None else mask[None], crop)
+
+            def flipped(grid: Tensor) -> Tensor:
+                return grid.flip(-1) if flip else grid
+
+            if cls is None:
+                clip_pixels = flipped(seen(self.clip_size).pixels[0])
+            if patches is None:
+                prepared = seen(self.dino_size)
+                dino_pixels = flipped(prepared.pixels[0])
+                kept = keep_patches(prepared.subject, self.dino_patch)
+                keep = None if kept is None else flipped(kept[0].unflatten(0, (side, side))).flatten()
+        if keep is None:
+            keep = torch.ones(side * side, dtype=torch.bool)
+        return Reference(keep, cls, clip_pixels, patches, dino_pixels)
 
     def preview(self, count: int = SUBJECTS) -> Preview | None:
         """Up to `count` subjects of the split `val`, else of training; None without any."""
@@ -154,19 +168,3 @@ def open_samples(config: TrainConfig, frozen: Frozen, stage: int, world: int) ->
             )
     order = Order(groups.counts, images, config.batch, world, config.seed, stage)
     return SampleSet(config, groups, order, frozen)
-
-
-CACHED = {"latents": "pixels", "cls": "clip_pixels", "patches": "dino_pixels"}
-"""What may come from a cache, and what it is made from otherwise."""
-
-
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Samples to a batch of tensors; the values of the keys of `CACHED` are those of the samples that have one, and
-    `NAME_cached` (B,) bool says which have."""
-    batch: dict[str, Any] = {}
-    for key in dict.fromkeys(key for sample in samples for key in sample):
-        values = [sample[key] for sample in samples if key in sample]
-        batch[key] = torch.stack(values) if isinstance(values[0], Tensor) else torch.tensor(values)
-    for name in CACHED:
-        batch[f"{name}_cached"] = torch.tensor([name in sample for sample in samples])
-    return batch
