@@ -18,7 +18,7 @@ from flexip_model.__main__ import main
 from flexip_model.common.errors import FlexIPError
 from flexip_model.data.format import NewFrame, NewGroup, ShardWriter
 from flexip_model.method.gate import spread_gamma
-from flexip_model.train.configs.options import to_dict
+from flexip_model.train.configs.options import ConditioningDropout, to_dict
 from flexip_model.train.configs.read import NAMED, from_dict, load_config
 from flexip_model.train.samples.batch import collate
 from flexip_model.train.samples.order import Batches, Order, Ticket
@@ -130,6 +130,14 @@ def test_a_sample_depends_on_its_ticket_alone_and_variants_see_another_picture(d
         distance = float((target - a.reference.clip_pixels).abs().mean())
         assert distance < 0.02 if ticket.kind == 0 else distance > 0.02
     assert first[Ticket(0, 3, 0)].timestep != first[Ticket(0, 4, 0)].timestep
+
+
+def test_each_case_of_the_dropout_has_its_part_of_what_is_drawn() -> None:
+    no_image, no_text = ConditioningDropout(image=0.1, text=0.2, both=0.3).drop(
+        [0, 0.0999, 0.1, 0.2999, 0.301, 0.599, 0.601]
+    )
+    assert no_image.tolist() == [True, True, False, False, True, True, False]
+    assert no_text.tolist() == [False, False, True, True, True, True, False]
 
 
 def test_dropout_has_three_exclusive_cases_of_the_share_asked_for(data: Path, tmp_path: Path) -> None:

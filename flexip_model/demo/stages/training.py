@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...hosts.diffusers import Condition, FlexIPHost, inject
 from ...method.adapters import FlexIPAdapter, ReferenceFeatures
 from ...method.gate import spread_gamma
+from ...train.configs.options import ConditioningDropout
 from ..scenes.compose import Composer
 from ..scenes.words import Words
 from .base import Base, Noise
@@ -25,8 +26,6 @@ from .cache import Cache
 from .networks import build_adapter
 from .stage import Plan, Stage, device_of, load_averaged, train
 
-DROP = 0.05
-"""Share of samples without image, without text, and without both: three exclusive cases (App. B.1)."""
 _ALONE = 4
 """One sample in so many of stage 4 is plain text-to-image."""
 _SUBJECT = 4.0
@@ -69,9 +68,7 @@ class Source:
         drawn = self.cache.draw(rng, variant)
         noisy, target, steps = (t.to(device) for t in self.noise(drawn.latents, rng))
         drawn, variant = drawn.to(device), variant.to(device)
-        case = rng.random(batch)
-        no_image = (case < DROP) | ((case >= 2 * DROP) & (case < 3 * DROP))
-        no_text = (case >= DROP) & (case < 3 * DROP)
+        no_image, no_text = ConditioningDropout().drop(rng.random(batch))
         image = torch.from_numpy(~no_image).float().to(device)
         cls, patches = (drawn.cls * image[:, None])[alone:], (drawn.patches * image[:, None, None])[alone:]
         drawn_gamma = torch.from_numpy(rng.random(batch)).float().to(device)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ...data.format import Dataset
-from ...train.configs.options import TrainConfig
+from ...train.configs.options import ConditioningDropout, TrainConfig
 from ...train.frozen import Frozen, load_frozen, pick_dtype
 from ...train.samples.batch import Batch, Reference, Sample, collate
 from ...train.start import begin
@@ -45,8 +45,8 @@ class Pictures(TorchDataset):
             resized = tv.resize(picture, [size], tv.InterpolationMode.BILINEAR)
             return tv.to_tensor(tv.center_crop(resized, [size]))
 
-        dropped = float(torch.rand(()))
-        text = "" if 0.05 <= dropped < 0.15 else next(iter(frame.captions), "")
+        no_image, no_text = ConditioningDropout().drop(float(torch.rand(())))
+        text = "" if no_text else next(iter(frame.captions), "")
         encoded = self.frozen.tokenizer(text, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
         return Sample(
             variant=False,
@@ -56,7 +56,7 @@ class Pictures(TorchDataset):
                 clip_pixels=fitted(self.frozen.clip.image_size),
                 dino_pixels=fitted(self.frozen.dino.image_size),
             ),
-            no_image=dropped < 0.05 or 0.1 <= dropped < 0.15,
+            no_image=bool(no_image),
             input_ids=encoded.input_ids[0],
             timestep=int(torch.randint(1000, ())),
             noise=torch.randn(4, self.latent_side, self.latent_side),

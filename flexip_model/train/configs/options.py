@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from ...common.errors import FlexIPError
 from ...method.config import FlexIPConfig
 
@@ -40,12 +43,24 @@ class References:
 
 
 @dataclass(frozen=True)
-class Dropout:
-    """Shares of samples without image, without text, without both: three exclusive cases [App. B.1]."""
+class ConditioningDropout:
+    """Shares of samples without image, without text, without both: three exclusive cases (App. B.1)."""
 
     image: float = 0.05
     text: float = 0.05
     both: float = 0.05
+
+    def drop(self, drawn: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which samples lose their image, and which their text.
+
+        Args:
+            drawn: evenly from [0, 1), of any shape, one for each sample.
+
+        Returns:
+            Two masks of that shape.
+        """
+        case = np.digitize(np.asarray(drawn, np.float64), np.cumsum([self.image, self.text, self.both]))
+        return (case == 0) | (case == 2), (case == 1) | (case == 2)
 
 
 @dataclass(frozen=True)
@@ -110,7 +125,7 @@ class TrainConfig:
     ema: float = 0.9999
     gamma_spread: float = 0.0
     min_snr: float | None = None
-    dropout: Dropout = Dropout()
+    dropout: ConditioningDropout = ConditioningDropout()
     references: References = References()
     precision: str = "bf16"
     gradient_checkpointing: bool = False

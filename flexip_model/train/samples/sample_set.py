@@ -72,10 +72,7 @@ class SampleSet(TorchDataset):
         flip = rng.random() < (c.references.flip_variant if variant else c.references.flip_image)
         white = rng.random() < c.references.white
         seen = self._reference(subject, reference, flip, white)
-        case = rng.random()
-        d = c.dropout
-        no_image = case < d.image or d.image + d.text <= case < d.image + d.text + d.both
-        no_text = d.image <= case < d.image + d.text + d.both
+        no_image, no_text = c.dropout.drop(rng.random())
         captions = [text for text in target.captions if text]
         caption = captions[int(rng.integers(len(captions)))] if captions else ""
         input_ids: Tensor = self.tokenizer(
@@ -86,7 +83,7 @@ class SampleSet(TorchDataset):
             latents=latents,
             pixels=pixels,
             reference=seen,
-            no_image=no_image,
+            no_image=bool(no_image),
             input_ids=input_ids,
             timestep=int(rng.integers(self.num_train_timesteps)),
             noise=torch.from_numpy(rng.standard_normal((4, self.latent_side, self.latent_side), np.float32)),
