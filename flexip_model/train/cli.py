@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NEEDED = {
     "accelerate": "accelerate",
     "pyarrow": "pyarrow",
+    "pydantic": "pydantic",
     "tensorboard": "tensorboard",
     "yaml": "pyyaml",
     "PIL": "pillow",

@@ -78,16 +78,25 @@ def test_the_papers_numbers_are_the_default() -> None:
     ("text", "words"),
     [
         ("batch: 7", "split"),
-        ("lr: fast", "expected a number"),
-        ("learning_rate: 1", "unknown key learning_rate"),
+        ("lr: fast", "lr is 'fast'; it should be a valid number"),
+        ("lr: 0", "lr is 0; it should be greater than 0"),
+        ("warmup: true", "warmup is True; it should be a valid integer"),
+        ("size: 60", "size is 60; it should be a multiple of 8"),
+        ("precision: fp16", "precision is 'fp16'; it should be 'bf16' or 'fp32'"),
+        ("learning_rate: 1", "unknown key learning_rate; known are base, clip"),
+        ("stages: [{stops: 3}]", "unknown key stages.0.stops; known are steps, quality"),
+        ("stages: [{quality: high}]", "stages.0.steps is missing"),
+        ("stages: [3]", "stages.0 is 3; it should be `key: value` lines"),
+        ("betas: 0.9", "betas is 0.9; it should be a list"),
         ("- a", "key: value"),
         ("a: [", "not YAML"),
         ("extends: nowhere.yaml", "no config"),
         ("stages: []", "no stage"),
         ("dropout: {text: 0.95}", "sum of the dropouts"),
+        ("references: {white: 2}", "references.white is 2; it should be less than or equal to 1"),
         ("adapter: {depht: 3}", "no field depht"),
-        ("adapter: {alpha: high}", "adapter.alpha is 'high'; expected a number"),
-        ("preview_steps: 0", "preview_steps is 0; expected at least 1"),
+        ("adapter: {alpha: high}", "adapter.alpha is 'high'; it should be a valid number"),
+        ("preview_steps: 0", "preview_steps is 0; it should be greater than or equal to 1"),
     ],
 )
 def test_a_wrong_config_is_named(tmp_path: Path, text: str, words: str) -> None:
@@ -98,7 +107,8 @@ def test_a_wrong_config_is_named(tmp_path: Path, text: str, words: str) -> None:
 
 
 def test_a_value_set_on_the_command_line_is_read_as_in_the_file_or_named(capsys) -> None:
-    assert load_config("demo", {"adapter.alpha": "9e-1"}).adapter["alpha"] == 0.9
+    found = load_config("demo", {"adapter.alpha": "9e-1", "lr": "1e-4", "stages": {"steps": 5}})
+    assert (found.adapter["alpha"], found.lr, [stage.steps for stage in found.stages]) == (0.9, 1e-4, [5])
     with pytest.raises(FlexIPError, match=r"stages.0.steps cannot be set: stages is \[.*set stages as a whole"):
         load_config("demo", {"stages": [{"steps": 5}], "stages.0.steps": 50})
     assert main(["train", "demo", "--set", "title=a: b: c"]) == 2

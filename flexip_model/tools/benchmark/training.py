@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ...common.errors import FlexIPError
-from ...train.configs.options import Stage, TrainConfig
+from ...train.configs.options import TrainConfig, TrainStage
 from ...train.configs.read import load_config
 from ...train.samples.sample_set import SampleSet
 from ...train.trainer import Trainer
@@ -141,7 +141,7 @@ class _Timed(Trainer):
 def _run_ours(config: TrainConfig, steps: int, use_cache: bool) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         _Timed(
-            replace(config, output=folder, use_cache=use_cache, stages=(Stage(WARMUP + steps),), log_every=WARMUP)
+            replace(config, output=folder, use_cache=use_cache, stages=(TrainStage(WARMUP + steps),), log_every=WARMUP)
         ).run()
         lines = (Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines()
     timed = [json.loads(line) for line in lines][1:]

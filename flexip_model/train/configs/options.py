@@ -3,17 +3,55 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any, Literal, get_type_hints
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, GetPydanticSchema
+from pydantic_core import CoreSchema, core_schema
 
 from ...common.errors import FlexIPError
 from ...method.config import FlexIPConfig
 
+CLOSED = ConfigDict(extra="forbid")
+"""A key that a section does not know is a mistake."""
+
+
+def _number(value: Any) -> Any:
+    """YAML reads 1e-4 as text: its numbers need a point."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _list(value: Any) -> Any:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+# Types with what pydantic asks of their values. Strict: "8" and `true` are no numbers.
+Number = Annotated[float, Field(strict=True), BeforeValidator(_number)]
+Positive = Annotated[Number, Field(gt=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Whole = Annotated[int, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Flag = Annotated[bool, Field(strict=True)]
+OneOrSeveral = BeforeValidator(_list)
+
+
+def _adapter_schema(_: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    """Some of `FlexIPConfig`'s fields; that a name is none of them is for `adapter_config` to say."""
+    strict: dict[Any, Any] = {int: Annotated[int, Field(strict=True)], float: Number, bool: Flag}
+    hints = get_type_hints(FlexIPConfig)
+    known = {
+        name: core_schema.typed_dict_field(handler.generate_schema(strict.get(hint, hint)), required=False)
+        for name, hint in hints.items()
+    }
+    return core_schema.typed_dict_schema(known, extra_behavior="allow")
+
 
 @dataclass(frozen=True)
-class Stage:
+class TrainStage:
     """Optimizer steps on one part of the data.
 
     Attributes:
@@ -21,8 +59,10 @@ class Stage:
         quality: `any`, or `high` for the groups packed with `--quality high`.
     """
 
-    steps: int
-    quality: str = "any"
+    __pydantic_config__ = CLOSED
+
+    steps: Count
+    quality: Literal["any", "high"] = "any"
 
 
 @dataclass(frozen=True)
@@ -36,9 +76,11 @@ class References:
         crop: `center`, `pad` or `subject` (see `preprocess.prepare`); without a mask `subject` falls back to `pad`.
     """
 
-    white: float = 0.5
-    flip_image: float = 0.0
-    flip_variant: float = 0.5
+    __pydantic_config__ = CLOSED
+
+    white: Share = 0.5
+    flip_image: Share = 0.0
+    flip_variant: Share = 0.5
     crop: str = "pad"
 
 
@@ -46,9 +88,11 @@ class References:
 class ConditioningDropout:
     """Shares of samples without image, without text, without both: three exclusive cases (App. B.1)."""
 
-    image: float = 0.05
-    text: float = 0.05
-    both: float = 0.05
+    __pydantic_config__ = CLOSED
+
+    image: Share = 0.05
+    text: Share = 0.05
+    both: Share = 0.05
 
     def drop(self, drawn: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Which samples lose their image, and which their text.
@@ -103,93 +147,60 @@ class TrainConfig:
         title, license: of the adapter file.
     """
 
+    __pydantic_config__ = CLOSED
+
     base: str
     clip: str
     dino: str
-    data: tuple[str, ...]
+    data: Annotated[tuple[str, ...], OneOrSeveral]
     output: str
-    size: int = 512
-    adapter: dict[str, Any] = field(default_factory=dict)
+    size: Annotated[Count, Field(multiple_of=8)] = 512
+    adapter: Annotated[dict[str, Any], GetPydanticSchema(_adapter_schema)] = field(default_factory=dict)
     start: str | None = None
-    stages: tuple[Stage, ...] = (Stage(100_000), Stage(40_000, "high"))
-    batch: int = 16
-    accumulation: int = 1
-    image_share: float = 0.5
-    lr: float = 1e-4
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
-    warmup: int = 1000
-    schedule: str = "constant"
-    decay_from: float = 0.0
-    clip_norm: float = 1.0
-    ema: float = 0.9999
-    gamma_spread: float = 0.0
-    min_snr: float | None = None
+    stages: Annotated[tuple[TrainStage, ...], OneOrSeveral] = (TrainStage(100_000), TrainStage(40_000, "high"))
+    batch: Count = 16
+    accumulation: Count = 1
+    image_share: Share = 0.5
+    lr: Positive = 1e-4
+    weight_decay: Number = 0.01
+    betas: tuple[Number, Number] = (0.9, 0.999)
+    warmup: Whole = 1000
+    schedule: Literal["constant", "cosine"] = "constant"
+    decay_from: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    clip_norm: Positive = 1.0
+    ema: Share = 0.9999
+    gamma_spread: Share = 0.0
+    min_snr: Number | None = None
     dropout: ConditioningDropout = ConditioningDropout()
     references: References = References()
-    precision: str = "bf16"
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    workers: int = 4
-    use_cache: bool = True
-    seed: int = 0
-    save_every: int = 1000
-    keep: int = 3
-    log_every: int = 50
-    preview_every: int = 2000
-    preview_steps: int = 25
-    guidance: float = 5.0
-    bad_share: float = 0.01
+    precision: Literal["bf16", "fp32"] = "bf16"
+    gradient_checkpointing: Flag = False
+    compile: Flag = False
+    workers: Whole = 4
+    use_cache: Flag = True
+    seed: Whole = 0
+    save_every: Count = 1000
+    keep: Count = 3
+    log_every: Count = 50
+    preview_every: Whole = 2000
+    preview_steps: Count = 25
+    guidance: Number = 5.0
+    bad_share: Share = 0.01
     title: str = "FlexIP adapter"
     license: str = ""
 
     def __post_init__(self) -> None:
         if not self.data or not self.stages:
             raise FlexIPError("the config names no data folder or no stage; give at least one of each")
-        whole = {
-            "size": self.size,
-            "batch": self.batch,
-            "accumulation": self.accumulation,
-            "keep": self.keep,
-            "save_every": self.save_every,
-            "log_every": self.log_every,
-            "preview_steps": self.preview_steps,
-            **{f"stages[{i}].steps": s.steps for i, s in enumerate(self.stages)},
-        }
-        for name, value in whole.items():
-            if value < 1:
-                raise FlexIPError(f"{name} is {value}; expected at least 1")
-        shares = {
-            "image_share": self.image_share,
-            "ema": self.ema,
-            "gamma_spread": self.gamma_spread,
-            "bad_share": self.bad_share,
-            **{f"references.{k}": v for k, v in asdict(self.references).items() if k != "crop"},
-            **{f"dropout.{k}": v for k, v in asdict(self.dropout).items()},
-            "the sum of the dropouts": sum(asdict(self.dropout).values()),
-        }
-        for name, value in shares.items():
-            if not 0 <= value <= 1:
-                raise FlexIPError(f"{name} is {value}; expected a share from 0 to 1")
-        if self.size % 8:
-            raise FlexIPError(f"size is {self.size}; expected a multiple of 8 (the VAE's factor)")
+        dropped = self.dropout.image + self.dropout.text + self.dropout.both
+        if dropped > 1:
+            raise FlexIPError(f"the sum of the dropouts is {dropped}; expected a share from 0 to 1")
         images = self.batch * self.image_share
         if abs(images - round(images)) > 1e-9:
             raise FlexIPError(
                 f"a batch of {self.batch} cannot hold a share of {self.image_share} image samples; "
                 "give a batch that can be split so"
             )
-        if self.lr <= 0 or self.clip_norm <= 0 or self.warmup < 0 or self.workers < 0 or self.preview_every < 0:
-            raise FlexIPError("lr and clip_norm must be above 0; warmup, workers and preview_every at least 0")
-        if not 0 <= self.decay_from < 1:
-            raise FlexIPError(f"decay_from is {self.decay_from}; expected a share from 0 to below 1")
-        choices = {"precision": ("bf16", "fp32"), "schedule": ("constant", "cosine")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise FlexIPError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
-        for stage in self.stages:
-            if stage.quality not in ("any", "high"):
-                raise FlexIPError(f"a stage's quality is {stage.quality!r}; expected any or high")
         self.adapter_config()
 
     @property

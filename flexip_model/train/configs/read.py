@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import types
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from ...common.errors import FlexIPError
-from ...method.config import FlexIPConfig
-from .options import TrainConfig
+from .options import ConditioningDropout, References, TrainConfig, TrainStage
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 CONFIGS = Path(__file__).parent
 NAMED = ("paper", "one_card", "demo")
+SECTIONS: dict[str, Any] = {"stages": TrainStage, "dropout": ConditioningDropout, "references": References}
+UNKNOWN = "unexpected_keyword_argument"
+PLAIN = {
+    "dataclass_type": "it should be `key: value` lines",
+    "dict_type": "it should be `key: value` lines",
+    "tuple_type": "it should be a list",
+}
+"""What should stand there, where pydantic's own words (by its name of the mistake) are a programmer's."""
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
@@ -32,13 +43,12 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Tr
             if not isinstance(place, dict):
                 raise FlexIPError(f"{key} cannot be set: {name} is {place!r}, which has no keys; set {name} as a whole")
         place[last] = value
-    return _build(TrainConfig, values, str(path))
+    return _build(values, str(path))
 
 
 def from_dict(values: dict[str, Any]) -> TrainConfig:
     """The reverse of `to_dict`."""
-    config: TrainConfig = _build(TrainConfig, values, "the run's config")
-    return config
+    return _build(values, "the run's config")
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -61,11 +71,10 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         parent = str(values.pop("extends"))
         base = _read(Path(parent) if parent in NAMED else path.parent / parent, (*seen, path.resolve()))
     _resolve(values, path.parent)
-    merged = {**base, **values}
-    for key in ("references", "dropout", "adapter"):
-        if isinstance(base.get(key), dict) and isinstance(values.get(key), dict):
-            merged[key] = {**base[key], **values[key]}
-    return merged
+    for key, section in values.items():
+        if isinstance(section, dict) and isinstance(base.get(key), dict):
+            values[key] = {**base[key], **section}
+    return {**base, **values}
 
 
 def _resolve(values: dict[str, Any], folder: Path) -> None:
@@ -88,51 +97,24 @@ def _resolve(values: dict[str, Any], folder: Path) -> None:
         values["data"] = [at(d) for d in (data if isinstance(data, list) else [data])]
 
 
-def _build(cls: Any, values: Any, where: str) -> Any:
-    if not isinstance(values, dict):
-        raise FlexIPError(f"{where} is {values!r}; expected `key: value` lines")
-    types_ = get_type_hints(cls)
-    unknown = sorted(set(values) - set(types_))
-    if unknown:
-        raise FlexIPError(f"{where} has an unknown key {unknown[0]}; known are {', '.join(types_)}")
-    missing = [f.name for f in fields(cls) if f.name not in values and _required(f)]
-    if missing:
-        raise FlexIPError(f"{where} lacks {', '.join(missing)}")
-    return cls(**{key: _cast(types_[key], value, f"{where}: {key}") for key, value in values.items()})
+def _build(values: Any, where: str) -> TrainConfig:
+    try:
+        return TypeAdapter(TrainConfig).validate_python(values)
+    except ValidationError as error:
+        # A name that is not known first: what lacks may be what it was to be.
+        mistakes = sorted(error.errors(), key=lambda mistake: mistake["type"] != UNKNOWN)
+        raise FlexIPError(f"{where}: {_sentence(mistakes[0])}") from error
 
 
-def _required(field_: Any) -> bool:
-    return field_.default is MISSING and field_.default_factory is MISSING
-
-
-def _cast(wanted: Any, value: Any, where: str) -> Any:
-    origin = get_origin(wanted)
-    if origin in (Union, types.UnionType):
-        options = get_args(wanted)
-        if value is None:
-            return None
-        return _cast(next(o for o in options if o is not type(None)), value, where)
-    if is_dataclass(wanted):
-        return _build(wanted, value, where)
-    if origin is tuple:
-        inner = get_args(wanted)
-        items = value if isinstance(value, (list, tuple)) else [value]
-        if inner[-1] is not Ellipsis and len(items) != len(inner):
-            raise FlexIPError(f"{where} has {len(items)} values; expected {len(inner)}")
-        return tuple(_cast(inner[0], item, where) for item in items)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise FlexIPError(f"{where} is {value!r}; expected `key: value` lines")
-        known = get_type_hints(FlexIPConfig)  # the config's only table is the adapter's; it names what it does not know
-        return {k: _cast(known[k], v, f"{where}.{k}") if k in known else v for k, v in value.items()}
-    if wanted is float and isinstance(value, str):
-        # YAML reads 1e-4 as text: its numbers need a point.
-        try:
-            value = float(value)
-        except ValueError:
-            raise FlexIPError(f"{where} is {value!r}; expected a number") from None
-    good = {float: (int, float), int: (int,), bool: (bool,), str: (str,)}[wanted]
-    if not isinstance(value, good) or (wanted is not bool and isinstance(value, bool)):
-        names = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
-        raise FlexIPError(f"{where} is {value!r}; expected {names[wanted]}")
-    return wanted(value)
+def _sentence(mistake: ErrorDetails) -> str:
+    """What is wrong, and what should stand there."""
+    kind, key = mistake["type"], ".".join(map(str, mistake["loc"]))
+    if kind == "value_error":  # what the config itself raised
+        return str(mistake["ctx"]["error"])
+    if kind == UNKNOWN:
+        section = SECTIONS.get(str(mistake["loc"][0]), TrainConfig) if len(mistake["loc"]) > 1 else TrainConfig
+        return f"unknown key {key}; known are {', '.join(f.name for f in fields(section))}"
+    if kind == "missing":
+        return f"{key} is missing; give it a value"
+    wanted = PLAIN.get(kind, mistake["msg"]).replace("Input should be", "it should be")
+    return f"{key or 'the config'} is {mistake['input']!r}; {wanted}"
