@@ -28,8 +28,8 @@ def denoise(unet: Any, scheduler: Any, latents: Tensor, text: Tensor, *, steps: 
     ddim.set_timesteps(steps, device=latents.device)
     like = next(unet.parameters()).dtype
     latents = latents.float()
-    for t in ddim.timesteps:
-        guess = unet(torch.cat([latents, latents]).to(like), t, text.to(like)).sample.float()
-        positive, negative = guess.chunk(2)
-        latents = ddim.step(negative + guidance * (positive - negative), t, latents).prev_sample
+    for timestep in ddim.timesteps:
+        model_pred = unet(torch.cat([latents, latents]).to(like), timestep, text.to(like)).sample.float()
+        positive, negative = model_pred.chunk(2)
+        latents = ddim.step(negative + guidance * (positive - negative), timestep, latents).prev_sample
     return latents

@@ -29,7 +29,7 @@ _AT_ONCE = 8
 """Pictures in a batch, so that a card that trained the adapter also measures it."""
 
 
-def dial_of(changes: Sequence[Sequence[float]] | Tensor, gates: Sequence[float] = GATES) -> tuple[float, ...]:
+def calibration_curve(changes: Sequence[Sequence[float]] | Tensor, gates: Sequence[float] = GATES) -> tuple[float, ...]:
     """The dial of measured sweeps.
 
     The way from 0 to a gate's value is the mean of that value and of the picture's change up to it, as a share of all
@@ -58,7 +58,7 @@ def dial_of(changes: Sequence[Sequence[float]] | Tensor, gates: Sequence[float] 
     return tuple(round(float(v), 5) for v in values)
 
 
-def change(pictures: Tensor) -> list[float]:
+def picture_changes(pictures: Tensor) -> list[float]:
     """(n, 3, H, W) in [0, 1] → n - 1 mean absolute differences between neighbors."""
     return (pictures[1:] - pictures[:-1]).abs().mean((1, 2, 3)).tolist()
 
@@ -72,7 +72,7 @@ def calibrate(config: TrainConfig, adapter: FlexIPAdapter, subjects: int) -> tup
         adapter: without a dial of its own.
 
     Raises:
-        FlexIPError: the data hold no subjects, or as `load_frozen` and `dial_of`.
+        FlexIPError: the data hold no subjects, or as `load_frozen` and `calibration_curve`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     frozen = load_frozen(config)
@@ -87,6 +87,6 @@ def calibrate(config: TrainConfig, adapter: FlexIPAdapter, subjects: int) -> tup
             sweep(found, number, frozen, adapter, config, GATES[i : i + _AT_ONCE])
             for i in range(0, len(GATES), _AT_ONCE)
         ]
-        changes.append(change(torch.cat(parts)))
+        changes.append(picture_changes(torch.cat(parts)))
         print(f"calibrating the dial: subject {number + 1} of {len(found.references)}", flush=True)
-    return dial_of(changes)
+    return calibration_curve(changes)

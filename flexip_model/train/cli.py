@@ -90,7 +90,7 @@ def _train(options: argparse.Namespace) -> None:
             ) from error
     trainer = Trainer(load_config(options.config, overrides))
     trainer.run()
-    if trainer.first:
+    if trainer.is_main_process:
         print(f"adapter file: {trainer.export()}")
 
 

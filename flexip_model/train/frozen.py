@@ -25,8 +25,8 @@ class Frozen:
     Attributes:
         unet, vae, text_encoder, tokenizer, scheduler: diffusers' and transformers' own classes.
         encoders: CLIP and DINO.
-        latents: what a cache of this VAE's latents at the run's size must say of itself; taken in fp32, since a hash of
-            weights that were cast is another.
+        latents_manifest: what a cache of this VAE's latents at the run's size must say of itself. It is taken in fp32:
+            weights that were cast have another hash.
     """
 
     unet: Any
@@ -35,7 +35,7 @@ class Frozen:
     tokenizer: Any
     scheduler: Any
     encoders: Encoders
-    latents: Manifest
+    latents_manifest: Manifest
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Frozen:
         for module in self._modules():
@@ -62,18 +62,18 @@ class Frozen:
         return code.float() * self.vae.config.scaling_factor
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode_latents(self, latents: Tensor) -> Tensor:
         """Latents (B, 4, s, s), scaled, to pixels in [0, 1], float32, on the CPU."""
         like = next(self.vae.parameters())
         pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(like.device, like.dtype)).sample
         return (pixels.float().cpu() / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
-    def read(self, ids: Tensor) -> Tensor:
+    def encode_text(self, input_ids: Tensor) -> Tensor:
         """Token ids (B, 77) to Z^(T), (B, 77, text_width): the last hidden state after the final norm [3.3]."""
-        return self.text_encoder(ids.to(self.text_encoder.device)).last_hidden_state
+        return self.text_encoder(input_ids.to(self.text_encoder.device)).last_hidden_state
 
-    def measured(self) -> dict[str, Any]:
+    def widths(self) -> dict[str, Any]:
         """The fields of `FlexIPConfig` that base and encoders decide."""
         return {
             "clip_width": self.clip.width,
@@ -138,7 +138,8 @@ def load_frozen(config: TrainConfig) -> Frozen:
         ) from error
     for module in (parts["unet"], parts["vae"], parts["text_encoder"], clip, dino):
         module.float().eval().requires_grad_(False)
-    frozen = Frozen(**parts, encoders=Encoders(clip, dino), latents=latents_manifest(parts["vae"], config.size))
+    manifest = latents_manifest(parts["vae"], config.size)
+    frozen = Frozen(**parts, encoders=Encoders(clip, dino), latents_manifest=manifest)
     if frozen.scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
         raise FlexIPError(f"the base predicts {frozen.scheduler.config.prediction_type}; expected ε or v")
     return frozen

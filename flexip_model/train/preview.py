@@ -61,10 +61,10 @@ def sweep(
         features = ReferenceFeatures(
             torch.cat([cls, torch.zeros_like(cls)]), torch.cat([patches, torch.zeros_like(patches)]), keep
         )
-        ids = frozen.tokenizer(
+        input_ids = frozen.tokenizer(
             [preview.prompts[number], ""], padding="max_length", truncation=True, max_length=77, return_tensors="pt"
         ).input_ids
-        text = frozen.read(ids).float()
+        text = frozen.encode_text(input_ids).float()
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             p, s = adapter.preservation(features), adapter.personalization(text, features.cls)
             p, s, text = (t.repeat_interleave(columns, 0) for t in (p, s, text))
@@ -78,6 +78,6 @@ def sweep(
                 steps=config.preview_steps,
                 guidance=config.guidance,
             )
-        return frozen.decode(latents)
+        return frozen.decode_latents(latents)
     finally:
         own.eject()

@@ -29,7 +29,7 @@ def begin(config: TrainConfig, frozen: Frozen) -> FlexIPAdapter:
     """
     state = torch.get_rng_state()
     torch.manual_seed(config.seed)
-    adapter = FlexIPAdapter(config.adapter_config(**frozen.measured()))
+    adapter = FlexIPAdapter(config.adapter_config(**frozen.widths()))
     torch.set_rng_state(state)
     adapter.copy_text_attention(frozen.unet)
     if config.start is not None:

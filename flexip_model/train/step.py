@@ -58,7 +58,7 @@ class TrainStep(nn.Module):
         cls, patches = cls * image[:, None], patches * image[:, None, None]
         keep = batch.keep | batch.no_image[:, None]
         features = ReferenceFeatures(cls, patches, None if bool(keep.all()) else keep)
-        text = frozen.read(batch.input_ids).to(torch.float32)
+        text = frozen.encode_text(batch.input_ids).to(torch.float32)
         noise, timesteps = batch.noise, batch.timesteps
         noisy = frozen.scheduler.add_noise(latents, noise, timesteps)
         velocity = frozen.scheduler.config.prediction_type == "v_prediction"

@@ -16,8 +16,8 @@ from . import result
 from .configs.options import TrainConfig, to_dict
 from .frozen import Frozen, load_frozen, pick_dtype
 from .samples.batch import Batch, collate
-from .samples.order import Batches
 from .samples.sample_set import SampleSet, open_samples
+from .samples.sampler import TicketBatchSampler
 from .shared import state
 from .shared.loop import Loop
 from .start import begin
@@ -74,7 +74,7 @@ class Trainer(Loop[FlexIPAdapter]):
         begun = 0
         for number, stage in enumerate(self.config.stages):
             if self.step < begun + stage.steps:
-                samples = open_samples(self.config, self.frozen, number, self.world)
+                samples = open_samples(self.config, self.frozen, number, self.world_size)
                 data = samples.groups.describe()
                 if begun < self.step and data != self.about["data"]:
                     raise FlexIPError(
@@ -95,7 +95,7 @@ class Trainer(Loop[FlexIPAdapter]):
         first = (self.step - begun) * c.accumulation
         loader: Any = DataLoader(
             samples,
-            batch_sampler=Batches(samples.order, self.rank, first, steps * c.accumulation),
+            batch_sampler=TicketBatchSampler(samples.sampler, rank=self.rank, first=first, end=steps * c.accumulation),
             num_workers=c.workers,
             collate_fn=collate,
             pin_memory=self.accelerator.device.type == "cuda",
@@ -113,8 +113,8 @@ class Trainer(Loop[FlexIPAdapter]):
         waited = time.perf_counter()
         batch = next(batches).to(self.accelerator.device, non_blocking=True)
         self.watch.waited(time.perf_counter() - waited)
-        self.seen += len(batch) * self.world
-        self.unreadable += self.agree(int(batch.unreadable.sum()))
+        self.seen += len(batch) * self.world_size
+        self.unreadable += self.sum_over_ranks(int(batch.unreadable.sum()))
         if self.unreadable > max(10, self.config.bad_share * self.seen):
             raise FlexIPError(
                 f"{self.unreadable} of {self.seen} samples could not be read, more than {self.config.bad_share:.1%}; "
@@ -149,7 +149,7 @@ class Trainer(Loop[FlexIPAdapter]):
         return {
             "seen": self.seen,
             "unreadable": self.unreadable,
-            "world": self.world,
+            "world": self.world_size,
             "config": to_dict(self.config),
             "adapter": self.adapter.config.to_json(),
             "about": self.about,
@@ -176,10 +176,10 @@ class Trainer(Loop[FlexIPAdapter]):
                     f"the run in {self.folder} was started with {key} {saved[key]}, whose weights are "
                     f"not those of {now[key]} now; put it back, or name another output folder"
                 )
-        if found.info["world"] != self.world:
+        if found.info["world"] != self.world_size:
             raise FlexIPError(
                 f"the run in {self.folder} was started on {found.info['world']} devices, now there are "
-                f"{self.world}; start it on as many, or name another output folder"
+                f"{self.world_size}; start it on as many, or name another output folder"
             )
         super().restore(found)
         self.seen, self.unreadable = int(found.info["seen"]), int(found.info["unreadable"])

@@ -13,8 +13,8 @@ from ..method.adapters import FlexIPAdapter
 from .configs.options import TrainConfig
 from .frozen import Frozen
 from .preview import Preview, draw
-from .samples.order import KINDS
 from .samples.sample_set import SampleSet
+from .samples.sampler import SIDES
 from .shared.loop import Loop
 
 
@@ -22,33 +22,33 @@ class Watch:
     """Sums up between two entries of the log; in other processes than the first it only takes part in sums.
 
     Args:
-        run: the training that is watched.
+        loop: the training that is watched.
         config: its config.
         frozen: the networks beside which previews are drawn.
     """
 
-    def __init__(self, run: Loop[FlexIPAdapter], config: TrainConfig, frozen: Frozen) -> None:
-        self.run, self.config, self.frozen = run, config, frozen
+    def __init__(self, loop: Loop[FlexIPAdapter], config: TrainConfig, frozen: Frozen) -> None:
+        self.loop, self.config, self.frozen = loop, config, frozen
         self._errors = torch.zeros(2, 2, dtype=torch.float64)
         self._norms: dict[str, float] = {}
         self._steps = 0
         self._waited = 0.0
-        self._since, self._step = time.perf_counter(), run.step
+        self._since, self._step = time.perf_counter(), loop.step
         self._preview: Preview | None = None
         self._writer: Any = None
-        if run.first:
+        if loop.is_main_process:
             from torch.utils.tensorboard import SummaryWriter
 
-            run.folder.mkdir(parents=True, exist_ok=True)
-            self._writer = SummaryWriter(str(run.folder / "logs"), purge_step=run.step)
+            loop.folder.mkdir(parents=True, exist_ok=True)
+            self._writer = SummaryWriter(str(loop.folder / "logs"), purge_step=loop.step)
 
     def samples(self, samples: SampleSet) -> None:
         """Tell what a stage trains on."""
-        counts = ", ".join(f"{n} {kind}" for n, kind in zip(samples.order.counts, KINDS, strict=True))
-        self.run.say(f"stage {samples.order.stage + 1}: groups {counts}; from step {self.run.step}")
+        counts = ", ".join(f"{n} {side}" for n, side in zip(samples.sampler.counts, SIDES, strict=True))
+        self.loop.say(f"stage {samples.sampler.stage + 1}: groups {counts}; from step {self.loop.step}")
         for sentence in samples.groups.remarks:
-            self.run.say(sentence)
-        if self.run.first and self._preview is None and self.config.preview_every:
+            self.loop.say(sentence)
+        if self.loop.is_main_process and self._preview is None and self.config.preview_every:
             self._preview = samples.preview()
 
     def waited(self, seconds: float) -> None:
@@ -58,8 +58,8 @@ class Watch:
     def errors(self, errors: Tensor, variant: Tensor) -> None:
         """Losses per sample, and which samples are variants."""
         errors, variant = errors.cpu().double(), variant.cpu()
-        for kind, chosen in enumerate((~variant, variant)):
-            self._errors[kind] += torch.stack([errors[chosen].sum(), chosen.sum()])
+        for side, chosen in enumerate((~variant, variant)):
+            self._errors[side] += torch.stack([errors[chosen].sum(), chosen.sum()])
 
     def gradients(self, norm: float, branches: dict[str, float]) -> None:
         self._steps += 1
@@ -72,54 +72,54 @@ class Watch:
         Args:
             unreadable: samples that could not be read so far.
         """
-        run, c = self.run, self.config
-        sums = run.accelerator.reduce(self._errors.float().to(run.accelerator.device)).cpu()
+        loop, c = self.loop, self.config
+        sums = loop.accelerator.reduce(self._errors.float().to(loop.accelerator.device)).cpu()
         now = time.perf_counter()
-        seconds, steps = max(now - self._since, 1e-9), run.step - self._step
-        speed = steps * c.batch * c.accumulation * run.world / seconds
-        left = (c.steps - run.step) * seconds / max(steps, 1)
-        values = {f"loss/{kind}": float(s / n) for kind, (s, n) in zip(KINDS, sums, strict=True) if n > 0}
+        seconds, steps = max(now - self._since, 1e-9), loop.step - self._step
+        speed = steps * c.batch * c.accumulation * loop.world_size / seconds
+        left = (c.steps - loop.step) * seconds / max(steps, 1)
+        values = {f"loss/{side}": float(s / n) for side, (s, n) in zip(SIDES, sums, strict=True) if n > 0}
         values["loss/all"] = float(sums[:, 0].sum() / sums[:, 1].sum().clamp(min=1))
         values |= {f"gradient/{name}": value / max(self._steps, 1) for name, value in self._norms.items()}
-        alpha, beta = run.trained.gate.alpha_beta().tolist()
+        alpha, beta = loop.trained.gate.alpha_beta().tolist()
         values |= {
-            "rate": run.rate(),
+            "rate": loop.learning_rate(),
             "samples_per_second": speed,
             "waiting_share": self._waited / seconds,
             "unreadable": unreadable,
-            "skipped_steps": run.skipped,
+            "skipped_steps": loop.skipped,
             "gate/alpha": alpha,
             "gate/beta": beta,
         }
-        if run.first:
+        if loop.is_main_process:
             for name, value in values.items():
-                self._writer.add_scalar(name, value, run.step)
-            with (run.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": run.step, **{k: round(v, 6) for k, v in values.items()}}) + "\n")
-            kinds = " ".join(f"{k} {values[f'loss/{k}']:.4f}" for k in KINDS if f"loss/{k}" in values)
-            run.say(
-                f"step {run.step}/{c.steps}  loss {values['loss/all']:.4f} ({kinds})  "
+                self._writer.add_scalar(name, value, loop.step)
+            with (loop.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": loop.step, **{k: round(v, 6) for k, v in values.items()}}) + "\n")
+            sides = " ".join(f"{s} {values[f'loss/{s}']:.4f}" for s in SIDES if f"loss/{s}" in values)
+            loop.say(
+                f"step {loop.step}/{c.steps}  loss {values['loss/all']:.4f} ({sides})  "
                 f"{speed:.1f} samples/s  waiting {values['waiting_share']:.0%}  left {_clock(left)}"
             )
         self._errors.zero_()
         self._norms, self._steps, self._waited = {}, 0, 0.0
-        self._since, self._step = time.perf_counter(), run.step
+        self._since, self._step = time.perf_counter(), loop.step
 
     def preview(self) -> None:
         """A γ sweep of validation subjects with the averaged weights, as a PNG and in TensorBoard."""
-        run = self.run
-        if run.first and self._preview is not None:
+        loop = self.loop
+        if loop.is_main_process and self._preview is not None:
             from torchvision.transforms.functional import pil_to_tensor
 
             started = time.perf_counter()
-            with run.averaged() as adapter:
+            with loop.ema_weights() as adapter:
                 sheet = draw(self._preview, self.frozen, adapter, self.config)
-            folder = run.folder / "previews"
+            folder = loop.folder / "previews"
             folder.mkdir(exist_ok=True)
-            sheet.save(folder / f"step-{run.step:07d}.png")
-            self._writer.add_image("sweep", pil_to_tensor(sheet), run.step)
+            sheet.save(folder / f"step-{loop.step:07d}.png")
+            self._writer.add_image("sweep", pil_to_tensor(sheet), loop.step)
             self._since += time.perf_counter() - started
-        run.accelerator.wait_for_everyone()
+        loop.accelerator.wait_for_everyone()
 
     def close(self) -> None:
         if self._writer is not None:

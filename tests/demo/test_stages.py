@@ -134,7 +134,7 @@ def test_the_trainer_reads_what_the_composer_packs(composer, tmp_path) -> None:
     trainer = Trainer(config(tmp_path / "data", tmp_path / "run", stages=[{"steps": 1}]))
     trainer.run()
     samples = open_samples(trainer.config, trainer.frozen, 0, 1)
-    assert samples.order.counts == (3, 3)
+    assert samples.sampler.counts == (3, 3)
     group = samples.groups.get(0, 0).group
     target, reference = choose(group, False, np.random.default_rng(0))
     assert (target.role, reference.role) == ("target", "reference") and len(target.captions) == packing.CAPTIONS

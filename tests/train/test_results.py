@@ -14,7 +14,7 @@ from flexip_model.__main__ import main
 from flexip_model.common.errors import FlexIPError
 from flexip_model.files.adapter_file import build_adapter, load_adapter_file
 from flexip_model.files.ip_adapter import convert_ip_adapter, ip_adapter_order
-from flexip_model.train.calibrate import GATES, dial_of
+from flexip_model.train.calibrate import GATES, calibration_curve
 from flexip_model.train.samples.batch import collate
 from flexip_model.train.samples.sample_set import open_samples
 from flexip_model.train.shared import state
@@ -46,13 +46,13 @@ def test_the_run_ends_with_a_file_for_the_nodes_a_card_and_a_log(data: Path, tmp
 
 def test_the_dial_spreads_what_changes_over_all_of_it(data: Path, tmp_path: Path) -> None:
     uneven = [[10.0] * 7 + [1.0] * 21, [20.0] * 7 + [2.0] * 21, [0.0] * 28]
-    dial = dial_of(uneven)
+    dial = calibration_curve(uneven)
     way = np.concatenate([[0], np.cumsum(uneven[0])])
     picture, gate = np.diff(np.interp(dial, GATES, way)) / way[-1], np.diff(dial)
     assert dial[0] == 0 and dial[-1] == 1
     assert np.abs((picture + gate) / 2 - 1 / 20).max() < 0.001  # so neither is ever more than twice the average
     with pytest.raises(FlexIPError, match="no picture changes"):
-        dial_of([[0.0] * 28])
+        calibration_curve([[0.0] * 28])
     # The dial of a real adapter, by command, goes into the file and nothing else changes.
     run = tmp_path / "run"
     train(data, run, stages=[{"steps": 1}], lr=3e-2, preview_steps=2)
@@ -88,7 +88,7 @@ def test_the_base_and_its_encoders_stay_as_they_are(data: Path, tmp_path: Path) 
 def test_training_lowers_the_loss_of_samples_that_it_sees(data: Path, tmp_path: Path) -> None:
     trainer = Trainer(config(data, tmp_path, stages=[{"steps": 20}], ema=0.5))
     samples = open_samples(trainer.config, trainer.frozen, 0, 1)
-    batch = collate([samples[t] for step in range(3) for t in samples.order.tickets(step, 0)])
+    batch = collate([samples[t] for step in range(3) for t in samples.sampler.tickets(step, 0)])
     before = float(trainer.model(batch).mean().detach())
     trainer.run()
     after = float(trainer.model(batch).mean().detach())
@@ -125,7 +125,7 @@ def test_cached_features_give_the_losses_of_uncached_ones_and_a_stale_cache_is_n
     references = {"white": 0.5, "flip_image": 0.5, "flip_variant": 0.5, "crop": "pad"}
     plain = Trainer(config(data, tmp_path / "run", references=references, precision="bf16"))
     samples = open_samples(plain.config, plain.frozen, 0, 1)
-    tickets = [t for step in range(4) for t in samples.order.tickets(step, 0)]
+    tickets = [t for step in range(4) for t in samples.sampler.tickets(step, 0)]
     uncached = collate([samples[t] for t in tickets])
     assert (
         main(

@@ -146,7 +146,7 @@ def test_unreadable_samples_are_replaced_and_counted_and_too_many_end_the_run(tm
     data = pack(tmp_path / "data", broken=1)
     trainer = train(data, tmp_path / "run", stages=[{"steps": 4}], bad_share=1.0)
     samples = open_samples(trainer.config, trainer.frozen, 0, 1)
-    drawn = [samples[t].unreadable for step in range(4) for t in samples.order.tickets(step, 0)]
+    drawn = [samples[t].unreadable for step in range(4) for t in samples.sampler.tickets(step, 0)]
     assert trainer.unreadable == sum(drawn) > 0
     with pytest.raises(FlexIPError, match="could not be read, more than"):
         train(pack(tmp_path / "worse", broken=4), tmp_path / "run2", stages=[{"steps": 30}], bad_share=0.01)

@@ -21,8 +21,8 @@ from flexip_model.method.gate import spread_gamma
 from flexip_model.train.configs.options import ConditioningDropout, to_dict
 from flexip_model.train.configs.read import NAMED, from_dict, load_config
 from flexip_model.train.samples.batch import collate
-from flexip_model.train.samples.order import Batches, Order, Ticket
 from flexip_model.train.samples.sample_set import open_samples
+from flexip_model.train.samples.sampler import Ticket, TicketBatchSampler, TicketSampler
 from flexip_model.train.trainer import Trainer
 
 from ..support.paths import ROOT
@@ -32,29 +32,30 @@ from ..support.train_rig import config, png, tensors_of
 
 
 def test_every_device_batch_holds_both_kinds_in_equal_numbers_and_no_group_twice_in_an_epoch() -> None:
-    order = Order((6, 4), images=2, batch=4, world=2, seed=3)
+    sampler = TicketSampler((6, 4), images=2, batch=4, world_size=2, seed=3)
     seen: dict[int, list[int]] = {0: [], 1: []}
     for step in range(3):
         for rank in range(2):
-            tickets = order.tickets(step, rank)
-            assert [t.kind for t in tickets] == [0, 0, 1, 1]
+            tickets = sampler.tickets(step, rank)
+            assert [t.side for t in tickets] == [0, 0, 1, 1]
             for ticket in tickets:
-                seen[ticket.kind].append(order.group(ticket))
+                seen[ticket.side].append(sampler.group(ticket))
     assert sorted(seen[0][:6]) == list(range(6)) and sorted(seen[0][6:]) == list(range(6))
     assert all(sorted(seen[1][i : i + 4]) == list(range(4)) for i in (0, 4, 8))
 
 
 def test_devices_share_the_samples_that_one_device_with_the_whole_batch_would_see() -> None:
-    alone = Order((50, 50), images=4, batch=8, world=1, seed=0)
-    shared = Order((50, 50), images=2, batch=4, world=2, seed=0)
+    alone = TicketSampler((50, 50), images=4, batch=8, world_size=1, seed=0)
+    shared = TicketSampler((50, 50), images=2, batch=4, world_size=2, seed=0)
     for step in range(10):
         parts = [*shared.tickets(step, 0), *shared.tickets(step, 1)]
         assert sorted(alone.tickets(step, 0)) == sorted(parts)
 
 
 def test_a_sampler_that_starts_later_gives_what_the_whole_one_gives_there() -> None:
-    order = Order((9, 5), images=1, batch=2, world=1, seed=1)
-    assert list(Batches(order, 0, 4, 9)) == list(Batches(order, 0, 0, 9))[4:]
+    sampler = TicketSampler((9, 5), images=1, batch=2, world_size=1, seed=1)
+    whole, later = (TicketBatchSampler(sampler, rank=0, first=first, end=9) for first in (0, 4))
+    assert list(later) == list(whole)[4:] and len(later) == 5
 
 
 # Config
@@ -138,7 +139,7 @@ def test_a_sample_depends_on_its_ticket_alone_and_variants_see_another_picture(d
         assert one.keys() == again.keys() and all(torch.equal(one[name], again[name]) for name in one)
         target = torch.nn.functional.interpolate(a.pixels[None] / 2 + 0.5, 112, mode="bicubic", antialias=True)[0]
         distance = float((target - a.reference.clip_pixels).abs().mean())
-        assert distance < 0.02 if ticket.kind == 0 else distance > 0.02
+        assert distance < 0.02 if ticket.side == 0 else distance > 0.02
     assert first[Ticket(0, 3, 0)].timestep != first[Ticket(0, 4, 0)].timestep
 
 
@@ -182,7 +183,7 @@ def test_gradient_checkpointing_changes_memory_and_not_the_gradients(data: Path,
     for saving in (False, True):
         trainer = Trainer(config(data, tmp_path, gradient_checkpointing=saving))
         samples = open_samples(trainer.config, trainer.frozen, 0, 1)
-        trainer.model(collate([samples[t] for t in samples.order.tickets(0, 0)])).mean().backward()
+        trainer.model(collate([samples[t] for t in samples.sampler.tickets(0, 0)])).mean().backward()
         found.append({name: p.grad for name, p in trainer.adapter.named_parameters()})
     assert trainer.frozen.unet.is_gradient_checkpointing
     plain, saved = found
@@ -192,7 +193,7 @@ def test_gradient_checkpointing_changes_memory_and_not_the_gradients(data: Path,
 def test_gamma_is_spread_over_the_dial_with_more_own_references_the_higher(data: Path, tmp_path: Path) -> None:
     trainer = Trainer(config(data, tmp_path, gamma_spread=1.0))
     samples = open_samples(trainer.config, trainer.frozen, 0, 1)
-    tickets = [t for step in range(3) for t in samples.order.tickets(step, 0)]
+    tickets = [t for step in range(3) for t in samples.sampler.tickets(step, 0)]
     batch = collate([samples[t] for t in tickets])
     with torch.no_grad():
         trainer.model(batch)

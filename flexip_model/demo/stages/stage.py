@@ -71,10 +71,10 @@ class Stage(Loop[nn.Module]):
         entry = {key: round(value / self._counted, 5) for key, value in self._sums.items()}
         self._sums, self._counted = {}, 0
         self.history.append({"step": self.step, **entry})
-        self.say(f"{self.folder.name} {self.step}/{self.pace.steps} {entry} lr {self.rate():.2e}")
+        self.say(f"{self.folder.name} {self.step}/{self.pace.steps} {entry} lr {self.learning_rate():.2e}")
 
     def info(self) -> dict[str, Any]:
-        return {"history": self.history, "world": self.world}
+        return {"history": self.history, "world": self.world_size}
 
     def restore(self, found: state.Checkpoint) -> None:
         super().restore(found)

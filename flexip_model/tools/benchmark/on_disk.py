@@ -64,7 +64,7 @@ def _loader(folder: Path, full: Frozen, size: int, samples: int) -> float:
     demo = load_frozen(load_config("demo"))
     whole = replace(full, tokenizer=demo.tokenizer, scheduler=demo.scheduler)
     made = open_samples(config, whole, 0, 1)
-    tickets = [t for step in range(-(-samples // config.batch) + 1) for t in made.order.tickets(step, 0)]
+    tickets = [t for step in range(-(-samples // config.batch) + 1) for t in made.sampler.tickets(step, 0)]
     for ticket in tickets[: config.batch]:
         made[ticket]
     started = time.process_time()

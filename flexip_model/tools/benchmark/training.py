@@ -130,7 +130,7 @@ class _Timed(Trainer):
         """Keep nothing."""
 
     def _stage(self, samples: SampleSet, begun: int, steps: int) -> None:
-        first = samples[samples.order.tickets(0, 0)[0]]
+        first = samples[samples.sampler.tickets(0, 0)[0]]
         if self.config.use_cache and (first.latents is None or first.reference.cls is None):
             raise FlexIPError(
                 f"the data has no caches of latents and [CLS] that fit: {'; '.join(samples.groups.remarks)}"

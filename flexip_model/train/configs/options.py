@@ -208,13 +208,13 @@ class TrainConfig:
         """Optimizer steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
-    def adapter_config(self, **measured: Any) -> FlexIPConfig:
+    def adapter_config(self, **widths: Any) -> FlexIPConfig:
         """The adapter's config: defaults, then widths measured on base and encoders, then `adapter`.
 
         Raises:
             FlexIPError: an unknown field or a value out of its range.
         """
-        values = {**measured, **self.adapter}
+        values = {**widths, **self.adapter}
         # A dial is measured on what was trained; it is nothing to train with.
         unknown = set(values) - {f.name for f in fields(FlexIPConfig)} | ({"dial"} & set(values))
         if unknown:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ...data.format import Frame, Group
 
-SIDES = (("image",), ("multiview", "video", "pair"))
+GROUP_KINDS = (("image",), ("multiview", "video", "pair"))
 """Kinds of groups on either side of the gate: α, and 1 − β (Eq. 5)."""
 
 
@@ -74,7 +74,7 @@ class Groups:
             FlexIPError: a folder is no data folder.
         """
         qualities = None if quality == "any" else (quality,)
-        sides = [[Dataset.open(folder, "train", kinds, qualities) for folder in config.data] for kinds in SIDES]
+        sides = [[Dataset.open(folder, "train", kinds, qualities) for folder in config.data] for kinds in GROUP_KINDS]
         validation = [Dataset.open(folder, split) for split in ("val", "train") for folder in config.data]
         remarks: list[str] = []
         caches = {dataset.folder: _caches(dataset, config, frozen, remarks) for dataset in sides[0]}
@@ -118,7 +118,7 @@ def _caches(dataset: Dataset, config: TrainConfig, frozen: Frozen, remarks: list
         return {}
     crop, flips = config.references.crop, config.references.flip_image + config.references.flip_variant > 0
     wanted = {
-        "latents": frozen.latents,
+        "latents": frozen.latents_manifest,
         "clip": clip_manifest(frozen.clip, crop, flips),
         "dino": dino_manifest(frozen.dino, crop, flips),
     }

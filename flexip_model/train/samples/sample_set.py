@@ -19,7 +19,7 @@ from ..frozen import Frozen
 from ..preview import SUBJECTS, Preview
 from .batch import Reference, Sample
 from .groups import Groups, Subject
-from .order import KINDS, Order, Ticket
+from .sampler import SIDES, Ticket, TicketSampler
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,11 +34,11 @@ class SampleSet(TorchDataset):
     """One stage's samples; an item is asked for by its ticket.
 
     Attributes:
-        order: which group a ticket takes, and its random numbers.
+        sampler: which group a ticket takes, and its random numbers.
     """
 
-    def __init__(self, config: TrainConfig, groups: Groups, order: Order, frozen: Frozen) -> None:
-        self.config, self.groups, self.order = config, groups, order
+    def __init__(self, config: TrainConfig, groups: Groups, sampler: TicketSampler, frozen: Frozen) -> None:
+        self.config, self.groups, self.sampler = config, groups, sampler
         self.tokenizer = frozen.tokenizer
         self.clip_size, self.dino_size = frozen.clip.image_size, frozen.dino.image_size
         self.dino_patch = frozen.dino.patch
@@ -51,17 +51,17 @@ class SampleSet(TorchDataset):
         Raises:
             FlexIPError: `ATTEMPTS` groups in a row could not be read.
         """
-        rng = self.order.rng(ticket)
-        number = self.order.group(ticket)
+        rng = self.sampler.rng(ticket)
+        number = self.sampler.group(ticket)
         complaint: Exception | None = None
         for attempt in range(ATTEMPTS):
             try:
-                sample = self._make(self.groups.get(ticket.kind, number), ticket.kind == 1, rng)
+                sample = self._make(self.groups.get(ticket.side, number), ticket.side == 1, rng)
                 return replace(sample, unreadable=attempt)
             except (OSError, ValueError, SyntaxError) as error:
                 complaint = error
-                number = int(rng.integers(self.order.counts[ticket.kind]))
-        raise FlexIPError(f"{ATTEMPTS} {KINDS[ticket.kind]} groups in a row could not be read, the last: {complaint}")
+                number = int(rng.integers(self.sampler.counts[ticket.side]))
+        raise FlexIPError(f"{ATTEMPTS} {SIDES[ticket.side]} groups in a row could not be read, the last: {complaint}")
 
     def _make(self, subject: Subject, variant: bool, rng: np.random.Generator) -> Sample:
         # Another order of what is read and drawn would give other samples: a picture that cannot be read ends it early.
@@ -147,7 +147,7 @@ def choose(group: Group, variant: bool, rng: np.random.Generator) -> tuple[Frame
     return target, others[int(rng.integers(len(others)))]
 
 
-def open_samples(config: TrainConfig, frozen: Frozen, stage: int, world: int) -> SampleSet:
+def open_samples(config: TrainConfig, frozen: Frozen, stage: int, world_size: int) -> SampleSet:
     """A stage's samples from the config's data folders.
 
     Raises:
@@ -155,13 +155,15 @@ def open_samples(config: TrainConfig, frozen: Frozen, stage: int, world: int) ->
     """
     groups = Groups.open(config, frozen, config.stages[stage].quality)
     images = round(config.batch * config.image_share)
-    for kind, wanted in enumerate((images, config.batch - images)):
-        if wanted and not groups.counts[kind]:
-            share = 1 - kind
+    for side, wanted in enumerate((images, config.batch - images)):
+        if wanted and not groups.counts[side]:
+            share = 1 - side
             raise FlexIPError(
-                f"stage {stage + 1} has no {KINDS[kind]} groups in {', '.join(map(str, map(Path, config.data)))}; pack "
-                f"some, or set image_share: {1 - share} to train on {KINDS[1 - kind]} groups alone (the gate then "
+                f"stage {stage + 1} has no {SIDES[side]} groups in {', '.join(map(str, map(Path, config.data)))}; pack "
+                f"some, or set image_share: {1 - share} to train on {SIDES[1 - side]} groups alone (the gate then "
                 "learns one side only)"
             )
-    order = Order(groups.counts, images, config.batch, world, config.seed, stage)
-    return SampleSet(config, groups, order, frozen)
+    sampler = TicketSampler(
+        groups.counts, images=images, batch=config.batch, world_size=world_size, seed=config.seed, stage=stage
+    )
+    return SampleSet(config, groups, sampler, frozen)

@@ -72,7 +72,7 @@ class Loop(Generic[Trained]):
         # The config decides the precision, not how the run was launched.
         self.accelerator = Accelerator(mixed_precision="no")
         self.pace, self.folder, self.trained = pace, folder, trained
-        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.model: nn.Module = self.accelerator.prepare_model(model)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(trained, pace.weight_decay), lr=pace.lr, betas=pace.betas, fused=True
@@ -108,14 +108,14 @@ class Loop(Generic[Trained]):
 
     def say(self, sentence: str) -> None:
         """Tell the person who waits, once."""
-        if self.first:
+        if self.is_main_process:
             print(sentence, flush=True)
 
     def close(self) -> None:
         """Called at the end, however it came."""
 
     @property
-    def first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes files and speaks."""
         return self.accelerator.is_main_process
 
@@ -128,7 +128,7 @@ class Loop(Generic[Trained]):
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
-    def rate(self) -> float:
+    def learning_rate(self) -> float:
         """The learning rate of the next step."""
         c = self.pace
         rising = min(1.0, (self.step + 1) / c.warmup) if c.warmup else 1.0
@@ -178,7 +178,7 @@ class Loop(Generic[Trained]):
         while self.step < end and not self.stopped:
             self._update(batches)
             # A signal that comes after this counts after the next step: a process that left alone would hang the rest.
-            if self.agree(self._asked.number):
+            if self.sum_over_ranks(self._asked.number):
                 self._stopped_by = self._asked.number or signal.SIGTERM
             if self.stopped or self.step % c.save_every == 0:
                 self.save()
@@ -198,12 +198,12 @@ class Loop(Generic[Trained]):
                 self.accelerator.backward(loss)
             total += float(loss.detach())
         norm = float(nn.utils.clip_grad_norm_(self.trained.parameters(), math.inf))
-        finite = self.agree(0 if math.isfinite(norm) and math.isfinite(total) else 1) == 0
+        finite = self.sum_over_ranks(0 if math.isfinite(norm) and math.isfinite(total) else 1) == 0
         if finite:
             self.gradients(norm)
             nn.utils.clip_grad_norm_(self.trained.parameters(), c.clip_norm)
             for group in self.optimizer.param_groups:
-                group["lr"] = self.rate()
+                group["lr"] = self.learning_rate()
             self.optimizer.step()
             self.ema.step(self.trained.parameters())
         self.optimizer.zero_grad(set_to_none=True)
@@ -216,23 +216,23 @@ class Loop(Generic[Trained]):
                 f"those of step {self.step - self.bad}: lower lr or look for broken samples, then start it again"
             )
 
-    def agree(self, value: int) -> int:
+    def sum_over_ranks(self, value: int) -> int:
         """The sum over all processes: the same number in each, 0 if it is 0 in each."""
-        if self.world == 1:
+        if self.world_size == 1:
             return value
         return int(self.accelerator.reduce(torch.tensor(value, device=self.accelerator.device)))
 
     def save(self) -> None:
         """Write a checkpoint (the first process does)."""
-        if self.first:
+        if self.is_main_process:
             weights: dict[str, Tensor] = dict(self.trained.named_parameters())
             moments = {
                 f"{name}|{key}": torch.as_tensor(value)
                 for name, parameter in weights.items()
                 for key, value in self.optimizer.state.get(parameter, {}).items()
             }
-            averages = dict(zip(weights, self.ema.shadow_params, strict=True))
-            parts = {"weights": weights, "optimizer": moments, "ema": averages}
+            ema_weights = dict(zip(weights, self.ema.shadow_params, strict=True))
+            parts = {"weights": weights, "optimizer": moments, "ema": ema_weights}
             info = {"skipped": self.skipped, "ema_steps": self.ema.optimization_step, **self.info()}
             state.save(self.checkpoints, self.step, parts, info, self.pace.keep)
         self._saved = self.step
@@ -241,7 +241,7 @@ class Loop(Generic[Trained]):
     def _resume(self) -> None:
         from accelerate.utils import broadcast_object_list
 
-        found, complaints = state.load_newest(self.checkpoints) if self.first else (None, [])
+        found, complaints = state.load_newest(self.checkpoints) if self.is_main_process else (None, [])
         for complaint in complaints:
             print(complaint, flush=True)
         # Processes on other machines need not see the first one's folder.
@@ -269,7 +269,7 @@ class Loop(Generic[Trained]):
         self._saved = self.step
 
     @contextlib.contextmanager
-    def averaged(self) -> Iterator[Trained]:
+    def ema_weights(self) -> Iterator[Trained]:
         """What is trained with its averaged weights, in eval mode, for previews and files."""
         self.ema.store(self.trained.parameters())
         self.ema.copy_to(self.trained.parameters())
