@@ -36,6 +36,11 @@ def test_tool_has_no_complaint(command: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 
+def test_no_file_holds_what_a_merge_left() -> None:
+    done = subprocess.run(["git", "grep", "-nE", "^(<{7} |>{7} )"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, ""), done.stdout + done.stderr
+
+
 def pack(folder: Path) -> Path:
     """A folder with the pack in it as ComfyUI loads it, `flexip_pack`; the modules are copies."""
     (folder / "flexip_pack").mkdir()
