@@ -9,9 +9,22 @@ from pathlib import Path
 from ..common.errors import FlexIPError
 from ..common.extras import need
 from ..common.parallel import run
-from .stages.recipe import ADAPTER_STEPS, PICTURES, PLANS, SEED
+from .stages.recipe import ADAPTER_STEPS, LESSONS, PICTURES, PLANS, SEED
 
-STAGES = ("data", "vae", "encoders", "latents", "tokens", "together", "adapter", "export", "evaluate")
+STAGES = (
+    "data",
+    "vae",
+    "names",
+    "lessons",
+    "base",
+    "encoders",
+    "latents",
+    "tokens",
+    "together",
+    "adapter",
+    "export",
+    "evaluate",
+)
 WORK = Path.home() / ".cache" / "flexip" / "demo-model"
 """Outside the clone, so that a new clone goes on from the same downloads and states."""
 
@@ -30,6 +43,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--out", type=Path, help="where `export` writes (default: models/demo)")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures composed for the latents")
+    parser.add_argument("--lessons", type=int, default=LESSONS, help="pictures composed for the base")
+    parser.add_argument(
+        "--vae",
+        type=Path,
+        help="folder of a VAE that is made, such as models/demo/vae; the stage `vae` is left out then",
+    )
     for name, steps in _steps().items():
         parser.add_argument(f"--steps-{name}", type=int, default=steps, metavar="N")
     parser.add_argument(
@@ -56,20 +75,23 @@ def _run(options: argparse.Namespace) -> None:
     from .workshop import SHIPPED, Workshop
 
     steps = {name: getattr(options, f"steps_{name}") for name in _steps()}
-    if min(options.pictures, options.processes, *steps.values()) < 1:
-        raise FlexIPError("pictures, steps and processes must be at least 1")
+    if min(options.pictures, options.lessons, options.processes, *steps.values()) < 1:
+        raise FlexIPError("pictures, lessons, steps and processes must be at least 1")
     # A card trains alone, with the whole batch: only composing, encoding and measuring are shared out there.
     trainers = 1 if torch.cuda.is_available() else options.processes
     plans = {
         name: replace(plan, steps=steps[name], batch=plan.batch * (options.processes // trainers))
         for name, plan in PLANS.items()
     }
-    workshop = Workshop(options.work, options.out or SHIPPED, plans)
+    workshop = Workshop(options.work, options.out or SHIPPED, plans, options.vae)
     images = options.out or SHIPPED.parents[1] / "docs" / "images"
-    for stage in STAGES if options.stage == "make" else (options.stage,):
+    stages = [s for s in STAGES if s != "vae" or options.vae is None] if options.stage == "make" else [options.stage]
+    for stage in stages:
         print(f"== {stage}", flush=True)
         if stage == "latents":
             workshop.latents(options.pictures, options.processes)
+        elif stage == "lessons":
+            workshop.lessons(options.lessons, options.processes)
         elif stage == "adapter":
             workshop.adapter(steps["adapter"], trainers)
         elif stage in ("data", "export"):

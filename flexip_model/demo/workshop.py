@@ -14,6 +14,7 @@ from ..common.errors import FlexIPError
 from .stages.recipe import CALIBRATED, GROUPS, PLANS, Plan
 
 if TYPE_CHECKING:
+    from .base.lessons import Lessons
     from .scenes.compose import Composer
     from .scenes.words import Words
 
@@ -36,10 +37,11 @@ class Workshop:
         work: downloads, store, tokenizer, latents and one state folder per trained stage.
         out: where `export` writes.
         plans: of the trained stages.
+        vae: a VAE that is made, in diffusers' layout, in place of the stage's.
     """
 
-    def __init__(self, work: Path, out: Path, plans: Mapping[str, Plan] = PLANS) -> None:
-        self.work, self.out, self.plans = work, out, plans
+    def __init__(self, work: Path, out: Path, plans: Mapping[str, Plan] = PLANS, vae: Path | None = None) -> None:
+        self.work, self.out, self.plans, self.made_vae = work, out, plans, vae
 
     def composer(self, heldout: bool = False) -> Composer:
         """A composer over the training subjects, or over the held-out ones."""
@@ -85,6 +87,8 @@ class Workshop:
     def _vae(self):
         from .stages import vae
 
+        if self.made_vae is not None:
+            return vae.read(self.made_vae)
         return vae.load(self._state("vae", "vae"), self.composer())
 
     def _visual(self):
@@ -92,6 +96,46 @@ class Workshop:
         from .stages.encoders import load_clip
 
         return load_clip(self.words(), self._state("clip", "encoders")).visual
+
+    def names(self) -> None:
+        from .base.names import run_names
+
+        run_names(self.composer().store, self.words(), self.plans["names"], self.work / "names")
+
+    def _lessons(self) -> Lessons:
+        from .base.lessons import Lessons
+
+        return Lessons(self.composer().store)
+
+    def _lesson_parts(self):
+        return self._lessons(), self._vae(), None
+
+    def lessons(self, pictures: int, processes: int) -> None:
+        """Targets of the stage `base`."""
+        from .stages import cache
+
+        cache.fill(self._lesson_parts, self.work / "lessons", pictures, processes, seed=7)
+
+    def base(self) -> None:
+        """The base alone."""
+        from .base.drawing import Drawing, new_base, run_base
+        from .base.names import load_text
+        from .stages.cache import Cache
+
+        self._need(self.work / "lessons", "lessons")
+        words, lessons = self.words(), self._lessons()
+        text = load_text(self.composer().store, words, self._state("names", "names"))
+        run_base(
+            Drawing(
+                new_base(words, text),
+                self._vae(),
+                lessons,
+                Cache.open(self.work / "lessons"),
+                words,
+                self.plans["base"],
+                self.work / "base",
+            )
+        )
 
     def latents(self, pictures: int, processes: int) -> None:
         from .stages import cache
@@ -134,7 +178,7 @@ class Workshop:
         from .stages import training
         from .stages.export import ADAPTER_FILE, ENCODER_FILES
 
-        base, data, output = self.work / "base", self.work / "packed", self.work / "adapter"
+        base, data, output = self.work / "frozen", self.work / "packed", self.work / "adapter"
         together = training.load_together(self.words(), self._state("together", "together"))
         self._write(base, together, together.adapter.state_dict(), {"trained": True, "steps": self._steps()})
         clip, dino = (str(base / "encoders" / ENCODER_FILES[family]) for family in ("open_clip", "dinov2"))

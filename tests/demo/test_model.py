@@ -12,7 +12,7 @@ from PIL import Image
 from flexip_model.demo.evaluation.judges import border
 from flexip_model.demo.evaluation.shipped import Shipped
 from flexip_model.demo.scenes.backgrounds import color_name
-from flexip_model.demo.scenes.concepts import concept_of, heldout_concepts
+from flexip_model.demo.scenes.concepts import concept_of, heldout_instances
 from flexip_model.demo.stages.export import folder_bytes
 from flexip_model.demo.stages.sampling import sample
 from flexip_model.demo.stages.vae import to_pixels
@@ -77,8 +77,8 @@ def test_the_examples_were_never_trained_on() -> None:
     assert len(names) >= 6
     listed = json.loads((ROOT / "flexip_model/demo/scenes/heldout.json").read_text())
     known = {"sheep": "ewe"}
-    assert all(concept_of(known.get(n, n)) in heldout_concepts() for n in names)
-    assert all(any(known.get(n, n) in group for group in listed["subjects"].values()) for n in names)
+    assert all(("fluent", concept_of(known.get(n, n))) in heldout_instances() for n in names)
+    assert all(any(known.get(n, n) in group for group in listed["fluent"].values()) for n in names)
 
 
 def test_gamma_zero_follows_the_prompts_background_and_gamma_one_moves_towards_the_reference(shipped: Shipped) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...common.errors import FlexIPError
 from ...files.safefile import atomic
-from ..scenes.store import STYLES
+from .judges import STYLES
 from .summary import MEASURES
 
 BEGIN, END = "<!-- figures: written by `demo-model evaluate` -->\n", "<!-- end of figures -->\n"

@@ -23,11 +23,11 @@ from ...files.safefile import atomic
 from ..scenes.backgrounds import COLORS, SCENES
 from ..scenes.compose import Composer
 from ..scenes.concepts import Subject
-from ..scenes.store import STYLES, Store
+from ..scenes.store import Store
 from ..stages.sampling import mean_step, sample
 from ..stages.vae import through_vae, to_pixels
 from .judge import Judge, raw_pixels
-from .judges import Asked, BackgroundJudge, Gallery, StyleJudge, compose
+from .judges import STYLES, Asked, BackgroundJudge, Gallery, StyleJudge, compose
 from .shipped import Shipped
 
 GAMMAS = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
@@ -73,7 +73,8 @@ class Evaluation:
     def __init__(self, folder: Path, still: Path, weights: Path) -> None:
         store = Store.open(still)
         self.model = Shipped(folder)
-        self.composer, self.seen = Composer(store.split(heldout=True)), Composer(store.split(heldout=False))
+        fluent = store.by("fluent")
+        self.composer, self.seen = Composer(fluent.split(heldout=True)), Composer(fluent.split(heldout=False))
         self.subjects = subjects_of(self.composer.store)
         self.judge, self.backgrounds = Judge(weights), BackgroundJudge()
         self.styles = StyleJudge(self.judge, self.seen)

@@ -10,11 +10,10 @@ from PIL import Image
 
 from ...images.contact_sheet import draw_cells
 from ..scenes.compose import Composer
-from ..scenes.store import STYLES
 from ..stages.sampling import sample
 from ..stages.vae import psnr, through_vae
 from .evaluate import CONCEPTS, STEPS, Evaluation
-from .judges import BACKGROUNDS, Asked, compose
+from .judges import BACKGROUNDS, STYLES, Asked, compose
 
 PER_STYLE = 30
 

@@ -18,10 +18,11 @@ from torch.nn import functional as F
 from ..scenes.backgrounds import COLORS, SCENES, color_name, draw_scene
 from ..scenes.compose import MIDDLE, Composer
 from ..scenes.concepts import Subject
-from ..scenes.store import STYLES
 from .judge import Judge, raw_pixels
 
 SIDE = 128
+STYLES = ("3d", "flat", "line")
+"""Fluent's, which version 4 of the shipped model draws."""
 BACKGROUNDS = (*(f"plain:{name}" for name in COLORS), *(f"scene:{name}" for name in SCENES))
 _CENTER = (14, 14, 114, 114)
 """What the judge of styles looks at."""

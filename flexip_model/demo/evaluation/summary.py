@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ...evaluation.statistics import interval, largest_step, spearman
-from ..scenes.store import STYLES
 from .evaluate import FINE, GAMMAS
+from .judges import STYLES
 
 MEASURES = ("first", "first_raw", "preservation", "background", "style", "text", "fidelity", "both")
 TOLERANCE = 0.05

@@ -14,11 +14,12 @@ from .store import Look, Store
 SIDE = 128
 STYLE_WORDS = {
     "3d": ("3d render", "3d rendering", "glossy 3d render"),
+    "cartoon": ("cartoon", "cartoon drawing", "cartoon picture"),
     "flat": ("flat icon", "flat drawing", "flat icon drawing"),
     "line": ("high contrast drawing", "one-color drawing", "high contrast icon"),
 }
 RECOLORED = ("with changed colors", "in unusual colors")
-_STYLE_SHARE = {"3d": 0.45, "flat": 0.33, "line": 0.22}
+_STYLE_SHARE = {"3d": 0.45, "cartoon": 0.45, "flat": 0.33, "line": 0.22}
 _WHITE = "plain:white"
 MIDDLE = 0.51
 """Height of a subject's middle."""

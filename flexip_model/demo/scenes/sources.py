@@ -71,7 +71,13 @@ HIGH_CONTRAST = Package(
 NAMES = Package(
     "unicode-emoji-json", "0.9.0", "ae7efacb55533385bf8767d613dbd36c71226669759d95919a6e9059f5e4c401", "MIT"
 )
-PACKAGES = (STATIC, *ANIMATED, FLAT, HIGH_CONTRAST, NAMES)
+NOTO = Package(
+    "@iconify-json/noto", "1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad", "Apache-2.0"
+)
+TWEMOJI = Package(
+    "@iconify-json/twemoji", "1.2.5", "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7", "CC-BY-4.0"
+)
+PACKAGES = (STATIC, *ANIMATED, FLAT, HIGH_CONTRAST, NOTO, TWEMOJI, NAMES)
 
 
 def fetch(package: Package, folder: Path) -> Path:
@@ -112,6 +118,14 @@ def read_json(archive: Path, member: str) -> dict:
         if handle is None:
             raise FlexIPError(f"{archive} has no package/{member}.")
         return json.load(handle)
+
+
+def read_drawings(archive: Path) -> dict[str, tuple[str, int]]:
+    """Drawings of an Iconify archive: hex code points to the body of an SVG and its side."""
+    names, icons = read_json(archive, "chars.json"), read_json(archive, "icons.json")
+    return {
+        code: (icons["icons"][name]["body"], icons["width"]) for code, name in names.items() if name in icons["icons"]
+    }
 
 
 def read_assets(archive: Path, wanted: set[str]) -> dict[str, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,12 +12,20 @@ import numpy as np
 from PIL import Image
 
 from . import sources
-from .concepts import Subject, draw_heldout, heldout_concepts, select
+from .concepts import ARTISTS, Subject, draw_heldout, heldout_instances, select
 
 SIDE = 144
 FRAMES = 4
-STYLES = ("3d", "flat", "line")
-"""3d: rendered still and animation frames; flat: colored drawing; line: one-colour high-contrast drawing."""
+STYLES = ("3d", "cartoon", "flat", "line")
+"""3d: Fluent's rendered still and animation frames; cartoon: Noto's shaded drawing; flat: Twemoji's and Fluent's
+drawings without shades; line: Fluent's one-color high-contrast drawing."""
+_DRAWN = (
+    ("fluent", "flat", sources.FLAT),
+    ("fluent", "line", sources.HIGH_CONTRAST),
+    ("noto", "cartoon", sources.NOTO),
+    ("twemoji", "flat", sources.TWEMOJI),
+)
+_HELDOUT_SHARES = {"fluent": 0.15, "noto": 0.04, "twemoji": 0.04}
 
 
 @dataclass(frozen=True)
@@ -53,8 +62,16 @@ class Store:
 
     def split(self, heldout: bool) -> Store:
         """The part that training reads (`heldout=False`) or the part that it never reads."""
-        concepts = heldout_concepts()
-        return Store(self.pixels, [x for x in self.looks if (x.subject.concept in concepts) == heldout])
+        instances = heldout_instances()
+        return self.where(lambda x: ((x.subject.artist, x.subject.concept) in instances) == heldout)
+
+    def by(self, artist: str) -> Store:
+        """One artist's looks."""
+        return self.where(lambda x: x.subject.artist == artist)
+
+    def where(self, wanted: Callable[[Look], bool]) -> Store:
+        """The looks that are wanted."""
+        return Store(self.pixels, [x for x in self.looks if wanted(x)])
 
     @property
     def subjects(self) -> list[Subject]:
@@ -99,9 +116,9 @@ def svg_picture(body: str, size: int) -> Image.Image:
 
 
 def build(downloads: Path, folder: Path, animated: bool = True) -> Store:
-    """Fetch the packages into `downloads` and write the store into `folder` (about 250 MB, two minutes).
+    """Fetch the packages into `downloads` and write the store into `folder` (about 360 MB, two minutes).
 
-    Without `animated` frames, which evaluation does not need, 18 MB are downloaded in place of 750.
+    Without `animated` frames, which evaluation does not need, 23 MB are downloaded in place of 750.
     """
     moving = sources.ANIMATED if animated else ()
     archives = {p: sources.fetch(p, downloads) for p in sources.PACKAGES if p not in sources.ANIMATED or animated}
@@ -112,15 +129,7 @@ def build(downloads: Path, folder: Path, animated: bool = True) -> Store:
     frames_of: dict[str, bytes] = {}
     for package in moving:
         frames_of.update(sources.read_assets(archives[package], wanted))
-    drawings = {}
-    for style, package in (("flat", sources.FLAT), ("line", sources.HIGH_CONTRAST)):
-        names = sources.read_json(archives[package], "chars.json")
-        icons = sources.read_json(archives[package], "icons.json")
-        drawings[style] = {
-            code: (icons["icons"][name]["body"], icons.get("width", 32))
-            for code, name in names.items()
-            if name in icons["icons"]
-        }
+    drawings = [(artist, style, sources.read_drawings(archives[package])) for artist, style, package in _DRAWN]
 
     looks: list[Look] = []
     pixels: list[np.ndarray] = []
@@ -135,10 +144,11 @@ def build(downloads: Path, folder: Path, animated: bool = True) -> Store:
             frames = _webp_pictures(frames_of[subject.code], FRAMES)
             for frame in frames if len(frames) > 1 else ():
                 add(subject, "3d", True, frame)
-        for style, bodies in drawings.items():
+        for artist, style, bodies in drawings:
             drawing = bodies.get(subject.code) or bodies.get(subject.code.replace("-fe0f", ""))
             if drawing is not None:
-                add(subject, style, False, svg_picture(*drawing))
+                drawn = subject if artist == subject.artist else subject.by(artist)
+                add(drawn, style, False, svg_picture(*drawing))
 
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "looks.npy", np.stack(pixels))
@@ -147,9 +157,18 @@ def build(downloads: Path, folder: Path, animated: bool = True) -> Store:
 
 
 def write_heldout(store: Store, path: Path) -> None:
-    """Draw the held-out concepts of a store and write them with the names that they cover."""
-    concepts = draw_heldout([s.concept for s in store.subjects])
-    names = {c: sorted(s.name for s in store.subjects if s.concept == c) for c in concepts}
-    path.write_text(
-        json.dumps({"concepts": concepts, "subjects": names}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    """Draw the held-out instances of a store and write them, per artist, each concept with the names that it covers.
+
+    Fluent's are drawn first; those of the other artists are concepts that Fluent's training part shows, so that of no
+    concept every artist is held out.
+    """
+    taken: set[str] = set()
+    listed = {}
+    for artist in ARTISTS:
+        subjects = store.by(artist).subjects
+        salt = "flexip-demo-1" if artist == "fluent" else f"flexip-demo-5:{artist}"
+        left = sorted({s.concept for s in subjects} - taken)
+        concepts = draw_heldout(left, _HELDOUT_SHARES[artist], salt)
+        taken.update(concepts)
+        listed[artist] = {c: sorted(s.name for s in subjects if s.concept == c) for c in concepts}
+    path.write_text(json.dumps(listed, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from pathlib import Path
 from .backgrounds import COLORS, SCENES
 from .compose import RECOLORED, STYLE_WORDS
 from .store import Store
+from .vocabulary import WORDS
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 77
@@ -29,8 +30,8 @@ def _byte_letters() -> list[str]:
 def corpus(store: Store) -> Counter[str]:
     """Words of the prompts and how often each is counted: names once, words of style and place 20 times."""
     words: Counter[str] = Counter()
-    for subject in store.subjects:
-        words.update(subject.name.replace("’", "").replace("-", " ").split())
+    for name in sorted({*WORDS, *(subject.name for subject in store.subjects)}):
+        words.update(name.replace("’", "").replace("-", " ").split())
     fixed = [
         *COLORS,
         *RECOLORED,

@@ -84,9 +84,9 @@ class Cache:
 
 @torch.no_grad()
 def make_part(
-    composer: Composer, vae: Any, features: Features, seed: tuple[int, int], count: int, batch: int = 16
+    composer: Composer, vae: Any, features: Features | None, seed: tuple[int, int], count: int, batch: int = 16
 ) -> tuple[list[Recipe], dict[str, Tensor]]:
-    """Compose and encode `count` targets and their references, in fp16 (masks in 8 bits)."""
+    """Compose and encode `count` targets and, with `features`, their references, in fp16 (masks in 8 bits)."""
     rng = np.random.default_rng(seed)
     recipes = [composer.recipe(rng) for _ in range(count)]
     rows: dict[str, list[Tensor]] = {}
@@ -98,7 +98,8 @@ def make_part(
             "latents": (code * vae.config.scaling_factor).half(),
             "mask": torch.from_numpy(np.stack([np.asarray(m.reduce(composer.size // 16)) for _, m in drawn])),
         }
-        for kind, draw in (("same", composer.same), ("other", composer.variant)):
+        for kind, draw in (("same", composer.same), ("other", composer.variant)) if features else ():
+            assert features is not None
             cls, patches = features(to_pixels([composer.picture(draw(r, rng)) for r in targets]))
             found |= {f"{kind}_cls": cls.half(), f"{kind}_patches": patches.half()}
         for key, value in found.items():
@@ -107,18 +108,23 @@ def make_part(
 
 
 def fill(
-    parts_of: Callable[[], tuple[Composer, Any, Features]], folder: Path, count: int, processes: int, seed: int = 5
+    parts_of: Callable[[], tuple[Composer, Any, Features | None]],
+    folder: Path,
+    count: int,
+    processes: int,
+    seed: int = 5,
 ) -> None:
     """Write parts of `PART` targets into `folder` until there are `count`; finished parts are kept.
 
     Args:
-        parts_of: makes the composer, the VAE and the encoders; called in every process, so it must be picklable.
+        parts_of: makes the composer, the VAE and the encoders (None: targets without references); called in every
+            process, so it must be picklable.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run(partial(_fill, parts_of, folder, -(-count // PART), seed), processes, seed)
 
 
-def _fill(parts_of: Callable[[], tuple[Composer, Any, Features]], folder: Path, parts: int, seed: int) -> None:
+def _fill(parts_of: Callable[[], tuple[Composer, Any, Features | None]], folder: Path, parts: int, seed: int) -> None:
     import torch.distributed as distributed
 
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)

@@ -30,14 +30,18 @@ PLANS = {
     "vae": Plan(3000, 8, lr=5e-4, warmup=60, decay_from=0.4, seed=11),
     "clip": Plan(640, 64, warmup=20, ema=0.99, log_every=25, seed=21),
     "dino": Plan(2000, 24, warmup=20, ema=0.99, log_every=25, decay_from=0.3, seed=22),
+    "names": Plan(500, 96, warmup=20, ema=0.99, log_every=25, decay_from=0.3, seed=24),
+    "base": Plan(30000, 16, lr=8e-4, warmup=200, decay_from=0.4, ema=0.999, seed=25, save_every=250),
     "tokens": Plan(1000, 32, warmup=60, decay_from=0.3, seed=26),
     "together": Plan(8000, 16, lr=8e-4, warmup=60, decay_from=0.5, seed=31),
 }
-"""Batches are of each of two processes; longer is better for `together`."""
+"""Batches are of each of two processes; longer is better for `base` and `together`."""
 ADAPTER_STEPS = 120
 """Of the last stage, whose plan is the trainer's config `demo`."""
 PICTURES = 20480
 """Composed and encoded once, for `tokens` and `together`."""
+LESSONS = 12288
+"""Composed and encoded once, for `base`."""
 GROUPS = 1024
 """Of the data folder that the trainer reads."""
 CALIBRATED = 32

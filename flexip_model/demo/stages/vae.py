@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...common.errors import FlexIPError
 from ..scenes.compose import Composer, to_array
 from .stage import Plan, Stage, device_of, load_averaged, train
 
@@ -164,6 +165,19 @@ def load(folder: Path, composer: Composer, seed: int = 1) -> Any:
     rng = np.random.default_rng(seed)
     normalize(model, to_pixels([composer.picture(composer.recipe(rng)) for _ in range(256)]))
     return model
+
+
+def read(folder: Path) -> Any:
+    """A VAE in diffusers' layout, such as the shipped model's, in fp32 and frozen; its latents are normalized already.
+
+    Raises:
+        FlexIPError: there is none.
+    """
+    from diffusers import AutoencoderKL
+
+    if not (folder / "config.json").is_file():
+        raise FlexIPError(f"{folder} holds no VAE: it has no config.json.")
+    return AutoencoderKL.from_pretrained(folder).float().eval().requires_grad_(False)
 
 
 @torch.no_grad()

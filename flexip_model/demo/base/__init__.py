@@ -1,0 +1,1 @@
+"""The base alone: it learns its words before any adapter, as Stable Diffusion did before FlexIP."""
