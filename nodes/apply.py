@@ -191,13 +191,13 @@ class FlexIPApply(io.ComfyNode):
         applied = Applied(
             adapter,
             gamma_tensor(read_gammas(gamma)),
-            strength,
-            start,
-            end,
-            _mask(gamma_map, "the γ map"),
-            _mask(attention_mask, "the attention mask"),
-            read_curve(curve),
-            parse_layers(layers),
+            strength=strength,
+            start=start,
+            end=end,
+            gamma_map=_mask(gamma_map, "the γ map"),
+            attention_mask=_mask(attention_mask, "the attention mask"),
+            curve=read_curve(curve),
+            layers=parse_layers(layers),
         )
         return io.NodeOutput(apply_adapter(model, applied))
 
@@ -260,6 +260,7 @@ class FlexIPGammaSweep(io.ComfyNode):
         if torch.is_tensor(mask) and mask.shape[0] > 1:
             repeated["noise_mask"] = mask[:1]
         repeated["batch_index"] = [latent.get("batch_index", [0])[0]] * count
-        swept = apply_adapter(model, Applied(adapter, gamma_tensor(values), strength, start, end))
+        applied = Applied(adapter, gamma_tensor(values), strength=strength, start=start, end=end)
+        swept = apply_adapter(model, applied)
         share_noise_under_masks(swept, count)
         return io.NodeOutput(swept, repeated, values)

@@ -1,4 +1,5 @@
-"""OpenCLIP ViT-H/14's visual tower: the [CLS] embedding Z^(C) (Eq. 2, Eq. 3), hidden states for imported adapters.
+"""OpenCLIP ViT-H/14's visual tower (App. B.1): the [CLS] embedding Z^(C) (§3.2, Eq. 2; §3.3, Eq. 3), and hidden states
+for imported adapters.
 
 Letters: B batch, S picture size, M patches, W tower width, C embedding width.
 """
@@ -17,7 +18,7 @@ from ..files.parts import check_parts, read_parts
 from ..files.safefile import read_header
 from ..images.preprocess import CLIP_MEAN, CLIP_STD
 from .formats import CLIP_FORMATS, find_parts
-from .weights import Spec, fill, own_spec, weights_hash
+from .weights import Spec, assign_weights, own_spec, weights_hash
 
 VIT_H = Spec(
     name="OpenCLIP ViT-H/14",
@@ -114,6 +115,6 @@ def load_clip(path: str | Path) -> ClipEncoder:
         raise FlexIPError(f"{path} has a config that open_clip's VisionTransformer refuses: {error}") from error
     dtype = check_parts(path, header, parts, encoder.visual)
     tensors = read_parts(path, parts)
-    fill(encoder.visual, tensors, dtype)
+    assign_weights(encoder.visual, tensors, dtype)
     encoder.weights_hash = weights_hash(tensors)
     return encoder.eval()

@@ -1,4 +1,4 @@
-"""DINOv2-L/14: the patch tokens Z^(D) (Eq. 1).
+"""DINOv2-L/14 (App. B.1): the patch tokens Z^(D) (§3.1, Eq. 1).
 
 Letters: B batch, S picture size, M = (S / patch)² patches, W width.
 """
@@ -18,7 +18,7 @@ from ..files.parts import Parts, check_parts, read_parts
 from ..files.safefile import read_header
 from ..images.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from .formats import DINO_FORMATS, DINO_MODULES, find_parts
-from .weights import Spec, fill, own_spec, weights_hash
+from .weights import Spec, assign_weights, own_spec, weights_hash
 
 # 224 px gives 256 patches, the number that similar published methods use (our choice; the paper gives none).
 VIT_L = Spec(
@@ -100,7 +100,7 @@ def load_dino(path: str | Path) -> DinoEncoder:
     library = _library_names(parts, encoder)
     dtype = check_parts(path, header, {library[key]: part for key, part in parts.items()}, encoder.model)
     tensors = read_parts(path, parts)
-    fill(encoder.model, {library[key]: value for key, value in tensors.items()}, dtype)
+    assign_weights(encoder.model, {library[key]: value for key, value in tensors.items()}, dtype)
     encoder.weights_hash = weights_hash(tensors)
     return encoder.eval()
 

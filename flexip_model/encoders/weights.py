@@ -29,7 +29,7 @@ class Spec:
         name: for people and for the adapter file.
         config: keyword arguments of the library's own class or config.
         image_size: S, pixels.
-        mean, std: of the three channels.
+        mean, std: the mean and the standard deviation of each of the three channels.
     """
 
     name: str
@@ -79,7 +79,7 @@ def own_spec(path: Path, header: Header, family: str) -> Spec | None:
     return spec
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+def assign_weights(module: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     """Make the tensors the parameters of a module that was made on `meta`; eval mode, no gradients."""
     module.load_state_dict({key: value.to(dtype) for key, value in tensors.items()}, strict=True, assign=True)
     module.eval().requires_grad_(False)

@@ -1,4 +1,7 @@
-"""What a UNet generates from: the tokens of a reference and a prompt, γ, and their keys and values at each site."""
+"""What a UNet generates from: the tokens of a reference and a prompt, γ, and their keys and values at each site.
+
+Letters: B the UNet's batch, N tokens of a branch, W token width, C a site's width.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from ..method.adapters import Adapter, SiteBranches
 from ..method.attention import Branch, KeyValue
 
 KeysValues = tuple[KeyValue | None, KeyValue | None]
-"""Of P and of S; None where a branch is left out."""
+"""The keys and values of P and of S at a site; None where a branch is left out."""
 
 
 @dataclass(eq=False)
@@ -25,12 +28,12 @@ class Condition:
     needed too when the UNet's batch changes (where guidance is switched off midway).
 
     Attributes:
-        preservation: P, (B or 1, N_P, W); None leaves the branch out.
-        personalization: S, (B or 1, N_S, W); None leaves the branch out.
+        preservation: P, (B or 1, N, W); None leaves the branch out.
+        personalization: S, (B or 1, N, W); None leaves the branch out.
         gamma: (B or 1, 1, 1), a user's (see `gate.gamma_tensor`); the adapter's calibration curve makes it the gate's.
         strength: factor on both branches; 0 gives the unpatched UNet exactly.
 
-    B is the UNet's batch. Tokens and γ may be of any floating dtype and on any device.
+    Tokens and γ may be of any floating dtype and on any device.
     """
 
     preservation: Tensor | None
@@ -49,9 +52,10 @@ class Condition:
         return held.made
 
     def project(self, branches: SiteBranches, like: Tensor) -> KeysValues:
-        """Keys and values of P and S at a site, made where the adapter's weights are and in their dtype.
+        """Keys and values of P and S at a site, (B or 1, N, C).
 
-        They are given out on the device of `like` and in its dtype.
+        They are made where the adapter's weights are and in their dtype, and given out on the device of `like` in its
+        dtype.
         """
         p, s = self.preservation, self.personalization
         held = self._projected.get(branches)

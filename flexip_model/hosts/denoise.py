@@ -1,4 +1,7 @@
-"""The sampling loop of previews and checks: DDIM with classifier-free guidance."""
+"""The sampling loop of previews and checks: DDIM with classifier-free guidance.
+
+Letters: B pictures, s the latent's side, W the text's width.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ def denoise(unet: Any, scheduler: Any, latents: Tensor, text: Tensor, *, steps: 
         scheduler: any of diffusers'; its config is read for DDIM.
         latents: (B, 4, s, s) standard normal noise.
         text: (2B, 77, W): what to draw, then what not to draw.
-        steps, guidance: of the sampler; a guidance of 1 is none.
+        steps: how many the sampler makes.
+        guidance: the scale of classifier-free guidance; 1 is none.
 
     Returns:
         (B, 4, s, s) float32.

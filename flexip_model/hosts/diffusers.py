@@ -4,6 +4,8 @@ host = inject(unet, adapter)
 host.condition = Condition(preservation=p, personalization=s, gamma=gamma_tensor(0.6))
 noise = unet(latents, t, encoder_hidden_states=text).sample
 host.eject()
+
+Letters: B batch, L queries of a layer, T text tokens, N keys, C the layer's width, H heads, E head width.
 """
 
 from __future__ import annotations
@@ -63,12 +65,12 @@ class GatedAttnProcessor:
             mask = attn.prepare_attention_mask(attention_mask, context.shape[1], batch)
             mask = mask.view(batch, attn.heads, -1, mask.shape[-1])
 
-        def split_and_attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+        def split_and_attend(q: Tensor, k: Tensor, v: Tensor, heads: int, *, mask: Tensor | None = None) -> Tensor:
             q, k, v = (rearrange(t.expand(batch, -1, -1), "b n (h e) -> b h n e", h=heads) for t in (q, k, v))
             return rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "b h n e -> b n (h e)")
 
         q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
-        out = split_and_attend(q, k, v, attn.heads, mask)
+        out = split_and_attend(q, k, v, attn.heads, mask=mask)
         for own in adding:
             out = own.add(q, out, attn.heads, split_and_attend)
         projected: Tensor = attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
@@ -83,7 +85,7 @@ class GatedAttnProcessor:
         # A no-op, unless the UNet runs under autocast or its weights come to another device in the middle of a call.
         p, s = (pair and (pair[0].to(q), pair[1].to(q)) for pair in self.held)
         weights = condition.weights(self.host.adapter.config.dial)
-        return gated_attention(q, out, p, s, *weights, heads, attend)
+        return gated_attention(q, out, p, s, weights=weights, heads=heads, attend=attend)
 
 
 class FlexIPHost:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 VERSION = 1
-"""Of the rule below; part of every latent cache's key, so that a change of the rule makes old caches stale."""
+"""The version of the rule below, part of every latent cache's key: a change of the rule makes old caches stale."""
 
 
 def region(width: int, height: int, box: Sequence[float] | None = None) -> tuple[int, int, int]:

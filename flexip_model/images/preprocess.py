@@ -90,7 +90,7 @@ def prepare(images: Images, size: int, mask: Masks = None, crop: str | Box = "ce
             raise FlexIPError(f"the subject mask was to be taken from the alpha channel, but {what}; give a mask")
     elif mask is not None:
         masks = open_masks(mask, pictures)
-    fitted = [_fit(p, m, mask is not None, size, crop) for p, m in zip(pictures, masks, strict=True)]
+    fitted = [_fit(p, m, masked=mask is not None, size=size, crop=crop) for p, m in zip(pictures, masks, strict=True)]
     pixels = torch.stack([rgb for rgb, _ in fitted])
     subject = torch.stack([weight for _, weight in fitted])
     return Prepared(pixels, None if bool((subject >= 1 - 1e-5).all()) else subject)
@@ -125,14 +125,14 @@ def preview(prepared: Prepared, patch: int) -> Tensor:
     return pixels.permute(0, 2, 3, 1).cpu().contiguous()
 
 
-def _fit(picture: Picture, mask: Tensor | None, masked: bool, size: int, crop: str | Box) -> tuple[Tensor, Tensor]:
+def _fit(picture: Picture, mask: Tensor | None, *, masked: bool, size: int, crop: str | Box) -> tuple[Tensor, Tensor]:
     """One picture → (3, S, S) in [0, 1] and the subject's share (S, S)."""
     bounds = _subject_box(picture, mask) if masked else None
     region = _region(picture, bounds, crop)
     top, bottom = max(region.top, 0), min(region.top + region.side, picture.height)
     left, right = max(region.left, 0), min(region.left + region.side, picture.width)
-    y, height = _place(top, bottom, region.top, region.side, size)
-    x, width = _place(left, right, region.left, region.side, size)
+    y, height = _place(top, bottom, start=region.top, side=region.side, size=size)
+    x, width = _place(left, right, start=region.left, side=region.side, size=size)
 
     # Columns strip by strip, then rows: torch's own order, so the result is that of one call on the whole picture.
     columns, marked = torch.empty(0), 0.0
@@ -174,7 +174,7 @@ def _resize(pixels: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(pixels[None], (height, width), mode="bicubic", antialias=True, align_corners=False)[0]
 
 
-def _place(low: int, high: int, start: int, side: int, size: int) -> tuple[int, int]:
+def _place(low: int, high: int, *, start: int, side: int, size: int) -> tuple[int, int]:
     """Where [low, high) of a region's side lands in S pixels: offset and length, at least one pixel."""
     first = min(round((low - start) * size / side), size - 1)
     return first, max(round((high - start) * size / side) - first, 1)

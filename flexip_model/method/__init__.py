@@ -1,1 +1,1 @@
-"""The method of the paper and nothing else: sites, resampler, gate, gated attention, adapter (§3)."""
+"""The method of the paper (§3) and nothing else: sites, resampler, gate, gated attention, adapters."""

@@ -1,4 +1,4 @@
-"""Gated attention (Eq. 4) on the outputs of the branches, shared by both hosts.
+"""Gated attention (§3.4, Eq. 4) on the outputs of the branches, shared by both hosts.
 
 A_text + strength · (γ · A_P + (1 − γ) · A_S): each branch has its own softmax over its own keys and values. P and S
 differ in token count, so the sum in Eq. 4 is read on attention outputs; weighting the tokens instead would change the
@@ -32,25 +32,25 @@ def gated_attention(
     text: Tensor,
     preservation: KeyValue | None,
     personalization: KeyValue | None,
-    weight_p: Tensor,
-    weight_s: Tensor,
+    *,
+    weights: tuple[Tensor, Tensor],
     heads: int,
     attend: Attend = attend,
 ) -> Tensor:
-    """Add the gated branches to the text attention's output (Eq. 4).
+    """Add the gated branches to the text attention's output (§3.4, Eq. 4).
 
     Args:
         q: (B, L, C) the layer's projected queries.
         text: (B, L, C) A_text, the frozen model's attention output before `to_out`.
         preservation, personalization: keys and values (B, N, C) of P and of S; None leaves that branch out.
-        weight_p, weight_s: the gate's weights (`gate.weights`), any shape that broadcasts to (B, L, C).
+        weights: of P and of S, as the gate gives them (`gate.weights`), any shape that broadcasts to (B, L, C).
         heads: attention heads of the layer.
         attend: the host's attention function.
 
     Returns:
         (B, L, C) in q's dtype.
     """
-    for pair, weight in ((preservation, weight_p), (personalization, weight_s)):
+    for pair, weight in zip((preservation, personalization), weights, strict=True):
         if pair is not None:
             text = torch.addcmul(text, attend(q, *pair, heads), weight.to(device=q.device, dtype=q.dtype))
     return text

@@ -1,4 +1,7 @@
-"""The dynamic weight gate (§3.4): one γ per sample between preservation and personalization."""
+"""The dynamic weight gate (§3.4): one γ per sample between preservation and personalization.
+
+Letters: B batch.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from .config import FlexIPConfig
 
 
 class DynamicWeightGate(nn.Module):
-    """γ(x) = α for image samples, 1 − β for video and multi-view samples (Eq. 5).
+    """γ(x) = α for image samples, 1 − β for video and multi-view samples (§3.4, Eq. 5).
 
     α and β are constants of the config, or trained through a sigmoid where `learnable_gate` is set (the paper calls
     them "parameters initialized" towards 1 and gives no values).

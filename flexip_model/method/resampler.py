@@ -19,7 +19,7 @@ class PerceiverAttention(nn.Module):
     """One PSA layer: softmax(Q(X) K(X ⊕ D)ᵀ / √E) V(X ⊕ D), pre-norm (§3.1).
 
     The paper writes √d; with heads that is the head's width E, as in every multi-head attention (our reading).
-    X among the keys is what keeps the text tokens apart when D is a single [CLS] (Eq. 3).
+    X among the keys is what keeps the text tokens apart when D is a single [CLS] (§3.3, Eq. 3).
     """
 
     def __init__(self, width: int, heads: int, head_width: int, ops: Any = nn) -> None:
@@ -63,7 +63,7 @@ class FeedForward(nn.Module):
 
 
 class Resampler(nn.Module):
-    """Z^(R,X) = Resampler(Z^(X), Z^(D)) (Eq. 1), then a projection to the UNet's cross-attention width."""
+    """Z^(R,X) = Resampler(Z^(X), Z^(D)) (§3.1, Eq. 1), then a projection to the UNet's cross-attention width."""
 
     def __init__(self, config: FlexIPConfig, ops: Any = nn) -> None:
         super().__init__()

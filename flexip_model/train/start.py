@@ -22,7 +22,8 @@ def begin(config: TrainConfig, frozen: Frozen) -> FlexIPAdapter:
 
     Keys and values of both branches begin as copies of the base's own text attention, as IP-Adapter's do. From an
     IP-Adapter-Plus file come the learnable queries, Resampler_L and the preservation branch's keys and values; its
-    input projection reads CLIP's hidden states and has no counterpart here (our choice; Fig. 2).
+    input projection reads CLIP's hidden states and has no counterpart here, where DINO's patches stand in their place
+    (Fig. 3; our choice).
 
     Raises:
         FlexIPError: the start is another kind of file, or its sizes are not those of base, encoders and config.

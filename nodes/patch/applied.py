@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import comfy.model_patcher
@@ -23,7 +23,7 @@ class Applied:
         gamma: (B or 1, 1, 1) in [0, 1], on the CPU.
         strength: factor on both branches.
         start, end: the part of the sampling in which it acts, in [0, 1].
-        gamma_map: (B or 1, H, W) factor on γ per place, or None.
+        gamma_map: (B or 1, H, W), H × W its own pixels: factor on γ per place, or None.
         attention_mask: (B or 1, H, W) factor on strength per place, or None.
         curve: γ over the steps in place of `gamma`, or None.
         layers: factor on strength per site.
@@ -31,6 +31,7 @@ class Applied:
 
     loaded: LoadedAdapter
     gamma: Tensor
+    _: KW_ONLY
     strength: float = 1.0
     start: float = 0.0
     end: float = 1.0

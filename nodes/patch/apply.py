@@ -1,4 +1,4 @@
-"""The patch: gated attention at the 16 cross-attention sites of a ComfyUI model (Eq. 4).
+"""The patch: gated attention at the 16 cross-attention sites of a ComfyUI model (§3.4, Eq. 4).
 
 model = apply_adapter(model, Applied(loaded, gamma_tensor(0.5)))
 """

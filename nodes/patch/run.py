@@ -7,7 +7,8 @@ Nothing here goes by the order of rows. Each row of the model's batch brings its
 picture, as tensors, so whoever repeats, cuts or reorders a batch does the same to them; what is kept from step to step
 is found again by what it was made from.
 
-Letters: R rows of the model's batch (conds × pictures, in any order), N tokens, L query tokens, C width.
+Letters: R rows of the model's batch (conds × pictures, in any order), N tokens of a branch, W token width, L queries
+and C width of a layer.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class RowTokens:
         return cls(p, s, tuple((int(place), int(count)) for place, count in index.flatten(1).tolist()))
 
 
-class Run:
+class SamplingRun:
     """One sampling run: the schedule that it follows, and what is worth keeping from step to step."""
 
     def __init__(self, sampling: Any) -> None:
@@ -146,8 +147,9 @@ class Step:
     def __init__(
         self,
         applied: Applied,
-        run: Run,
+        run: SamplingRun,
         tokens: RowTokens,
+        *,
         options: dict[str, Any],
         like: Tensor,
         context: Tensor | None,

@@ -1,4 +1,7 @@
-"""What sits in the slot of a cross-attention layer for one forward (Eq. 4)."""
+"""What sits in the slot of a cross-attention layer for one forward (§3.4, Eq. 4).
+
+Letters: R rows of the model's batch, L queries of the layer, T text tokens, N tokens of a branch, C the layer's width.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +93,7 @@ class SitePatch:
             rows = self.step.sources(q, self.site, extra_options)
             p, s = (pair and (pair[0][rows], pair[1][rows]) for pair in (p, s))
             weights = weights[0].expand(self.step.rows, -1, -1)[rows], weights[1].expand(self.step.rows, -1, -1)[rows]
-        return gated_attention(q, out, p, s, *weights, heads, attend)
+        return gated_attention(q, out, p, s, weights=weights, heads=heads, attend=attend)
 
     def _grid(self, q: Tensor, extra_options: dict[str, Any]) -> tuple[int, int]:
         height, width = extra_options["activations_shape"][-2:]

@@ -22,7 +22,7 @@ from ...flexip_model.method.sites import Site
 from ..host import compute_dtype, warn
 from .applied import Applied
 from .compiled import own_code
-from .run import Acted, RowTokens, Run, Step
+from .run import Acted, RowTokens, SamplingRun, Step
 from .site_patch import Rest, SitePatch
 
 RUN = "flexip_run"
@@ -42,7 +42,7 @@ class Wrappers:
         return self
 
     def around_run(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        """OUTER_SAMPLE: a `Run` for this run; an error where no prompt carries this adapter's tokens.
+        """OUTER_SAMPLE: a `SamplingRun` for this run; an error where no prompt carries this adapter's tokens.
 
         Afterwards a word in the log and on the sampler's node where FlexIP was to act and did not.
         """
@@ -59,7 +59,7 @@ class Wrappers:
         changed = any(self._changed(cond) for group in guider.conds.values() for cond in group)
         options = guider.model_options.setdefault("transformer_options", {})
         if RUN not in options:
-            options[RUN] = Run(guider.model_patcher.get_model_object("model_sampling"))
+            options[RUN] = SamplingRun(guider.model_patcher.get_model_object("model_sampling"))
         run, given = options[RUN], guider.model_options
         if FUNCTION in given:
             # A pack whose function runs the network by itself (DeepCache) skips the wrapper around the model.
@@ -99,7 +99,7 @@ class Wrappers:
         """
         c = given["c"]
         rest = (c.get("transformer_options") or {}).get(REST) or Rest()
-        forward = self._forward(getattr(model_function, "__self__", None), given["input"], c.get(CONTEXT), c, rest)
+        forward = self._forward(getattr(model_function, "__self__", None), given["input"], c.get(CONTEXT), c, rest=rest)
         if forward is None:
             return inner(model_function, given)
         patches, options = forward
@@ -136,7 +136,7 @@ class Wrappers:
         return out
 
     def _forward(
-        self, model: Any, x: Tensor, context: Tensor | None, given: dict[str, Any], rest: Rest | None = None
+        self, model: Any, x: Tensor, context: Tensor | None, given: dict[str, Any], *, rest: Rest | None = None
     ) -> tuple[list[SitePatch], dict[str, Any]] | None:
         """The patches of one forward and the options that hold them; None where FlexIP does not act in it.
 
@@ -151,7 +151,7 @@ class Wrappers:
             return None
         tokens = RowTokens.of(p, given.get(self.applied.loaded.s_key), given[self.applied.loaded.index_key], len(x))
         like = x.new_empty(0, dtype=compute_dtype(model, x))
-        step = Step(self.applied, run, tokens, options, like, context)
+        step = Step(self.applied, run, tokens, options=options, like=like, context=context)
         replaced = options.get("patches_replace", {})
         slots, patches = dict(replaced.get("attn2", {})), []
         for key, site in self.applied.sites.items():

@@ -84,7 +84,7 @@ def test_gated_attention_is_the_sum_of_equation_4_and_exact_at_its_ends():
     a_p, a_s = attend(q, *p, 2), attend(q, *s, 2)
 
     def gated(gamma, strength=1.0):
-        return gated_attention(q, text, p, s, *weights(gamma_tensor(gamma), strength, ()), 2)
+        return gated_attention(q, text, p, s, weights=weights(gamma_tensor(gamma), strength, ()), heads=2)
 
     torch.testing.assert_close(gated(0.3, 0.8), text + 0.8 * (0.3 * a_p + 0.7 * a_s))
     assert torch.equal(gated(1.0), text + a_p)

@@ -193,7 +193,7 @@ def kept_by_size(ground: Ground) -> None:
     def projected(self: Any, name: tuple, tokens: torch.Tensor) -> dict:
         return self.__dict__.setdefault("by_size", {}).setdefault((name, tokens.shape), {})
 
-    ground.set(ground.part("nodes.patch.run").Run, "projected", projected)
+    ground.set(ground.part("nodes.patch.run").SamplingRun, "projected", projected)
 
 
 def gammas_by_cond(ground: Ground) -> None:

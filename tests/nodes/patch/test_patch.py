@@ -197,7 +197,7 @@ def test_an_interrupted_run_leaves_nothing_behind(rig):
             rig.calls(model, *conds, sigmas=(8.0, 5.0, 1.0), callback=interrupt)
     assert difference(rig.predict(model, *conds), clean) == 0
     gc.collect()
-    kinds = (rig.part("nodes.patch.run").Run, rig.part("nodes.patch.run").Step)
+    kinds = (rig.part("nodes.patch.run").SamplingRun, rig.part("nodes.patch.run").Step)
     assert not [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)]
 
 

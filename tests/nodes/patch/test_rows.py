@@ -150,7 +150,7 @@ IDLE = {
     "slots taken": (
         lambda model: other_packs.usurped(model, [("input", 1), ("middle", 0, 0)]),
         "did not act at 2 of 16 layers in this run, the first is down_blocks.0.attentions.0: another node's "
-        "tests.other_packs.Usurper took its place",
+        f"{other_packs.Usurper.__module__}.Usurper took its place",
     ),
     "patches thrown away": (other_packs.without_patches, "did not act at 16 of 16 layers"),
     "the model's function replaced": (other_packs.own_model_run, "runs the model in a way of its own"),
