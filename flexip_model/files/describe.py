@@ -13,7 +13,7 @@ def describe(path: Path) -> str:
     """What an adapter file is, in lines for a person.
 
     Raises:
-        FlexIPError: see `checkpoint.read_info`; the sentence names what the file is instead.
+        FlexIPError: see `adapter_file.read_info`; the sentence names what the file is instead.
     """
     info = read_info(path)
     config = info.config

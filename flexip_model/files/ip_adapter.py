@@ -80,7 +80,7 @@ def convert_file(source: str | Path, target: str | Path) -> FlexIPConfig:
     """Convert an IP-Adapter file into an adapter file, in the source's dtype; returns its config.
 
     Raises:
-        FlexIPError: see `convert_ip_adapter` and `checkpoint.save_adapter`.
+        FlexIPError: see `convert_ip_adapter` and `adapter_file.save_adapter`.
     """
     config, tensors, provenance = convert_ip_adapter(source)
     save_adapter(
