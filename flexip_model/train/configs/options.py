@@ -212,14 +212,18 @@ class TrainConfig:
         """The adapter's config: defaults, then widths measured on base and encoders, then `adapter`.
 
         Raises:
-            FlexIPError: an unknown field or a value out of its range.
+            FlexIPError: an unknown field or kind, or a value out of its range.
         """
+        from ...method.adapters import adapter_class  # which imports torch
+
         values = {**widths, **self.adapter}
         # A dial is measured on what was trained; it is nothing to train with.
         unknown = set(values) - {f.name for f in fields(FlexIPConfig)} | ({"dial"} & set(values))
         if unknown:
             raise FlexIPError(f"the config's adapter has no field {', '.join(sorted(unknown))}")
-        return FlexIPConfig(**values)
+        config = FlexIPConfig(**values)
+        adapter_class(config)
+        return config
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
