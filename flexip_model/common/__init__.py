@@ -1,1 +1,4 @@
-"""What every room here may use: the one exception, optional packages, γ as text, processes. Imports no other room."""
+"""What every room here may use: the one exception, optional packages, γ as text, signals, processes, what a user sees.
+
+It imports no other room.
+"""

@@ -12,9 +12,9 @@ def need(what: str, packages: Mapping[str, str], extra: str = "train") -> None:
     """Check that packages are installed, without importing them.
 
     Args:
-        what: that needs them, as a sentence begins.
-        packages: module to the package that has it.
-        extra: of `pyproject.toml`, which has them all.
+        what: what needs them, as a sentence begins.
+        packages: the package that has each module.
+        extra: the extra of `pyproject.toml` that has them all.
 
     Raises:
         FlexIPError: one is not; it says how to install the extra.

@@ -41,7 +41,7 @@ def parse_gammas(text: str) -> list[float]:
 
 
 def read_gammas(given: Any) -> list[float]:
-    """The γ values that are typed or connected: text (`parse_gammas`), a number, or a list of any length.
+    """Return the γ values that are typed or connected: text (`parse_gammas`), a number, or a list of any length.
 
     Raises:
         FlexIPError: as `parse_gammas`; something else.
@@ -55,7 +55,7 @@ def read_gammas(given: Any) -> list[float]:
 
 
 def without_brackets(text: str) -> str:
-    """A list as JSON writes it, as one that is typed: without the brackets around it."""
+    """Return a list that JSON wrote as a user types one: without the brackets around it."""
     text = text.strip()
     return text[1:-1] if text.startswith("[") and text.endswith("]") else text
 

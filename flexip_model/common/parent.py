@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 
 def end_with_parent() -> None:
-    """In a process that `multiprocessing` started: end it at once when its parent is gone. Elsewhere it does nothing.
+    """End this process at once when its parent is gone, if `multiprocessing` started it; return at once.
 
     It ends as `kill -9` would end it, so what is to outlive it must be on the disk before.
     """

@@ -124,30 +124,32 @@ def _add_pack(inner: Any) -> None:
 def _pack(options: argparse.Namespace) -> None:
     need("training data", REQUIRED)
     from .pack.layouts import Choice, find_layout
-    from .pack.packing import Options, pack
+    from .pack.packing import PackTask, pack
     from .pack.video import VideoChoice
 
     layout = find_layout(options.layout)
     low, high = options.similarity
-    choice = Choice(options.views, VideoChoice(options.frames, options.gap, options.gap_of, low, high))
+    choice = Choice(
+        options.views, VideoChoice(frames=options.frames, gap=options.gap, gap_of=options.gap_of, low=low, high=high)
+    )
     pack(
-        Options(
+        PackTask(
             layout.name,
             options.source,
             options.folder,
             options.name or layout.name,
-            options.license,
-            options.quality or "",
-            options.val,
-            options.heldout,
-            tuple(options.exclude),
-            options.near,
-            options.short_side,
-            options.min_side,
-            choice,
-            options.broken,
-            options.processes,
-            int(options.shard_megabytes * 2**20),
+            license=options.license,
+            quality=options.quality or "",
+            val=options.val,
+            heldout=options.heldout,
+            exclude=tuple(options.exclude),
+            near=options.near,
+            short_side=options.short_side,
+            min_side=options.min_side,
+            choice=choice,
+            broken=options.broken,
+            processes=options.processes,
+            max_bytes=int(options.shard_megabytes * 2**20),
         )
     )
 

@@ -17,13 +17,23 @@ from PIL import Image
 
 from ..common.errors import FlexIPError
 from .format.dataset import Dataset, index_names
-from .format.schema import KINDS, QUALITIES, ROLES, SPLITS, Frame, Group, check_schema, read_folder_file, shard_path
+from .format.schema import (
+    GROUP_KINDS,
+    QUALITIES,
+    ROLES,
+    SPLITS,
+    Frame,
+    Group,
+    check_schema,
+    read_folder_file,
+    shard_path,
+)
 from .format.shards import HEADER
 from .pack.pixels import UNREADABLE
 
 
 @dataclass
-class Check:
+class Validation:
     """What `validate` found: counts, and every error's first few texts."""
 
     groups: int = 0
@@ -37,7 +47,7 @@ class Check:
             self.first.append(text)
 
 
-def validate(folder: Path, quick: bool = False) -> Check:
+def validate(folder: Path, quick: bool = False) -> Validation:
     """Check a data folder from top to bottom.
 
     Args:
@@ -47,26 +57,26 @@ def validate(folder: Path, quick: bool = False) -> Check:
         FlexIPError: there is no data folder, or an index cannot be read at all.
     """
     declared = read_folder_file(folder)
-    found = index_names(folder)
-    if not found:
+    names = index_names(folder)
+    if not names:
         raise FlexIPError(f"{folder} has no dataset: there is no file in its folder index/")
-    check = Check()
-    for name in sorted(set(found) ^ set(declared)):
-        check.error(f"{name}: {'has no entry in flexip-data.json' if name in found else 'has no index'}")
+    found = Validation()
+    for name in sorted(set(names) ^ set(declared)):
+        found.error(f"{name}: {'has no entry in flexip-data.json' if name in names else 'has no index'}")
     ids: list[np.ndarray] = []
     heldout: set[str] = set()
-    for name in found:
-        ids.append(_dataset(folder, name, check, quick, heldout))
+    for name in names:
+        ids.append(_dataset(folder, name, found, quick=quick, heldout=heldout))
     every = np.concatenate(ids)
     if len(np.unique(every)) != len(every):
-        check.error(f"{len(every) - len(np.unique(every)):,} frame ids occur in more than one dataset")
-    for name in found:
+        found.error(f"{len(every) - len(np.unique(every)):,} frame ids occur in more than one dataset")
+    for name in names:
         for batch in _batches(folder, name):
             rows = batch.filter(pa.compute.equal(batch.column("split"), "train"))
             for frame in rows.column("frames").flatten().to_pylist() if heldout else ():
                 if frame["hash"] in heldout:
-                    check.error(f"{name}: {frame['frame_id']} is in train and, as the same picture, in heldout")
-    return check
+                    found.error(f"{name}: {frame['frame_id']} is in train and, as the same picture, in heldout")
+    return found
 
 
 def _batches(folder: Path, name: str) -> Iterator[pa.RecordBatch]:
@@ -79,36 +89,36 @@ def _batches(folder: Path, name: str) -> Iterator[pa.RecordBatch]:
         raise FlexIPError(f"{path} cannot be read ({error}); get it again or pack the dataset again") from error
 
 
-def _dataset(folder: Path, name: str, check: Check, quick: bool, heldout: set[str]) -> np.ndarray:
+def _dataset(folder: Path, name: str, found: Validation, *, quick: bool, heldout: set[str]) -> np.ndarray:
     ids, groups = array("Q"), array("Q")
     reader = _Reader(folder, quick)
     for batch in _batches(folder, name):
         for row in batch.to_pylist():
             group = Group.from_row(row)
             where = f"{name}, group {group.group_id!r}"
-            check.groups += 1
+            found.groups += 1
             groups.append(_number(group.group_id))
             for value, allowed in (
-                (group.kind, KINDS),
+                (group.kind, GROUP_KINDS),
                 (group.quality, QUALITIES),
                 (group.split, SPLITS),
                 (group.dataset, (name,)),
             ):
                 if value not in allowed:
-                    check.error(f"{where}: {value!r} is none of {', '.join(allowed)}")
+                    found.error(f"{where}: {value!r} is none of {', '.join(allowed)}")
             if not group.frames:
-                check.error(f"{where}: has no frames")
+                found.error(f"{where}: has no frames")
             for frame in group.frames:
-                check.frames += 1
+                found.frames += 1
                 ids.append(_number(frame.frame_id))
                 if group.split == "heldout":
                     heldout.add(frame.hash)
                 for text in reader.check(frame):
-                    check.error(f"{where}: {frame.frame_id}: {text}")
+                    found.error(f"{where}: {frame.frame_id}: {text}")
     if twice := len(groups) - len(np.unique(np.array(groups))):
-        check.error(f"{name}: {twice:,} group ids occur more than once, so that a group may lie in two splits")
+        found.error(f"{name}: {twice:,} group ids occur more than once, so that a group may lie in two splits")
     if twice := len(ids) - len(np.unique(np.array(ids))):
-        check.error(f"{name}: {twice:,} frame ids occur more than once")
+        found.error(f"{name}: {twice:,} frame ids occur more than once")
     return np.unique(np.array(ids))
 
 
@@ -139,32 +149,32 @@ class _Reader:
             parts = [(frame.offset, frame.bytes, "")]
             if frame.mask_offset is not None and frame.mask_bytes is not None:
                 parts.append((frame.mask_offset, frame.mask_bytes, ".mask"))
-            for offset, count, kind in parts:
+            for offset, count, ending in parts:
                 if offset < HEADER or count < 1 or offset + count > self._sizes[frame.shard]:
                     yield f"{frame.shard} is too short or the place in it is wrong"
                 elif not self.quick:
-                    yield from self._content(path, frame, offset, count, kind)
+                    yield from self._content(path, frame, offset, count, ending=ending)
         except (FlexIPError, OSError) as error:
             yield str(error)
 
-    def _content(self, path: Path, frame: Frame, offset: int, count: int, kind: str) -> Iterator[str]:
+    def _content(self, path: Path, frame: Frame, offset: int, count: int, *, ending: str) -> Iterator[str]:
         with path.open("rb") as file:
             file.seek(offset - HEADER)
             header, content = file.read(HEADER), file.read(count)
         member = header[:100].rstrip(b"\0").decode("utf-8", "replace")
-        if member.removesuffix(".jpg").removesuffix(".png") != frame.frame_id + kind:
+        if member.removesuffix(".jpg").removesuffix(".png") != frame.frame_id + ending:
             yield f"{frame.shard} has {member!r} in its place"
             return
-        if not kind and hashlib.sha256(content).hexdigest() != frame.hash:
+        if not ending and hashlib.sha256(content).hexdigest() != frame.hash:
             yield f"its bytes in {frame.shard} do not have its hash"
             return
         try:
             size = Image.open(io.BytesIO(content)).size
         except UNREADABLE as error:
-            yield f"its {'mask' if kind else 'picture'} cannot be read ({error})"
+            yield f"its {'mask' if ending else 'picture'} cannot be read ({error})"
             return
         if size != (frame.width, frame.height):
-            yield f"its {'mask' if kind else 'picture'} has {size[0]} × {size[1]} pixels, the index says otherwise"
+            yield f"its {'mask' if ending else 'picture'} has {size[0]} × {size[1]} pixels, the index says otherwise"
 
 
 def show(folder: Path) -> str:

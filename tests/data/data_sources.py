@@ -49,7 +49,7 @@ def encoded(image: Image.Image, kind: str = "JPEG") -> bytes:
     return file.getvalue()
 
 
-def scene(seed: int, frames: int, speed: float = 1.0) -> Iterator[np.ndarray]:
+def moving_disc(seed: int, frames: int, speed: float = 1.0) -> Iterator[np.ndarray]:
     """A disc that crosses a colored background, which moves the other way at half its speed."""
     random = np.random.default_rng(seed)
     back = np.kron(random.integers(40, 216, (H // 20, W // 20 + 4, 3)), np.ones((20, 20, 1)))
@@ -240,7 +240,7 @@ def dresscode(root: Path) -> None:
 def sa_v(root: Path) -> None:
     """Two videos of 24 frames a second, masks on every fourth frame; one has masks by hand, one automatic ones."""
     for video, ending in (("sav_000001", "manual"), ("sav_000002", "auto")):
-        save_video(root / "sav_000" / f"{video}.mp4", [scene(int(video[-1]), 60)])
+        save_video(root / "sav_000" / f"{video}.mp4", [moving_disc(int(video[-1]), 60)])
         masklets = [[coco(np.eye(H, W, dtype=bool)), coco(disc(x=0.2 + (4 * i % 60) / 100))] for i in range(15)]
         (root / "sav_000" / f"{video}_{ending}.json").write_text(
             json.dumps(
@@ -277,8 +277,8 @@ def celebv_hq(root: Path) -> None:
         }
     root.mkdir(parents=True, exist_ok=True)
     (root / "celebvhq_info.json").write_text(json.dumps({"meta_info": {}, "clips": clips}))
-    save_video(root / "downloaded_celebvhq" / "raw" / "M2Ohb0FAaJU.mp4", [scene(1, 48), scene(2, 48)])
-    save_video(root / "downloaded_celebvhq" / "processed" / "--tXHHzl3mU_0.mp4", [scene(3, 48)])
+    save_video(root / "downloaded_celebvhq" / "raw" / "M2Ohb0FAaJU.mp4", [moving_disc(1, 48), moving_disc(2, 48)])
+    save_video(root / "downloaded_celebvhq" / "processed" / "--tXHHzl3mU_0.mp4", [moving_disc(3, 48)])
 
 
 def vfhq(root: Path) -> None:
@@ -294,7 +294,7 @@ def openvid_1m(root: Path) -> None:
     for name, seed in (("_-0NHyxHyHw_8_0to141.mp4", 1), ("_-0NHyxHyHw_9_0to101.mp4", 2), ("celebv_gone_3.mp4", 0)):
         rows.append(f'{name},"A disc, which crosses a wall of colored tiles.",5.1,3.2,0.99,static,60,24.0,2.5')
         if seed:
-            save_video(root / "video" / name, [scene(seed, 60)])
+            save_video(root / "video" / name, [moving_disc(seed, 60)])
     (root / "data" / "train").mkdir(parents=True)
     (root / "data" / "train" / "OpenVid-1M.csv").write_text("\n".join(rows) + "\n")
 

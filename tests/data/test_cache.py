@@ -405,4 +405,4 @@ def test_mistakes_get_one_sentence(task: CacheTask, tmp_path: Path, capsys) -> N
         assert error.startswith("error: ") and re.search(message, error), error
     assert main(["data", "cache", str(tmp_path / "none"), "--vae", task.vae]) == 2
     assert "is no data folder" in capsys.readouterr().err
-    assert isinstance(Manifest("clip", "a", 1, "pad", 1).key, str)
+    assert isinstance(Manifest("clip", "a", size=1, crop="pad", version=1).key, str)

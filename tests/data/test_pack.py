@@ -17,7 +17,7 @@ from flexip_model.__main__ import main
 from flexip_model.data.format import Dataset
 
 from ..support.paths import ROOT
-from .data_sources import picture, pictures, save, save_video, scene
+from .data_sources import moving_disc, picture, pictures, save, save_video
 
 
 def arguments_of(source: Path, data: Path, *more: str) -> list[str]:
@@ -138,7 +138,7 @@ def test_unreadable_pictures_are_skipped_counted_and_named_up_to_a_share(tmp_pat
 
 def test_own_videos_and_pictures_share_a_folder(tmp_path: Path) -> None:
     pictures(tmp_path / "pictures", 5)
-    save_video(tmp_path / "videos" / "a.mp4", [scene(1, 48)])
+    save_video(tmp_path / "videos" / "a.mp4", [moving_disc(1, 48)])
     for layout in ("pictures", "videos"):
         assert main(["data", "pack", layout, str(tmp_path / layout), str(tmp_path / "data")]) == 0
     data = Dataset.open(tmp_path / "data")

@@ -14,7 +14,7 @@ from flexip_model.common.errors import FlexIPError
 from flexip_model.data.format import Dataset
 from flexip_model.data.pack.video import Scan, Seen, VideoChoice, choose, find_cuts, pick_frames, scan_video
 
-from .data_sources import H, W, picture, save_video, scene
+from .data_sources import H, W, moving_disc, picture, save_video
 
 
 def still(seed: int, frames: int) -> list[np.ndarray]:
@@ -22,7 +22,7 @@ def still(seed: int, frames: int) -> list[np.ndarray]:
 
 
 def test_groups_stay_inside_a_shot_and_keep_a_tenth_of_the_video_apart(tmp_path: Path) -> None:
-    path = save_video(tmp_path / "cuts.mp4", [scene(1, 48), scene(2, 30), scene(3, 60)])
+    path = save_video(tmp_path / "cuts.mp4", [moving_disc(1, 48), moving_disc(2, 30), moving_disc(3, 60)])
     groups = pick_frames(path, VideoChoice(frames=8))
     shots = ((0, 48), (48, 78), (78, 138))
     assert len(groups) == 3
@@ -57,7 +57,7 @@ def test_the_distance_in_time_holds_for_uneven_frame_rates(seed: int) -> None:
 
 @pytest.mark.parametrize("speed", [1.0, 4.0, 9.0])
 def test_fast_motion_is_no_cut(tmp_path: Path, speed: float) -> None:
-    frames = list(scene(4, 40, speed))[: int(59 / speed)]
+    frames = list(moving_disc(4, 40, speed))[: int(59 / speed)]
     assert len({seen.shot for seen in scan_video(save_video(tmp_path / "fast.mp4", [frames])).seen}) == 1
 
 
@@ -75,7 +75,7 @@ def test_a_video_where_nothing_moves_gives_no_group(tmp_path: Path) -> None:
 
 def test_motion_that_comes_back_gives_the_frames_where_it_is_away(tmp_path: Path) -> None:
     """Evenly spaced times may all show the resting picture: here the disc moves twice, for a moment each time."""
-    frames = list(scene(7, 40))
+    frames = list(moving_disc(7, 40))
     away = [*range(0, 40, 3), *range(39, 0, -3)]
     order = [0] * 20 + away + [0] * 60 + away + [0] * 20
     (group,) = pick_frames(save_video(tmp_path / "back.mp4", [[frames[i] for i in order]]), VideoChoice(frames=2))
@@ -97,7 +97,7 @@ def test_another_thing_that_fades_in_is_not_the_same_group(tmp_path: Path) -> No
 
 def test_the_sharp_frame_near_a_time_is_taken(tmp_path: Path) -> None:
     frames = []
-    for i, frame in enumerate(scene(5, 72)):
+    for i, frame in enumerate(moving_disc(5, 72)):
         image = Image.fromarray(frame)
         frames.append(np.asarray(image if i % 6 == 0 else image.filter(ImageFilter.GaussianBlur(4))))
     path = save_video(tmp_path / "blurred.mp4", [frames])
@@ -106,7 +106,7 @@ def test_the_sharp_frame_near_a_time_is_taken(tmp_path: Path) -> None:
 
 
 def test_short_shots_need_the_shot_as_measure(tmp_path: Path) -> None:
-    path = save_video(tmp_path / "long.mp4", [scene(seed, 24) for seed in range(1, 12)])
+    path = save_video(tmp_path / "long.mp4", [moving_disc(seed, 24) for seed in range(1, 12)])
     assert pick_frames(path, VideoChoice()) == []
     groups = pick_frames(path, VideoChoice(gap_of="shot"))
     assert len(groups) == 11 and all(b.time - a.time >= 0.08 for group in groups for a, b in pairwise(group))
@@ -115,7 +115,7 @@ def test_short_shots_need_the_shot_as_measure(tmp_path: Path) -> None:
 def test_captions_go_with_a_video_and_unreadable_ones_are_named(tmp_path: Path, capsys) -> None:
     source = tmp_path / "videos"
     for seed in range(19):
-        save_video(source / f"{seed:02}.mp4", [scene(seed, 30)])
+        save_video(source / f"{seed:02}.mp4", [moving_disc(seed, 30)])
     (source / "00.txt").write_text("a disc crosses a wall\n")
     content = (source / "03.mp4").read_bytes()
     (source / "99.mp4").write_bytes(content[: len(content) // 2])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ..format import Dataset, Frame
 from ..format.walk import ShardRows, list_shards, read_frames, stamp
 from .makers import LatentMaker, Maker, Views, all_names, load_makers
 from .manifest import MANIFEST, cache_file, read_manifest, tensor_name, write_manifest
-from .marks import STAMP, finished_names, mark_caches
+from .marks import FRAMES_STAMP, finished_names, mark_caches
 
 log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,18 +38,19 @@ class CacheTask:
     Attributes:
         folder: the data folder.
         vae, clip, dino: where the networks are; None leaves that cache out.
-        size: side of the targets in pixels.
-        crop: of references (`preprocess.prepare`).
-        flips: mirrored pictures too.
+        size: the side of the targets in pixels.
+        crop: how references are cropped (`preprocess.prepare`).
+        flips: whether mirrored pictures are cached too.
         batch: pictures per call of a network.
-        device, dtype: of the networks; `auto` takes a GPU where there is one.
-        threads: that decode pictures, per process.
+        device, dtype: what the networks compute on and in; `auto` takes a GPU where there is one.
+        threads: how many decode pictures, per process.
     """
 
     folder: Path
     vae: str | None = None
     clip: str | None = None
     dino: str | None = None
+    _: KW_ONLY
     size: int = 512
     crop: str = "pad"
     flips: bool = False
@@ -74,9 +75,9 @@ def make_caches(task: CacheTask, processes: int = 1) -> None:
 
 
 def _work(task: CacheTask, share: Share) -> None:
-    """One process's part: every `world_size`-th shard. The last to finish brings the index up to date."""
+    """Do one process's part: every `world_size`-th shard. The last to finish brings the index up to date."""
     device, dtype = pick_device(task.device, share.local_rank), DTYPES[task.dtype]
-    makers = load_makers(task.vae, task.clip, task.dino, task.size, task.crop, task.flips)
+    makers = load_makers(task.vae, task.clip, task.dino, size=task.size, crop=task.crop, flips=task.flips)
     for maker in makers:
         _begin(task, maker)
         # Not the module's own `to`: that of diffusers warns of a cast that is meant.
@@ -92,7 +93,7 @@ def _work(task: CacheTask, share: Share) -> None:
     )
     for table, rows in own:
         try:
-            _encode_shard(task, dataset, makers, table, rows, progress)
+            _encode_shard(task, dataset, makers, table=table, rows=rows, progress=progress)
         except torch.OutOfMemoryError as error:
             raise FlexIPError(
                 f"{device} is out of memory with --batch {task.batch}; run the same command again with "
@@ -127,7 +128,7 @@ def _begin(task: CacheTask, maker: Maker) -> None:
 
 
 def _encode_shard(
-    task: CacheTask, dataset: Dataset, makers: Sequence[Maker], table: Any, rows: ShardRows, progress: Progress
+    task: CacheTask, dataset: Dataset, makers: Sequence[Maker], *, table: Any, rows: ShardRows, progress: Progress
 ) -> None:
     wanted = stamp(table, rows)
     paths = {id(maker): cache_file(task.folder, maker.manifest.key, rows.shard) for maker in makers}
@@ -139,11 +140,11 @@ def _encode_shard(
     files: list[tuple[Maker, TensorFile]] = []
     try:
         for maker in missing:
-            files.append((maker, TensorFile(paths[id(maker)], all_names(ids), {STAMP: wanted})))
+            files.append((maker, TensorFile(paths[id(maker)], all_names(ids), {FRAMES_STAMP: wanted})))
         todo = [frame for frame in frames if any(frame.frame_id not in file.done for _, file in files)]
         for loaded in load_batches(partial(_load, dataset, missing), todo, task.batch, task.threads):
             for number, (maker, file) in enumerate(files):
-                _add(maker, number, file, loaded, task.batch)
+                _add(maker, number, file, loaded, batch=task.batch)
             for _, file in files:
                 file.flush()
             complaints = [f"{entry.frame.frame_id} {entry.complaint}" for entry in loaded if entry.complaint]
@@ -175,7 +176,7 @@ def _load(dataset: Dataset, makers: Sequence[Maker], frame: Frame) -> _Loaded:
 
 
 @torch.no_grad()
-def _add(maker: Maker, number: int, file: TensorFile, loaded: Sequence[_Loaded], batch: int) -> None:
+def _add(maker: Maker, number: int, file: TensorFile, loaded: Sequence[_Loaded], *, batch: int) -> None:
     """Encode what the file lacks of these frames, and append it in fp16."""
     like = next(maker.module.parameters())
     todo = [entry for entry in loaded if entry.views and entry.frame.frame_id not in file.done]

@@ -40,8 +40,8 @@ class Maker(Protocol):
     """One kind of cache.
 
     Attributes:
-        manifest: of the cache that it makes.
-        name: the network's, for people.
+        manifest: what the cache that it makes depends on.
+        name: the network's name, for people.
         module: the network.
     """
 
@@ -50,10 +50,10 @@ class Maker(Protocol):
     module: Any
 
     def views(self, picture: Image, mask: Tensor | None, frame: Frame) -> Views:
-        """What the network is to see of a frame; runs in a thread."""
+        """Return what the network is to see of a frame; it runs in a thread."""
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) on the network's device and in its dtype to what is kept of each."""
+        """Return what is kept of each picture, from (B, 3, S, S) on the network's device and in its dtype."""
 
 
 class LatentMaker:
@@ -86,7 +86,10 @@ class LatentMaker:
 
 
 class ReferenceMaker:
-    """CLIP's [CLS] or DINO's patches of a frame as a reference: as it is and, where it has a mask, on white (3.3)."""
+    """CLIP's [CLS] or DINO's patches of a frame as a reference: as it is and, where it has a mask, on white.
+
+    The white background is our choice: the reference is to show the subject and nothing else.
+    """
 
     def __init__(self, encoder: ClipEncoder | DinoEncoder, crop: str, flips: bool) -> None:
         manifest = clip_manifest if isinstance(encoder, ClipEncoder) else dino_manifest
@@ -126,7 +129,7 @@ class ReferenceMaker:
 
 
 def load_vae(path: str | Path) -> Any:
-    """A VAE in diffusers' layout, in fp32 on the CPU: its own folder, or a model folder with `vae/` in it.
+    """Load a VAE in diffusers' layout, in fp32 on the CPU, from its own folder or a model folder with `vae/` in it.
 
     Raises:
         FlexIPError: no such folder, no safetensors in it, or not diffusers' `AutoencoderKL`.
@@ -154,8 +157,10 @@ def load_vae(path: str | Path) -> Any:
     return vae.float().eval().requires_grad_(False)
 
 
-def load_makers(vae: str | None, clip: str | None, dino: str | None, size: int, crop: str, flips: bool) -> list[Maker]:
-    """The kinds of cache that were asked for, their networks in fp32 on the CPU.
+def load_makers(
+    vae: str | None, clip: str | None, dino: str | None, *, size: int, crop: str, flips: bool
+) -> list[Maker]:
+    """Make the kinds of cache that were asked for, their networks in fp32 on the CPU.
 
     Raises:
         FlexIPError: nothing was asked for, or a file is not what it should be.

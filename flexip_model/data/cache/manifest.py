@@ -13,7 +13,7 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import KW_ONLY, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +22,17 @@ from torch import Tensor
 from ...common.errors import FlexIPError
 from ...encoders import ClipEncoder, DinoEncoder
 from ...encoders.weights import weights_hash
+from ...files.safefile import atomic
 from ...images import crops
+from ..format import shard_path
 from ..format.remote import Remote
 
 if TYPE_CHECKING:
     from ..format import Frame
 
-KINDS = {"latents": "VAE latents", "clip": "CLIP [CLS] embeddings", "dino": "DINO patch features"}
+CACHE_KINDS = {"latents": "VAE latents", "clip": "CLIP [CLS] embeddings", "dino": "DINO patch features"}
 REFERENCE_VERSION = 2
-"""Of what a cache holds of references, as `preprocess.prepare` makes them; raise it when that changes."""
+"""The version of what a cache holds of references, as `preprocess.prepare` makes them; raise it when that changes."""
 OPEN_FILES = 64
 MANIFEST = "manifest.json"
 
@@ -40,16 +42,17 @@ class Manifest:
     """What decides a cache's values, so that two caches with equal manifests are interchangeable.
 
     Attributes:
-        kind: one of `KINDS`.
-        weights: hash of the network's weights (`encoders.weights.weights_hash`).
+        kind: one of `CACHE_KINDS`.
+        weights: the hash of the network's weights (`encoders.weights.weights_hash`).
         size: side of the pictures that the network saw, pixels.
         crop: which part of a frame it saw: `square` (`crops.square`), or a crop mode of `preprocess.prepare`.
-        version: of the crop's rule.
+        version: the version of the crop's rule.
         flips: whether mirrored pictures are in it too.
     """
 
     kind: str
     weights: str
+    _: KW_ONLY
     size: int
     crop: str
     version: int
@@ -81,23 +84,27 @@ class Manifest:
 
 
 def latents_manifest(vae: Any, size: int) -> Manifest:
-    """Of the latents of diffusers' `AutoencoderKL` at `size` px; targets are never mirrored.
+    """Describe the latents of diffusers' `AutoencoderKL` at `size` px; targets are never mirrored.
 
     The hash covers the encoding half alone and the scaling: a VAE with another decoder gives the same latents.
     """
     half = {k: v for k, v in vae.state_dict().items() if k.startswith(("encoder.", "quant_conv."))}
     weights = f"{weights_hash(half)}*{vae.config.scaling_factor:g}"
-    return Manifest("latents", weights, size, "square", crops.VERSION)
+    return Manifest("latents", weights, size=size, crop="square", version=crops.VERSION)
 
 
 def clip_manifest(encoder: ClipEncoder, crop: str = "pad", flips: bool = False) -> Manifest:
-    """Of a CLIP encoder's [CLS] of references in this crop mode (`preprocess.prepare`)."""
-    return Manifest("clip", encoder.weights_hash, encoder.image_size, crop, REFERENCE_VERSION, flips)
+    """Describe a CLIP encoder's [CLS] of references in this crop mode (`preprocess.prepare`)."""
+    return Manifest(
+        "clip", encoder.weights_hash, size=encoder.image_size, crop=crop, version=REFERENCE_VERSION, flips=flips
+    )
 
 
 def dino_manifest(encoder: DinoEncoder, crop: str = "pad", flips: bool = False) -> Manifest:
-    """Of a DINO encoder's patch features of references in this crop mode (`preprocess.prepare`)."""
-    return Manifest("dino", encoder.weights_hash, encoder.image_size, crop, REFERENCE_VERSION, flips)
+    """Describe a DINO encoder's patch features of references in this crop mode (`preprocess.prepare`)."""
+    return Manifest(
+        "dino", encoder.weights_hash, size=encoder.image_size, crop=crop, version=REFERENCE_VERSION, flips=flips
+    )
 
 
 def list_caches(folder: str | Path) -> dict[str, Manifest]:
@@ -123,7 +130,7 @@ def check_cache(folder: str | Path, wanted: Manifest) -> str:
     fitting = [key for key, manifest in of_kind.items() if manifest.serves(wanted)]
     if fitting:
         return wanted.key if wanted.key in fitting else fitting[0]
-    what = KINDS[wanted.kind]
+    what = CACHE_KINDS[wanted.kind]
     if not of_kind:
         raise FlexIPError(f"{folder} has no cache of {what}; make one with `python -m flexip_model data cache`")
     nearest = min(of_kind, key=lambda key: len(of_kind[key].differences(wanted)))
@@ -145,7 +152,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, dict[str, Any]]:
         content = json.loads(path.read_text(encoding="utf-8"))
         made_by = {entry.name: content["made_by"][entry.name] for entry in fields(Manifest)}
         manifest = Manifest(**made_by)
-        whole = manifest.kind in KINDS and manifest.key == folder.name
+        whole = manifest.kind in CACHE_KINDS and manifest.key == folder.name
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FlexIPError(f"{path} cannot be read ({error!r}); delete {folder} and make the cache again") from error
     if not whole:
@@ -159,8 +166,6 @@ def write_manifest(folder: Path, manifest: Manifest, more: Mapping[str, Any]) ->
     Raises:
         FlexIPError: the disk refuses.
     """
-    from ..format import atomic
-
     with atomic(folder / MANIFEST) as temporary:
         text = json.dumps({"made_by": asdict(manifest), **more}, indent=2, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -168,8 +173,6 @@ def write_manifest(folder: Path, manifest: Manifest, more: Mapping[str, Any]) ->
 
 def cache_file(folder: str | Path, key: str, shard: str) -> Path:
     """Where a cache holds the frames of a shard."""
-    from ..format import shard_path
-
     return Path(folder) / "caches" / key / f"{shard_path(Path(folder), shard).stem}.safetensors"
 
 
@@ -178,7 +181,7 @@ class CacheReader:
 
     Args:
         folder: the data folder.
-        key: of the cache, from `check_cache`.
+        key: the cache's key, from `check_cache`.
         remote: where the cache's files are fetched from when they are not in `folder`.
 
     Raises:
@@ -195,8 +198,8 @@ class CacheReader:
 
         Args:
             frame: of the data folder's index; its `caches` must name this cache.
-            white: of the frame on white where its mask is black; latents have no such variant.
-            flip: of the mirrored picture.
+            white: the frame is shown on white where its mask is black; latents have no such variant.
+            flip: the picture is mirrored.
 
         Returns:
             Latents: (4, S / 8, S / 8), the mode of the VAE's distribution times its scaling factor; CLIP: (C,), the
@@ -209,9 +212,10 @@ class CacheReader:
         return None if value is None else value.float()
 
     def keep(self, frame: Frame, white: bool = False, flip: bool = False) -> Tensor | None:
-        """Of a DINO cache: which patches of `get(frame, white, flip)` to read, (M,) bool, in row order; None for all.
+        """Tell which patches of `get(frame, white, flip)` in a DINO cache are to be read.
 
-        Padding is left out, and what is not the subject where `white` says so.
+        Returns:
+            (M,) bool in row order, false for padding and, with `white`, for what is not the subject; None for all.
         """
         value = self._read(frame, "-".join(["white"] * white + ["flip"] * flip + ["keep"]))
         return None if value is None else value.bool()

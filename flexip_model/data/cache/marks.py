@@ -10,7 +10,7 @@ from ..format import Dataset
 from ..format.walk import list_shards, rewrite_frames, stamp
 from .manifest import cache_file, list_caches
 
-STAMP = "flexip.frames"
+FRAMES_STAMP = "flexip.frames"
 
 
 def mark_caches(folder: Path) -> dict[str, int]:
@@ -47,6 +47,6 @@ def finished_names(file: Path, wanted: str) -> frozenset[str] | None:
 
     try:
         with safe_open(str(file), framework="np") as opened:
-            return frozenset(opened.keys()) if (opened.metadata() or {}).get(STAMP) == wanted else None
+            return frozenset(opened.keys()) if (opened.metadata() or {}).get(FRAMES_STAMP) == wanted else None
     except (OSError, SafetensorError):
         return None

@@ -1,1 +1,1 @@
-"""Captions: a distinct one per frame (§4.1), from a vision-language model or another tool's file."""
+"""Captions: each frame gets its own (§4.1), from a vision-language model or from another tool's file."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,7 +22,8 @@ PROMPT = (
     "main subject: say what kind of thing it is, what it is doing, where it is and from where it is seen. Do not "
     'describe its colors, patterns, materials, clothes or other fine looks. Do not begin with "The image".'
 )
-"""Class, scene and action from the text; fine looks stay with the reference picture, whose branch is to carry them."""
+"""The paper does not print its prompt; ours asks for class, scene and action, because fine looks are to come from the
+reference (our choice)."""
 NEW_TOKENS = 58
 PIXELS = 448 * 448
 """Larger pictures are made this small for the captioner: 256 of Qwen2-VL's tokens, at any proportions (our choice)."""
@@ -36,13 +37,14 @@ class CaptionerChoice:
         name: one of `CAPTIONERS`.
         model: a local folder, or with `download` a name on the Hugging Face hub.
         file: for `file`: JSON lines, or a folder of FRAME_ID.txt.
-        device: that the model runs on.
-        dtype: of the model; None takes bfloat16 on a GPU and float32 on the CPU.
+        device: where the model runs.
+        dtype: what the model computes in; None takes bfloat16 on a GPU and float32 on the CPU.
         download: whether the hub may be asked.
     """
 
     name: str
     model: str | None = None
+    _: KW_ONLY
     file: Path | None = None
     device: str | torch.device = "cpu"
     dtype: torch.dtype | None = None

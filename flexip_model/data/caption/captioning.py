@@ -1,4 +1,4 @@
-"""`data caption`: a distinct caption per frame (the paper, section 4.1: Qwen2-VL).
+"""`data caption`: each frame gets a caption of its own, as Qwen2-VL wrote them for the paper (§4.1).
 
 What is finished is kept (`captionlog`), and goes into the index at the end and whenever the command is stopped.
 """
@@ -9,7 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,14 +47,15 @@ class CaptionTask:
         captioner: one of `captioners.CAPTIONERS`.
         model, captions, download: see `captioners.CaptionerChoice`.
         batch: pictures at a time.
-        device, dtype: of the model; `auto` takes a GPU where there is one, and bfloat16 on it.
-        threads: that decode pictures, per process.
+        device, dtype: what the model computes on and in; `auto` takes a GPU where there is one, and bfloat16 on it.
+        threads: how many decode pictures, per process.
         again: caption anew what has captions already; otherwise such frames are left alone.
     """
 
     folder: Path
     captioner: str = "qwen2-vl"
     model: str | None = None
+    _: KW_ONLY
     captions: Path | None = None
     download: bool = False
     batch: int = 16
@@ -65,14 +66,14 @@ class CaptionTask:
 
 
 @dataclass
-class Report:
+class CaptionReport:
     """What the index holds after captioning.
 
     Attributes:
-        frames: in all.
-        without: that have no caption; the first few by name.
-        groups: of several captioned frames.
-        repeats: those among them in which one text stands under several frames; the first few by name.
+        frames: how many there are.
+        without: how many of them have no caption; `first_without` names a few.
+        groups: how many groups have several captioned frames.
+        repeats: how many of these have one text under several frames; `first_repeats` names a few.
     """
 
     frames: int = 0
@@ -94,7 +95,7 @@ class Report:
         return found
 
 
-def caption(task: CaptionTask, processes: int = 1) -> Report:
+def caption(task: CaptionTask, processes: int = 1) -> CaptionReport:
     """Caption what has no caption yet, and put the captions into the index, also when stopped (Ctrl-C, SIGTERM).
 
     Raises:
@@ -118,9 +119,9 @@ def caption(task: CaptionTask, processes: int = 1) -> Report:
     return review(task.folder)
 
 
-def review(folder: Path) -> Report:
+def review(folder: Path) -> CaptionReport:
     """Count frames without a caption and groups that repeat one."""
-    report = Report()
+    report = CaptionReport()
     for table in Dataset.open(folder).tables.values():
         for batch in table.select(["group_id", "frames"]).to_batches():
             for name, frames in zip(batch.column(0).to_pylist(), _brief(batch.column(1)), strict=True):
@@ -163,7 +164,7 @@ class _Told:
 
 
 def _work(task: CaptionTask, share: Share) -> None:
-    """One process's part: every `world_size`-th shard."""
+    """Do one process's part: every `world_size`-th shard."""
     dataset = Dataset.open(task.folder)
     told = _Told()
     progress = Progress(
@@ -208,12 +209,19 @@ def _work(task: CaptionTask, share: Share) -> None:
 def _captioner(task: CaptionTask, share: Share) -> Captioner:
     device = pick_device(task.device, share.local_rank)
     return CAPTIONERS[task.captioner](
-        CaptionerChoice(task.captioner, task.model, task.captions, device, DTYPES[task.dtype], task.download)
+        CaptionerChoice(
+            task.captioner,
+            task.model,
+            file=task.captions,
+            device=device,
+            dtype=DTYPES[task.dtype],
+            download=task.download,
+        )
     )
 
 
 def _load(dataset: Dataset, looks: bool, frame: Frame) -> tuple[Frame, Image | None, str]:
-    """A frame, its picture where it is wanted, and why there is none."""
+    """Return a frame, its picture where it is wanted, and why there is none."""
     try:
         return frame, dataset.picture(frame) if looks else None, ""
     except FlexIPError as error:

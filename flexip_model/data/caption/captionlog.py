@@ -24,7 +24,7 @@ class ShardLog:
 
     Args:
         folder: the data folder.
-        dataset, shard: of the index.
+        dataset, shard: names of the index.
         writer: who captions, such as {"captioner": "qwen2-vl", "model": …}.
     """
 
@@ -61,7 +61,7 @@ class ShardLog:
             ) from error
 
     def finish(self) -> None:
-        """Every frame was seen."""
+        """Note that every frame of the shard was seen."""
         self.add([])
         self.close()
         self.part.replace(self.done)
@@ -93,6 +93,7 @@ class ShardLog:
 
 
 def log_folder(folder: Path, dataset: str) -> Path:
+    """Where the lines of a dataset lie until they are in its index."""
     return folder / "index" / f"{dataset}.captions"
 
 
@@ -104,7 +105,7 @@ def read_captions_of(folder: Path, dataset: str, shard: str) -> dict[str, str]:
 
 
 def remove_logs(folder: Path, dataset: str) -> None:
-    """Away with a dataset's lines: they are in the index."""
+    """Delete a dataset's lines, which are in the index now."""
     shutil.rmtree(log_folder(folder, dataset), ignore_errors=True)
 
 

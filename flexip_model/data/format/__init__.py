@@ -7,50 +7,14 @@ A data folder holds:
     shards/NAME-000000.tar         sample key = frame_id, members FRAME_ID.jpg or .png and FRAME_ID.mask.png
     caches/KEY/…                   what `data cache` makes
 
-The frames of a group are its subject's pictures. Columns that the paper's recipe needs: kind (α or 1 − β, section
-3.3), quality (the last 40,000 steps train on "high" alone, section 4.1).
+The frames of a group are its subject's pictures. Two columns serve the paper's recipe: `kind` decides between α and
+1 − β (Eq. 5), and the last 40,000 steps train on the `quality` "high" alone (App. B.1).
 """
 
 from __future__ import annotations
 
-from .dataset import Dataset, index_names, rebuild
-from .schema import (
-    KINDS,
-    QUALITIES,
-    SCHEMA,
-    SPLITS,
-    VERSION,
-    Frame,
-    Group,
-    NewFrame,
-    NewGroup,
-    atomic,
-    check_name,
-    read_folder_file,
-    shard_path,
-    write_folder_file,
-)
-from .shards import MAX_BYTES, ShardWriter, write_index
+from .dataset import Dataset
+from .schema import SCHEMA, Frame, Group, NewFrame, NewGroup, shard_path
+from .shards import ShardWriter
 
-__all__ = [
-    "KINDS",
-    "MAX_BYTES",
-    "QUALITIES",
-    "SCHEMA",
-    "SPLITS",
-    "VERSION",
-    "Dataset",
-    "Frame",
-    "Group",
-    "NewFrame",
-    "NewGroup",
-    "ShardWriter",
-    "atomic",
-    "check_name",
-    "index_names",
-    "read_folder_file",
-    "rebuild",
-    "shard_path",
-    "write_folder_file",
-    "write_index",
-]
+__all__ = ["SCHEMA", "Dataset", "Frame", "Group", "NewFrame", "NewGroup", "ShardWriter", "shard_path"]

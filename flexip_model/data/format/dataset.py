@@ -6,10 +6,10 @@ import io
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,13 +18,38 @@ import pyarrow.parquet as pq
 
 from ...common.errors import FlexIPError
 from .remote import Remote, is_remote
-from .schema import KINDS, SCHEMA, SPLITS, Frame, Group, atomic, check_name, check_schema, read_folder_file, shard_path
+from .schema import (
+    GROUP_KINDS,
+    SCHEMA,
+    SPLITS,
+    Frame,
+    Group,
+    atomic,
+    check_name,
+    check_schema,
+    read_folder_file,
+    shard_path,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 OPEN_SHARDS = 64
-STAMP = b"flexip.stamp"
+ARROW_STAMP = b"flexip.stamp"
+
+
+class Selection(NamedTuple):
+    """Which groups of a data folder are meant; None takes all.
+
+    Attributes:
+        split: one of `SPLITS`.
+        kinds: some of `GROUP_KINDS`.
+        qualities: some of `QUALITIES`.
+    """
+
+    split: str | None = None
+    kinds: tuple[str, ...] | None = None
+    qualities: tuple[str, ...] | None = None
 
 
 class Dataset:
@@ -42,15 +67,8 @@ class Dataset:
         rows: (groups,) int64: place of each chosen group in the tables laid end to end.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        split: str | None,
-        kinds: tuple[str, ...] | None,
-        qualities: tuple[str, ...] | None,
-        remote: Remote | None = None,
-    ) -> None:
-        self.folder, self.remote, self._chosen = folder, remote, (split, kinds, qualities)
+    def __init__(self, folder: Path, selection: Selection, remote: Remote | None = None) -> None:
+        self.folder, self.remote, self._selection = folder, remote, selection
         self.datasets = read_folder_file(folder)
         self.tables = {name: _table(folder, name) for name in index_names(folder)}
         self.names = list(self.tables)
@@ -59,8 +77,7 @@ class Dataset:
         self._batches = [batch for table in self.tables.values() for batch in table.to_batches()]
         self._batch_starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)]).tolist()
         chosen = [
-            _select(table, split, kinds, qualities) + start
-            for table, start in zip(self.tables.values(), self._starts, strict=False)
+            _select(table, selection) + start for table, start in zip(self.tables.values(), self._starts, strict=False)
         ]
         self.rows = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
         self._shards = _Shards(remote)
@@ -87,12 +104,12 @@ class Dataset:
         chosen = None if kinds is None else tuple(kinds)
         if split is not None and split not in SPLITS:
             raise FlexIPError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
-        unknown = sorted(set(chosen or ()) - set(KINDS))
+        unknown = sorted(set(chosen or ()) - set(GROUP_KINDS))
         if unknown:
-            raise FlexIPError(f"there is no kind {unknown[0]!r}; choose from {', '.join(KINDS)}")
+            raise FlexIPError(f"there is no kind {unknown[0]!r}; choose from {', '.join(GROUP_KINDS)}")
         remote = Remote(str(folder)) if is_remote(folder) else None
         place = Path(folder) if remote is None else remote.synchronize()
-        return cls(place, split, chosen, None if qualities is None else tuple(qualities), remote)
+        return cls(place, Selection(split, chosen, None if qualities is None else tuple(qualities)), remote)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -155,7 +172,7 @@ class Dataset:
         return content
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.folder, *self._chosen, self.remote)
+        return type(self), (self.folder, self._selection, self.remote)
 
 
 class _Shards:
@@ -220,21 +237,20 @@ def _table(folder: Path, name: str) -> pa.Table:
 def _is_current(derived: Path, stamp: bytes) -> bool:
     try:
         with pa.memory_map(str(derived)) as source:
-            return (pa.ipc.open_file(source).schema.metadata or {}).get(STAMP) == stamp
+            return (pa.ipc.open_file(source).schema.metadata or {}).get(ARROW_STAMP) == stamp
     except (OSError, pa.ArrowException):
         return False
 
 
 def _derive(parquet: pq.ParquetFile, derived: Path, stamp: bytes) -> None:
-    schema = SCHEMA.with_metadata({STAMP: stamp})
+    schema = SCHEMA.with_metadata({ARROW_STAMP: stamp})
     with atomic(derived) as temporary, pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for batch in parquet.iter_batches(batch_size=1 << 14):
             writer.write_batch(batch.cast(schema))
 
 
-def _select(
-    table: pa.Table, split: str | None, kinds: Sequence[str] | None, qualities: Sequence[str] | None
-) -> np.ndarray:
+def _select(table: pa.Table, selection: Selection) -> np.ndarray:
+    split, kinds, qualities = selection
     keep = np.ones(table.num_rows, bool)
     for column, values in (("split", None if split is None else [split]), ("kind", kinds), ("quality", qualities)):
         if values is not None:

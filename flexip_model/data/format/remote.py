@@ -32,7 +32,7 @@ class Remote:
     """One remote data folder; it can be pickled and forked, each process makes its own connection.
 
     Attributes:
-        uri: of the folder.
+        uri: the folder's address.
     """
 
     uri: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import KW_ONLY, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from ...files.safefile import atomic
 
 VERSION = 1
 FOLDER_FILE = "flexip-data.json"
-KINDS = ("image", "multiview", "video", "pair")
+GROUP_KINDS = ("image", "multiview", "video", "pair")
+"""What the frames of a group are; "image" is the paper's invariant data, the others its variant data (Table 3)."""
 QUALITIES = ("base", "high")
 SPLITS = ("train", "val", "heldout")
 ROLES = ("any", "reference", "target")
@@ -116,7 +117,7 @@ class Group:
 
     @property
     def variant(self) -> bool:
-        """Whether target and reference differ: the gate then trains with 1 − β, otherwise with α (section 3.3)."""
+        """Whether target and reference differ: the gate then trains with 1 − β, otherwise with α (Eq. 5)."""
         return self.kind != "image"
 
     @classmethod
@@ -135,7 +136,7 @@ class NewFrame:
     Attributes:
         picture: a JPEG or PNG file's bytes, written unchanged.
         mask: a gray PNG of the same size, or None.
-        The others as in `Frame`.
+        The other attributes are those of `Frame`.
     """
 
     picture: bytes
@@ -158,12 +159,13 @@ class NewGroup:
     kind: str
     frames: tuple[NewFrame, ...]
     split: str = "train"
+    _: KW_ONLY
     quality: str = "base"
     license: str = ""
 
 
 def check_name(name: str) -> str:
-    """A dataset's name, which becomes part of file names.
+    """Return a dataset's name when it can be part of file names.
 
     Raises:
         FlexIPError: anything but up to 40 letters, digits, `_` and `-`.
@@ -174,7 +176,7 @@ def check_name(name: str) -> str:
 
 
 def shard_path(folder: Path, shard: str) -> Path:
-    """A shard's path; the name comes from the index, so it may not lead out of `shards/`.
+    """Return a shard's path; the name comes from the index, so it may not lead out of `shards/`.
 
     Raises:
         FlexIPError: it is not a plain name that ends in `.tar`.
@@ -241,6 +243,7 @@ def read_folder_file(folder: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def write_folder_file(folder: Path, datasets: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the file that declares the datasets of a folder, atomically; as `read_folder_file` gives them."""
     content = {"format": "flexip-data", "version": VERSION, "datasets": {k: datasets[k] for k in sorted(datasets)}}
     with atomic(folder / FOLDER_FILE) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

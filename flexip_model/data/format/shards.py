@@ -19,7 +19,7 @@ from ...common.errors import FlexIPError
 from ...files.safefile import sync
 from .schema import (
     FOLDER_FILE,
-    KINDS,
+    GROUP_KINDS,
     QUALITIES,
     ROLES,
     SCHEMA,
@@ -35,7 +35,7 @@ from .schema import (
 )
 
 MAX_BYTES = 256 << 20
-"""Bytes of a shard: what an interrupted run repeats at most, and large enough for object storage. Our choice."""
+"""Bytes of a shard (our choice): what an interrupted run repeats at most, and large enough for object storage."""
 HEADER = tarfile.BLOCKSIZE
 PROGRESS = b"flexip.progress"
 FULL = "; free some space and run the same command again: it goes on after the last complete shard"
@@ -159,7 +159,7 @@ class ShardWriter:
         self._shard += 1
 
     def parts(self) -> Iterator[pa.RecordBatch]:
-        """The rows of the complete shards, in order; the licenses and splits are those of `add`."""
+        """Yield the rows of the complete shards, in order; the licenses and splits are those of `add`."""
         for part in self._complete():
             yield from pq.ParquetFile(part).iter_batches()
 
@@ -196,7 +196,13 @@ class ShardWriter:
         number = sum(len(row["frames"]) for row in self._rows)
         frames = tuple(self._write_frame(frame, number + i) for i, frame in enumerate(group.frames))
         return Group(
-            group.group_id, self.dataset, group.kind, group.quality, group.license or self.license, group.split, frames
+            group_id=group.group_id,
+            dataset=self.dataset,
+            kind=group.kind,
+            quality=group.quality,
+            license=group.license or self.license,
+            split=group.split,
+            frames=frames,
         )
 
     def _write_frame(self, frame: NewFrame, number: int) -> Frame:
@@ -207,21 +213,21 @@ class ShardWriter:
         offset = self._member(f"{frame_id}.{suffix}", frame.picture)
         mask_offset = None if frame.mask is None else self._member(f"{frame_id}.mask.png", frame.mask)
         return Frame(
-            frame_id,
-            f"{self.dataset}-{self._shard:06}.tar",
-            offset,
-            len(frame.picture),
-            mask_offset,
-            None if frame.mask is None else len(frame.mask),
-            frame.width,
-            frame.height,
-            frame.time,
-            frame.role,
-            frame.box,
-            frame.captions,
-            frame.sharpness,
-            digest,
-            frame.dhash,
+            frame_id=frame_id,
+            shard=f"{self.dataset}-{self._shard:06}.tar",
+            offset=offset,
+            bytes=len(frame.picture),
+            mask_offset=mask_offset,
+            mask_bytes=None if frame.mask is None else len(frame.mask),
+            width=frame.width,
+            height=frame.height,
+            time=frame.time,
+            role=frame.role,
+            box=frame.box,
+            captions=frame.captions,
+            sharpness=frame.sharpness,
+            hash=digest,
+            dhash=frame.dhash,
         )
 
     def _member(self, name: str, content: bytes) -> int:
@@ -234,7 +240,7 @@ class ShardWriter:
 
 
 def write_index(path: Path, batches: Iterator[pa.RecordBatch]) -> None:
-    """An index file from rows, atomically and in little memory."""
+    """Write an index file from rows, atomically and in little memory."""
     with atomic(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
         for batch in batches:
             writer.write_batch(batch)
@@ -242,7 +248,7 @@ def write_index(path: Path, batches: Iterator[pa.RecordBatch]) -> None:
 
 def _check(group: NewGroup) -> None:
     for value, allowed, what in (
-        (group.kind, KINDS, "kind"),
+        (group.kind, GROUP_KINDS, "kind"),
         (group.quality, QUALITIES, "quality"),
         (group.split, SPLITS, "split"),
     ):

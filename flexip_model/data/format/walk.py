@@ -1,4 +1,4 @@
-"""A data folder shard by shard, for work that takes hours."""
+"""Go through a data folder shard by shard, for work that takes hours."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ShardRows(NamedTuple):
 
 
 def list_shards(table: pa.Table) -> list[ShardRows]:
-    """The shards of a dataset in the order of its table; a group lies in one shard (`format.ShardWriter`)."""
+    """List the shards of a dataset in the order of its table; a group lies in one shard (`format.ShardWriter`)."""
     runs: dict[str, list[tuple[int, int]]] = {}
     start = 0
     for batch in table.select(["frames"]).to_batches():
@@ -54,7 +54,7 @@ def read_frames(table: pa.Table, rows: ShardRows) -> list[Frame]:
 
 
 def stamp(table: pa.Table, rows: ShardRows) -> str:
-    """An identity of a shard's frames, their masks and boxes: a cache file with another one is stale."""
+    """Return 16 hexadecimal digits that identify a shard's frames, masks and boxes; a cache with others is stale."""
     digest = hashlib.sha256()
     for flat in _flat(table, rows):
         columns = [flat.field(name).to_pylist() for name in ("frame_id", "hash", "mask_bytes", "box")]

@@ -20,7 +20,7 @@ from .pixels import UNREADABLE, sameness, thumbnail
 from .split import ALIKE, NEAR, NearHashes, enough
 
 ABOVE = {"val": ("heldout",), "train": ("heldout", "val")}
-"""For each split, those whose pictures it may not have."""
+"""The splits whose pictures a split may not have."""
 
 
 class Protected:

@@ -14,8 +14,15 @@ from .pixels import UNREADABLE, make_frame
 
 
 @dataclass
-class Result:
-    """One item, loaded: its groups as (suffix, frames with their source's hash), and what was not usable."""
+class LoadedItem:
+    """What became of one item.
+
+    Attributes:
+        groups: (suffix, frames, each with its source's SHA-256 or None).
+        pictures: pictures and videos that were opened.
+        broken: a sentence for each that could not be read.
+        small: pictures under the least side.
+    """
 
     groups: list[tuple[str, list[tuple[NewFrame, str | None]]]] = field(default_factory=list)
     pictures: int = 0
@@ -25,7 +32,7 @@ class Result:
 
 def load_all(
     layout: str, items: Iterator[Item], *, choice: Choice, short_side: int, min_side: int, processes: int
-) -> Iterator[tuple[Item, Result]]:
+) -> Iterator[tuple[Item, LoadedItem]]:
     """Each item with what became of it, in order; loaded by other processes when there is more than one.
 
     Raises:
@@ -48,15 +55,15 @@ def load_all(
             ) from error
 
 
-def load(layout: str, item: Item, *, choice: Choice, short_side: int, min_side: int) -> Result:
+def load(layout: str, item: Item, *, choice: Choice, short_side: int, min_side: int) -> LoadedItem:
     """Decode one item; what cannot be read is named in the result and never raised."""
-    result = Result()
+    result = LoadedItem()
     try:
         groups = find_layout(layout).load(item, choice)
     except FlexIPError:
         raise
     except UNREADABLE as error:
-        return Result(pictures=1, broken=[f"{item.key}: {error}"])
+        return LoadedItem(pictures=1, broken=[f"{item.key}: {error}"])
     if not groups:
         result.pictures = 1
     for group in groups:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,26 +15,28 @@ from ..format.schema import SPLITS, NewGroup
 from ..format.shards import MAX_BYTES, ShardWriter
 from .heldout import keep_apart
 from .layouts import Choice, Item, Layout, find_layout
-from .loading import Result, load_all
+from .loading import LoadedItem, load_all
 from .split import NEAR, KeptOut, enough, read_excluded, split_of
 
 log = logging.getLogger(__name__)
 SHORT_SIDE = 640
-"""Pixels: room for a crop to the subject at the paper's 512 px (section 4.1)."""
+"""The shorter side in pixels (our choice): room for a crop to the subject at the paper's 512 px (App. B.1)."""
 NAMED = 20
+"""Unreadable files that the report names."""
 REPORT_SECONDS = 30.0
 FEW = 100
 """Pictures that must have been seen before the share of broken ones can end a run early."""
 
 
 @dataclass(frozen=True)
-class Options:
+class PackTask:
     """What `data pack` does with a source; the command line's help says what each one means."""
 
     layout: str
     source: Path
     folder: Path
     name: str
+    _: KW_ONLY
     license: str = ""
     quality: str = ""
     val: float = 0.01
@@ -68,7 +70,7 @@ class Tally:
     Attributes:
         items: things of the source that were read.
         pictures: pictures and videos that were opened.
-        broken: of these, unreadable ones; `named` has the first few with the reason.
+        broken: how many of these are unreadable; `named` has the first few with the reason.
         small: pictures under `--min-side`.
         kept_out: pictures that `--exclude` names, or copies of them.
         no_group: items without a group: too few pictures left, or a video without two frames that fit.
@@ -85,46 +87,41 @@ class Tally:
     splits: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
 
 
-def pack(options: Options) -> Tally:
+def pack(task: PackTask) -> Tally:
     """Make a dataset.
 
     Raises:
         FlexIPError: the source is not in the layout, too much of it is unreadable, the dataset exists, an unfinished
             run had other options, or the disk is full.
     """
-    layout = find_layout(options.layout)
-    kept_out = read_excluded(options.exclude, options.near)
-    license = options.license or layout.license
+    layout = find_layout(task.layout)
+    kept_out = read_excluded(task.exclude, task.near)
+    license = task.license or layout.license
     log.info(f"{layout.name}: {license}")
-    writer = ShardWriter(options.folder, options.name, license, f"layout {layout.name}", max_bytes=options.max_bytes)
+    writer = ShardWriter(task.folder, task.name, license, f"layout {layout.name}", max_bytes=task.max_bytes)
     try:
         with noted_stop(second_ends=True) as stop:
-            tally = _fill(writer, layout, options, kept_out, stop)
+            tally = _write_groups(writer, layout, task, kept_out, stop=stop)
     except BaseException:
         writer.abandon()
         raise
-    own, others = keep_apart(writer, options.near)
-    report(tally, writer, own, others)
+    own, others = keep_apart(writer, task.near)
+    _log_report(tally, writer, own, others)
     return tally
 
 
-def _fill(
-    writer: ShardWriter,
-    layout: Layout,
-    options: Options,
-    kept_out: KeptOut,
-    stop: StopRequest,
+def _write_groups(
+    writer: ShardWriter, layout: Layout, task: PackTask, kept_out: KeptOut, *, stop: StopRequest
 ) -> Tally:
-    key = _fingerprint(options)
-    tally, items = Tally(), layout.items(options.source)
+    key = _fingerprint(task)
+    tally, items = Tally(), layout.items(task.source)
     if writer.resumed is not None:
         _same_options(writer, key)
         tally = Tally(**writer.resumed["tally"])
         last = next(islice(items, tally.items - 1, None), None)
         if last is None or last.key != writer.resumed["last"]:
             raise FlexIPError(
-                f"{options.source} changed since the unfinished run of {writer.dataset!r}: put it back, "
-                f"or {_anew(writer)}"
+                f"{task.source} changed since the unfinished run of {writer.dataset!r}: put it back, or {_anew(writer)}"
             )
         log.info(f"going on after {tally.items:,} of the source's items, {writer.groups:,} groups")
     progress = Progress(
@@ -134,55 +131,55 @@ def _fill(
     for item, result in load_all(
         layout.name,
         items,
-        choice=options.choice,
-        short_side=options.short_side,
-        min_side=options.min_side,
-        processes=options.processes,
+        choice=task.choice,
+        short_side=task.short_side,
+        min_side=task.min_side,
+        processes=task.processes,
     ):
         tally.items += 1
         tally.pictures += result.pictures
         tally.broken += len(result.broken)
         tally.small += result.small
         tally.named += result.broken[: max(0, NAMED - len(tally.named))]
-        groups = _groups(item, result, layout, options, kept_out, tally)
+        groups = _groups(item, result, layout, task=task, kept_out=kept_out, tally=tally)
         writer.add(groups, {"options": key, "last": item.key, "tally": asdict(tally)})
         if tally.pictures >= FEW:
-            _check_broken(tally, options)
+            _check_broken(tally, task)
         if stop.number:
             writer.flush()
             log.info(f"stopped after {writer.groups:,} groups; the same command goes on from there")
             raise SystemExit(128 + stop.number)
         progress.add(1)
     if not writer.groups:
-        raise FlexIPError(_nothing(layout, options, tally))
+        raise FlexIPError(_nothing(layout, task, tally))
     writer.flush()
-    _check_broken(tally, options)
+    _check_broken(tally, task)
     return tally
 
 
 def _groups(
-    item: Item, result: Result, layout: Layout, options: Options, kept_out: KeptOut, tally: Tally
+    item: Item, result: LoadedItem, layout: Layout, *, task: PackTask, kept_out: KeptOut, tally: Tally
 ) -> list[NewGroup]:
-    split = split_of(item.split_key, options.heldout, options.val)
+    split = split_of(item.split_key, task.heldout, task.val)
     groups = []
     for suffix, frames in result.groups:
         kept = [frame for frame, source in frames if not kept_out.has(frame, source)]
         tally.kept_out += len(frames) - len(kept)
         if enough(layout.kind, [frame.role for frame in kept]):
             groups.append(
-                NewGroup(item.key + suffix, layout.kind, tuple(kept), split, options.quality or layout.quality)
+                NewGroup(item.key + suffix, layout.kind, tuple(kept), split, quality=task.quality or layout.quality)
             )
             tally.splits[split] += 1
     tally.no_group += not groups
     return groups
 
 
-def _fingerprint(options: Options) -> dict[str, Any]:
-    values = asdict(options)
+def _fingerprint(task: PackTask) -> dict[str, Any]:
+    values = asdict(task)
     for name in ("folder", "name", "processes", "broken", "max_bytes"):
         del values[name]
-    values["source"] = str(options.source.resolve())
-    values["exclude"] = [str(path.resolve()) for path in options.exclude]
+    values["source"] = str(task.source.resolve())
+    values["exclude"] = [str(path.resolve()) for path in task.exclude]
     return values
 
 
@@ -200,18 +197,18 @@ def _anew(writer: ShardWriter) -> str:
     return f"delete {writer.index.with_suffix('.parts')} to begin anew"
 
 
-def _check_broken(tally: Tally, options: Options) -> None:
-    if tally.broken > options.broken * tally.pictures:
+def _check_broken(tally: Tally, task: PackTask) -> None:
+    if tally.broken > task.broken * tally.pictures:
         some = "; ".join(tally.named[:3])
         raise FlexIPError(
             f"{tally.broken:,} of {tally.pictures:,} pictures or videos cannot be read, more than the "
-            f"{options.broken:.0%} that --broken allows, such as {some}; mend or remove them, or allow more"
+            f"{task.broken:.0%} that --broken allows, such as {some}; mend or remove them, or allow more"
         )
 
 
-def _nothing(layout: Layout, options: Options, tally: Tally) -> str:
+def _nothing(layout: Layout, task: PackTask, tally: Tally) -> str:
     if not tally.items:
-        return f"{options.source} holds nothing in the layout {layout.name}, which is: {layout.expects}"
+        return f"{task.source} holds nothing in the layout {layout.name}, which is: {layout.expects}"
     what = (
         f"{tally.items:,} items gave no group: {tally.broken:,} unreadable, {tally.small:,} under --min-side, "
         f"{tally.kept_out:,} kept out"
@@ -224,7 +221,7 @@ def _nothing(layout: Layout, options: Options, tally: Tally) -> str:
     return what + (f"; such as {tally.named[0]}" if tally.named else "")
 
 
-def report(tally: Tally, writer: ShardWriter, own: int, others: int) -> None:
+def _log_report(tally: Tally, writer: ShardWriter, own: int, others: int) -> None:
     """Log what was packed, what was left out, and why."""
     log.info(f"{writer.dataset}: {writer.groups:,} groups, {writer.frames:,} frames from {tally.items:,} items")
     log.info("  groups by split: " + ", ".join(f"{name} {count:,}" for name, count in tally.splits.items()))

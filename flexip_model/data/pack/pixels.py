@@ -1,10 +1,10 @@
-"""From a picture of any kind to what a shard holds: encoded bytes, mask, box, sharpness and hashes."""
+"""Turn a picture of any kind into what a shard holds: encoded bytes, mask, box, sharpness and hashes."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -59,11 +59,12 @@ class RawFrame:
             subject); None takes the alpha channel of `picture` when it has one.
         box: x0, y0, x1, y1 in pixels of `picture`; None takes the mask's.
         name: for messages, where `picture` has no place of its own.
-        The others as in `schema.Frame`.
+        The other attributes are those of `schema.Frame`.
     """
 
     picture: Ref | Image.Image
     mask: Ref | Image.Image | None = None
+    _: KW_ONLY
     time: float | None = None
     role: str = "any"
     box: tuple[float, float, float, float] | None = None
@@ -190,6 +191,7 @@ def sharpness(gray: Image.Image) -> float:
 
 
 def laplacian(x: np.ndarray) -> np.ndarray:
+    """The Laplacian with 4 neighbors of a gray picture: (H, W) to (H − 2, W − 2)."""
     return x[:-2, 1:-1] + x[2:, 1:-1] + x[1:-1, :-2] + x[1:-1, 2:] - 4 * x[1:-1, 1:-1]
 
 

@@ -17,10 +17,10 @@ from ..format.schema import NewFrame
 from .pixels import PICTURES, UNREADABLE, dhash, flatten, sameness, thumbnail
 
 NEAR = 6
-"""Bits of 64 in which the difference hashes of two versions of a picture may differ."""
+"""Bits of 64 in which the difference hashes of two versions of a picture may differ (our choice)."""
 ALIKE = 0.97
-"""Sameness of two pictures at 32 × 32 px from which near hashes count as a copy. Our choice, with `NEAR`, measured on
-700 emoji: 691 copies that were halved and compressed to quality 60 are found, and 329 of 244,650 pairs of two emoji
+"""The sameness of two pictures at 32 × 32 px from which near hashes count as a copy (our choice, with `NEAR`). On 700
+emoji: 691 copies that were halved and compressed to quality 60 are found, and 329 of 244,650 pairs of two emoji
 (flags, clock faces) pass for copies."""
 
 
@@ -60,7 +60,7 @@ class NearHashes:
             self._blocks.append((values[order], order))
 
     def pairs(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For (n,) uint64: the places of queries and of hashes that are near each other, in two (m,) arrays."""
+        """Return which of (n,) uint64 queries and which hashes are near each other, as two (m,) arrays of places."""
         queries = queries.astype(np.uint64)
         found = [np.zeros((0, 2), np.int64)]
         for shift, (values, order) in zip(self._shifts, self._blocks, strict=True):
@@ -78,10 +78,6 @@ class NearHashes:
 
 def _bits(values: np.ndarray) -> np.ndarray:
     return np.unpackbits(values.view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
-
-
-ABOVE = {"val": ("heldout",), "train": ("heldout", "val")}
-"""For each split, those whose pictures it may not have."""
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Frames of one subject from a video: inside one shot, far apart in time, neither the same picture nor another thing.
 
-The paper names none of this (section 4.1 names the data sets alone); the rules are the project's: a shot detector, a
-least distance in time, a band of similarity, the sharpest frame near each chosen time.
+The paper names the data sets alone (§4.1, Table 3), so these rules are our choice: a shot detector, a least distance in
+time, a band of similarity, the sharpest frame near each chosen time.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ KEPT_PER_SECOND = 12.0
 TRIED = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VideoChoice:
     """How frames are chosen.
 
     Attributes:
         frames: at most this many a shot.
-        gap: least distance in time, as a share of the length (the issue's "at least a tenth").
-        gap_of: "video": of the whole video's length; "shot": of the shot's, for long films with short shots.
+        gap: least distance in time, as a share of the length.
+        gap_of: whose length, the whole "video"'s or the "shot"'s (for long films with short shots).
         low: least similarity of colors (histogram intersection, 0 to 1): under it, another thing came into view.
         high: largest sameness (1 − mean difference of 32 × 32 px pictures, 0 to 1): over it, nothing moved.
     """
@@ -174,7 +174,7 @@ def find_cuts(changes: np.ndarray) -> list[int]:
 
 
 def choose(scan: Scan, choice: VideoChoice) -> list[list[Seen]]:
-    """For each shot the largest set of frames that keeps the distance in time and the band of similarity."""
+    """Choose in each shot the largest set of frames that keeps the distance in time and the band of similarity."""
     groups = []
     for shot in sorted({seen.shot for seen in scan.seen}):
         frames = [seen for seen in scan.seen if seen.shot == shot]

@@ -18,8 +18,8 @@ from ..pixels import PICTURES, RawFrame, Ref
 from ..video import VideoChoice, pick_frames
 
 LEAST_AREA, MOST_AREA = 0.02, 0.6
-"""Share of the picture that one subject of an "everything" segmentation covers. Our choice: below, nothing is left at
-CLIP's 224 px; above, it is the background."""
+"""The share of the picture that one subject of an "everything" segmentation covers (our choice): a smaller one leaves
+nothing at CLIP's 224 px, a larger one is the background."""
 T = TypeVar("T")
 
 
@@ -60,14 +60,14 @@ class Choice:
     video: VideoChoice = field(default_factory=VideoChoice)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """One way a source lies on disk.
 
     Attributes:
-        name: on the command line.
-        kind: of its groups.
-        quality: Table 3's ("High" is "high", the others "base").
+        name: what the command line calls it.
+        kind: the kind of its groups, one of `schema.GROUP_KINDS`.
+        quality: the column of Table 3 ("High" is "high", the others "base").
         license: what the data set's owners allow, in short; printed, and written into the index.
         expects: what SOURCE holds, for messages and help.
         items: SOURCE → its items, always in the same order.
@@ -81,17 +81,6 @@ class Layout:
     expects: str
     items: Callable[[Path], Iterator[Item]]
     load: Callable[[Item, Choice], list[RawGroup]]
-
-
-def need(path: Path, what: str) -> Path:
-    """`path` when it is there.
-
-    Raises:
-        FlexIPError: it is not; `what` says what it should be.
-    """
-    if not path.exists():
-        raise FlexIPError(f"there is no {path}: {what}")
-    return path
 
 
 def names(folder: Path, suffixes: Sequence[str] = PICTURES) -> list[str]:
@@ -195,11 +184,18 @@ def coco_mask(rle: dict[str, Any]) -> np.ndarray:
 def video_groups(
     path: Path,
     choice: VideoChoice,
+    *,
     captions: tuple[str, ...] = (),
     window: tuple[float, float] | None = None,
     box: Callable[[Image.Image], tuple[float, float, float, float]] | None = None,
 ) -> list[RawGroup]:
-    """A group for each usable shot of a video."""
+    """Make a group of each usable shot of a video.
+
+    Args:
+        captions: texts that every frame gets.
+        window: seconds; only this part of the video.
+        box: the subject's x0, y0, x1, y1 in pixels of a frame.
+    """
     groups = []
     for shot in pick_frames(path, choice, window=window):
         frames = tuple(

@@ -31,7 +31,7 @@ from .base import (
 )
 
 SAV_STEP = 4
-"""SA-V's masks come 6 times a second on videos of 24 frames a second."""
+"""SA-V has masks for 6 of its videos' 24 frames a second, each fourth one."""
 
 
 def _sav_items(source: Path) -> Iterator[Item]:
@@ -44,7 +44,7 @@ def _sav_items(source: Path) -> Iterator[Item]:
 
 
 def _load_sav(item: Item, choice: Choice) -> list[RawGroup]:
-    """The object that is seen longest, of those of a subject's size; masks made by hand come before automatic ones."""
+    """Load the object that is seen longest, of those of a subject's size; masks made by hand are preferred."""
     path = item.data["path"]
     for notes in item.data["notes"]:
         masks = best_masklet(json.loads(notes.read_bytes()), notes)
@@ -55,7 +55,7 @@ def _load_sav(item: Item, choice: Choice) -> list[RawGroup]:
                     RawFrame(
                         seen.picture,
                         mask_of(coco_mask(masks[seen.number])),
-                        seen.time,
+                        time=seen.time,
                         name=f"{path} at {seen.time:.2f} s",
                     )
                     for seen in shot
@@ -182,45 +182,49 @@ def _openvid_items(source: Path) -> Iterator[Item]:
 
 
 def _load_openvid(item: Item, choice: Choice) -> list[RawGroup]:
-    return video_groups(item.data["path"], choice.video, (item.data["caption"],))
+    return video_groups(item.data["path"], choice.video, captions=(item.data["caption"],))
 
 
 LAYOUTS = (
     Layout(
-        "sa-v",
-        "video",
-        "high",
-        "CC BY 4.0 (SA-V)",
-        "sav_NNN folders with sav_NNNNNN.mp4 and its _manual.json or _auto.json (the training part)",
-        _sav_items,
-        _load_sav,
+        name="sa-v",
+        kind="video",
+        quality="high",
+        license="CC BY 4.0 (SA-V)",
+        expects="sav_NNN folders with sav_NNNNNN.mp4 and its _manual.json or _auto.json (the training part)",
+        items=_sav_items,
+        load=_load_sav,
     ),
     Layout(
-        "celebv-hq",
-        "video",
-        "base",
-        "CelebV-HQ agreement (non-commercial research only)",
-        "celebvhq_info.json, and processed/CLIP.mp4 (cropped) or raw/VIDEO.mp4 (whole) from its download script",
-        _celebv_items,
-        _load_celebv,
+        name="celebv-hq",
+        kind="video",
+        quality="base",
+        license="CelebV-HQ agreement (non-commercial research only)",
+        expects=(
+            "celebvhq_info.json, and processed/CLIP.mp4 (cropped) or raw/VIDEO.mp4 (whole) from its download script"
+        ),
+        items=_celebv_items,
+        load=_load_celebv,
     ),
     Layout(
-        "vfhq",
-        "video",
-        "base",
-        "VFHQ terms of use (non-commercial research only)",
-        "clips as folders of frames (Clip+VIDEO+P0+C0+F100-200/NNNNNNNN.png, or VIDEO#….mp4/LENGTH/NNNN.png) or as "
-        "videos",
-        _vfhq_items,
-        _load_vfhq,
+        name="vfhq",
+        kind="video",
+        quality="base",
+        license="VFHQ terms of use (non-commercial research only)",
+        expects=(
+            "clips as folders of frames (Clip+VIDEO+P0+C0+F100-200/NNNNNNNN.png, or VIDEO#….mp4/LENGTH/NNNN.png) "
+            "or as videos"
+        ),
+        items=_vfhq_items,
+        load=_load_vfhq,
     ),
     Layout(
-        "openvid-1m",
-        "video",
-        "high",
-        "CC BY 4.0 (OpenVid-1M); the videos have their own rights",
-        "OpenVid-1M.csv (or OpenVidHD.csv) and the mp4 files of the unpacked zips",
-        _openvid_items,
-        _load_openvid,
+        name="openvid-1m",
+        kind="video",
+        quality="high",
+        license="CC BY 4.0 (OpenVid-1M); the videos have their own rights",
+        expects="OpenVid-1M.csv (or OpenVidHD.csv) and the mp4 files of the unpacked zips",
+        items=_openvid_items,
+        load=_load_openvid,
     ),
 )

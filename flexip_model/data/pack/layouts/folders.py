@@ -42,7 +42,7 @@ def _video_items(source: Path) -> Iterator[Item]:
 
 def _load_video(item: Item, choice: Choice) -> list[RawGroup]:
     path = item.data["path"]
-    return video_groups(path, choice.video, read_text(path.with_suffix(".txt")))
+    return video_groups(path, choice.video, captions=read_text(path.with_suffix(".txt")))
 
 
 def _view_items(source: Path) -> Iterator[Item]:
@@ -61,31 +61,33 @@ def _load_views(item: Item, choice: Choice) -> list[RawGroup]:
 PICTURE_NAMES = ", ".join(PICTURES)
 LAYOUTS = (
     Layout(
-        "pictures",
-        "image",
-        "base",
-        OWN,
-        f"pictures ({PICTURE_NAMES}), in folders or not; NAME.txt beside one holds its captions, one a line; its "
-        "alpha channel or NAME.mask.png (white is the subject) is its mask",
-        _picture_items,
-        _load_picture,
+        name="pictures",
+        kind="image",
+        quality="base",
+        license=OWN,
+        expects=(
+            f"pictures ({PICTURE_NAMES}), in folders or not; NAME.txt beside one holds its captions, one a line; "
+            "its alpha channel or NAME.mask.png (white is the subject) is its mask"
+        ),
+        items=_picture_items,
+        load=_load_picture,
     ),
     Layout(
-        "videos",
-        "video",
-        "base",
-        OWN,
-        f"videos ({', '.join(VIDEOS)}), in folders or not; NAME.txt beside one holds its captions",
-        _video_items,
-        _load_video,
+        name="videos",
+        kind="video",
+        quality="base",
+        license=OWN,
+        expects=f"videos ({', '.join(VIDEOS)}), in folders or not; NAME.txt beside one holds its captions",
+        items=_video_items,
+        load=_load_video,
     ),
     Layout(
-        "views",
-        "multiview",
-        "base",
-        OWN,
-        "one folder for each subject with at least two pictures of it; captions and masks as for `pictures`",
-        _view_items,
-        _load_views,
+        name="views",
+        kind="multiview",
+        quality="base",
+        license=OWN,
+        expects="one folder for each subject with at least two pictures of it; captions and masks as for `pictures`",
+        items=_view_items,
+        load=_load_views,
     ),
 )

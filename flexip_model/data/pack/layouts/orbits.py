@@ -110,31 +110,33 @@ def inside(root: Path, name: str) -> Path:
 
 LAYOUTS = (
     Layout(
-        "mvimgnet",
-        "multiview",
-        "base",
-        "MVImgNet terms of use (form; research only)",
-        "CLASS/INSTANCE/images/NNN.jpg, with masks in CLASS/INSTANCE/masks (MVImgNet 2) or as NNN_*.png with an "
-        "alpha channel beside the pictures",
-        _mvimgnet_items,
-        _load_mvimgnet,
+        name="mvimgnet",
+        kind="multiview",
+        quality="base",
+        license="MVImgNet terms of use (form; research only)",
+        expects=(
+            "CLASS/INSTANCE/images/NNN.jpg, with masks in CLASS/INSTANCE/masks (MVImgNet 2) or as NNN_*.png with "
+            "an alpha channel beside the pictures"
+        ),
+        items=_mvimgnet_items,
+        load=_load_mvimgnet,
     ),
     Layout(
-        "mvhumannet",
-        "multiview",
-        "high",
-        "MVHumanNet terms of use (form; research only)",
-        "OUTFIT/images/CAMERA/NNNN_img.jpg and OUTFIT/fmask/CAMERA/NNNN_img_fmask.png (or images_lr, fmask_lr)",
-        _mvhuman_items,
-        _load_mvhuman,
+        name="mvhumannet",
+        kind="multiview",
+        quality="high",
+        license="MVHumanNet terms of use (form; research only)",
+        expects="OUTFIT/images/CAMERA/NNNN_img.jpg and OUTFIT/fmask/CAMERA/NNNN_img_fmask.png (or images_lr, fmask_lr)",
+        items=_mvhuman_items,
+        load=_load_mvhuman,
     ),
     Layout(
-        "co3dv2",
-        "multiview",
-        "base",
-        "CC BY-NC 4.0 (CO3Dv2)",
-        "CATEGORY/frame_annotations.jgz and the CATEGORY/SEQUENCE/images and masks that it names",
-        _co3d_items,
-        _load_co3d,
+        name="co3dv2",
+        kind="multiview",
+        quality="base",
+        license="CC BY-NC 4.0 (CO3Dv2)",
+        expects="CATEGORY/frame_annotations.jgz and the CATEGORY/SEQUENCE/images and masks that it names",
+        items=_co3d_items,
+        load=_load_co3d,
     ),
 )

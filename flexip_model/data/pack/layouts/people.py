@@ -16,7 +16,7 @@ from .base import Choice, Item, Layout, RawGroup, evenly, folders, mask_of, name
 UPPER_LABELS = (5, 6, 7)
 """Upper clothes, dress and coat of the 20 labels of `image-parse-v3`."""
 DRESSCODE_LABELS = {"upper_body": (4,), "lower_body": (5, 6), "dresses": (7,)}
-"""Of DressCode's 18: upper clothes; skirt and trousers; dress."""
+"""Upper clothes; skirt and trousers; dress, of DressCode's 18 labels."""
 
 
 def _find(source: Path, name: str, layout: str) -> Path:
@@ -146,41 +146,45 @@ def labels(path: Path | None, wanted: tuple[int, ...]) -> Image.Image | None:
 
 LAYOUTS = (
     Layout(
-        "celeba",
-        "multiview",
-        "high",
-        "CelebA agreement (non-commercial research only)",
-        "img_align_celeba (or img_celeba) with NNNNNN.jpg, and identity_CelebA.txt; a group is a person",
-        _celeba_items,
-        _load_faces,
+        name="celeba",
+        kind="multiview",
+        quality="high",
+        license="CelebA agreement (non-commercial research only)",
+        expects="img_align_celeba (or img_celeba) with NNNNNN.jpg, and identity_CelebA.txt; a group is a person",
+        items=_celeba_items,
+        load=_load_faces,
     ),
     Layout(
-        "meglass",
-        "multiview",
-        "base",
-        "MeGlass, from MegaFace (non-commercial research only)",
-        "MeGlass_120x120 with files such as 10032527@N08_identity_4@2897031059_1.jpg; a group is a person",
-        _meglass_items,
-        _load_faces,
+        name="meglass",
+        kind="multiview",
+        quality="base",
+        license="MeGlass, from MegaFace (non-commercial research only)",
+        expects="MeGlass_120x120 with files such as 10032527@N08_identity_4@2897031059_1.jpg; a group is a person",
+        items=_meglass_items,
+        load=_load_faces,
     ),
     Layout(
-        "viton-hd",
-        "pair",
-        "high",
-        "CC BY-NC 4.0 (VITON-HD)",
-        "train/image, train/cloth, and, for masks, train/cloth-mask and train/image-parse-v3; the test part is not "
-        "read",
-        _viton_items,
-        _load_viton,
+        name="viton-hd",
+        kind="pair",
+        quality="high",
+        license="CC BY-NC 4.0 (VITON-HD)",
+        expects=(
+            "train/image, train/cloth, and, for masks, train/cloth-mask and train/image-parse-v3; the test part "
+            "is not read"
+        ),
+        items=_viton_items,
+        load=_load_viton,
     ),
     Layout(
-        "dresscode",
-        "pair",
-        "base",
-        "Dress Code terms of use (form; non-commercial)",
-        "upper_body, lower_body and dresses, each with images/N_0.jpg and N_1.jpg, label_maps/N_4.png and "
-        "train_pairs.txt",
-        _dresscode_items,
-        _load_dresscode,
+        name="dresscode",
+        kind="pair",
+        quality="base",
+        license="Dress Code terms of use (form; non-commercial)",
+        expects=(
+            "upper_body, lower_body and dresses, each with images/N_0.jpg and N_1.jpg, label_maps/N_4.png and "
+            "train_pairs.txt"
+        ),
+        items=_dresscode_items,
+        load=_load_dresscode,
     ),
 )
