@@ -80,7 +80,8 @@ def _work_on_share(rank: int, processes: int, work: Callable[[Any, Share], None]
 def start_members(member: Callable[..., None], processes: int, *arguments: Any, together: bool) -> None:
     """Call `member(rank, processes, *arguments)` in `processes` new processes and wait for all of them.
 
-    None of them outlives this call, nor this process.
+    None of them outlives this call, nor this process. (`torch.multiprocessing.spawn` ends the others at any failure,
+    with warnings, and takes a process that Ctrl-C ended for one that has done its work.)
 
     Args:
         member: a module's function.

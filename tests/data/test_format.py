@@ -21,7 +21,7 @@ from flexip_model.common.errors import FlexIPError
 from flexip_model.data.format import SCHEMA, Dataset, NewFrame, NewGroup, ShardWriter
 from flexip_model.data.pack.pixels import dhash, sharpness
 
-from .data_sources import H, W, disc, encoded, groups_of, mask_picture, picture
+from .drawing import H, W, disc, encoded, groups_of, mask_picture, picture
 
 
 def new_frame(seed: int, **changes) -> NewFrame:

@@ -19,8 +19,8 @@ from flexip_model.data.caption.captioning import CaptionTask, caption
 from flexip_model.data.caption.captiontext import count, shorten, tidy
 from flexip_model.data.format import Dataset, Frame
 
-from ..support.paths import ROOT
-from .data_folder import scene, write_folder
+from ...support.paths import ROOT
+from ..data_folder import scene, write_folder
 from .tiny_captioners import write_blip, write_qwen2_vl
 
 FIRST = "a disc"

@@ -14,7 +14,7 @@ from flexip_model.common.errors import FlexIPError
 from flexip_model.data.format import Dataset
 from flexip_model.data.pack.video import Scan, Seen, VideoChoice, choose, find_cuts, pick_frames, scan_video
 
-from .data_sources import H, W, moving_disc, picture, save_video
+from ..drawing import H, W, moving_disc, picture, save_video
 
 
 def still(seed: int, frames: int) -> list[np.ndarray]:

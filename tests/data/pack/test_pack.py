@@ -16,8 +16,8 @@ import pytest
 from flexip_model.__main__ import main
 from flexip_model.data.format import Dataset
 
-from ..support.paths import ROOT
-from .data_sources import moving_disc, picture, pictures, save, save_video
+from ...support.paths import ROOT
+from ..drawing import moving_disc, picture, pictures, save, save_video
 
 
 def arguments_of(source: Path, data: Path, *more: str) -> list[str]:

@@ -16,9 +16,10 @@ from flexip_model.data.format import Dataset, Group
 from flexip_model.data.pack.layouts import LAYOUTS
 from flexip_model.data.pack.layouts.segments import brush_mask
 
-from ..support.paths import ROOT
-from . import data_sources as sources
-from .data_sources import H, W, add, disc, mask_picture, picture, save
+from ...support.paths import ROOT
+from ..drawing import H, W, disc, mask_picture, picture, save
+from . import table_3 as sources
+from .table_3 import add
 
 
 def packed(layout: str, source: Path, data: Path, *more: str) -> list[Group]:

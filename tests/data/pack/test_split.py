@@ -13,7 +13,7 @@ from flexip_model.data.format import Dataset
 from flexip_model.data.pack.pixels import dhash
 from flexip_model.data.pack.split import NearHashes, split_of
 
-from .data_sources import groups_of, pictures, save
+from ..drawing import groups_of, pictures, save
 
 
 def test_excluded_pictures_and_near_copies_of_them_never_get_in(tmp_path: Path, capsys) -> None:
