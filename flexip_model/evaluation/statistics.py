@@ -8,23 +8,33 @@ from typing import Any
 import numpy as np
 
 RESAMPLES = 2000
+"""How often the subjects are drawn anew (our choice)."""
 
 
-def interval(values: Sequence[float], figure: Callable[[np.ndarray], Any] = np.mean, seed: int = 0) -> dict[str, float]:
+def interval(values: Sequence[float], figure: Callable[..., Any] = np.mean, seed: int = 0) -> dict[str, float]:
     """A figure of one value per subject, and its 95 % interval by bootstrap over subjects (percentiles).
 
     Values that are NaN (a subject of which the figure is not defined) are left out; `subjects` says how many remain.
 
+    Args:
+        figure: of an array along its `axis`, as numpy's own are.
+
     Raises:
         ValueError: no value remains.
     """
+    from scipy.stats import bootstrap
+
     kept = np.asarray([v for v in values if not np.isnan(v)], float)
     if not len(kept):
         raise ValueError("no values")
-    picked = np.random.default_rng(seed).integers(len(kept), size=(RESAMPLES, len(kept)))
-    low, high = np.percentile([figure(kept[row]) for row in picked], [2.5, 97.5])
+    low = high = value = float(figure(kept, axis=0))
+    if len(kept) > 1:  # one subject cannot be drawn otherwise, which scipy refuses
+        rng = np.random.default_rng(seed)
+        low, high = bootstrap(
+            (kept,), figure, n_resamples=RESAMPLES, method="percentile", vectorized=True, rng=rng
+        ).confidence_interval
     return {
-        "value": round(float(figure(kept)), 4),
+        "value": round(value, 4),
         "low": round(float(low), 4),
         "high": round(float(high), 4),
         "subjects": len(kept),
@@ -32,7 +42,7 @@ def interval(values: Sequence[float], figure: Callable[[np.ndarray], Any] = np.m
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Rank correlation; NaN where one of the two never changes."""
+    """The rank correlation, from -1 to 1; NaN where one of the two never changes."""
     from scipy.stats import spearmanr
 
     if len(set(x)) < 2 or len(set(y)) < 2:

@@ -126,6 +126,7 @@ def test_intervals_cover_the_mean_and_leave_out_what_is_not_defined() -> None:
     assert found["subjects"] == 50 and found["low"] < values.mean() < found["high"]
     assert 0.03 < found["high"] - found["low"] < 0.09
     assert found == interval([*values, float("nan")])
+    assert interval([3.0]) == {"value": 3.0, "low": 3.0, "high": 3.0, "subjects": 1}
 
 
 def test_rank_correlation_and_steps_tell_an_even_dial_from_a_jump() -> None:
