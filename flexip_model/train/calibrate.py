@@ -8,6 +8,7 @@ out anew: half of a turn by the change of the picture, half by the gate itself.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,8 @@ from .configs.options import TrainConfig
 from .frozen import load_frozen, pick_dtype
 from .preview import sweep
 from .samples.sample_set import open_samples
+
+log = logging.getLogger(__name__)
 
 GATES = tuple((k / 28) ** 2 for k in range(29))
 """The γ that are measured: near 0, where most changes, close together."""
@@ -88,5 +91,5 @@ def calibrate(config: TrainConfig, adapter: FlexIPAdapter, subjects: int) -> tup
             for i in range(0, len(GATES), _AT_ONCE)
         ]
         changes.append(picture_changes(torch.cat(parts)))
-        print(f"calibrating the dial: subject {number + 1} of {len(found.references)}", flush=True)
+        log.info(f"calibrating the dial: subject {number + 1} of {len(found.references)}")
     return calibration_curve(changes)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..common.console import shown_log
 from ..common.errors import FlexIPError
 from ..common.extras import need
 
@@ -51,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m flexip_model.train", description="train a FlexIP adapter")
     _train_arguments(parser)
     try:
-        _train(parser.parse_args(arguments))
+        with shown_log():
+            _train(parser.parse_args(arguments))
     except FlexIPError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

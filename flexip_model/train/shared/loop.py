@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import signal
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from ...common.errors import FlexIPError
 from ...common.signals import StopRequest, noted_stop
 from . import state
+
+log = logging.getLogger(__name__)
 
 BAD_STEPS = 20
 """Steps without a finite gradient in a row at which a run stops (our choice)."""
@@ -107,9 +110,9 @@ class Loop(Generic[Trained]):
         return next(batches)
 
     def say(self, sentence: str) -> None:
-        """Tell the person who waits, once."""
+        """Log a sentence once, in the first process."""
         if self.is_main_process:
-            print(sentence, flush=True)
+            log.info(sentence)
 
     def close(self) -> None:
         """Called at the end, however it came."""
@@ -243,7 +246,7 @@ class Loop(Generic[Trained]):
 
         found, complaints = state.load_newest(self.checkpoints) if self.is_main_process else (None, [])
         for complaint in complaints:
-            print(complaint, flush=True)
+            log.info(complaint)
         # Processes on other machines need not see the first one's folder.
         [found] = broadcast_object_list([found])
         if found is not None:
