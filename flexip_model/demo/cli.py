@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from ..common.errors import FlexIPError
 from ..common.extras import need
 from ..common.parallel import run
 from .stages.recipe import ADAPTER_STEPS, LESSONS, PICTURES, PLANS, SEED
+
+log = logging.getLogger(__name__)
 
 STAGES = (
     "data",
@@ -87,7 +90,7 @@ def _run(options: argparse.Namespace) -> None:
     images = options.out or SHIPPED.parents[1] / "docs" / "images"
     stages = [s for s in STAGES if s != "vae" or options.vae is None] if options.stage == "make" else [options.stage]
     for stage in stages:
-        print(f"== {stage}", flush=True)
+        log.info(f"== {stage}")
         if stage == "latents":
             workshop.latents(options.pictures, options.processes)
         elif stage == "lessons":

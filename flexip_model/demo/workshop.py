@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from ..common.errors import FlexIPError
 from .stages.recipe import CALIBRATED, GROUPS, PLANS, Plan
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from .base.lessons import Lessons
@@ -254,4 +257,4 @@ class Workshop:
         together = training.load_together(self.words(), self._state("together", "together"))
         self._write(self.out, together, found.parts["ema"], {"trained": True, "steps": self._steps()}, dial)
         export.save_examples(fetch(STATIC, self.work / "downloads"), EXAMPLES, self.out / "examples")
-        print(f"{self.out}: {export.folder_bytes(self.out) / 1e6:.1f} MB")
+        log.info(f"{self.out}: {export.folder_bytes(self.out) / 1e6:.1f} MB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from flexip_model.demo.scenes.backgrounds import COLORS, SCENES, color_name, dra
 from flexip_model.demo.scenes.compose import Composer
 from flexip_model.demo.scenes.concepts import concept_of, draw_heldout, heldout_instances, select
 from flexip_model.demo.scenes.store import Look, Store
-from flexip_model.demo.scenes.words import Words, write_tokenizer
+from flexip_model.demo.scenes.words import Words, learn_merges, write_tokenizer
 
 from ..support.demo_shapes import shapes
 
@@ -154,3 +155,11 @@ def test_any_text_has_tokens_and_reads_back(tmp_path) -> None:
         "a 3 d render of a red thing on a plain blue background"
     )
     assert words.tokenizer.decode(ids[2], skip_special_tokens=True).replace(" ", "") == "naïve猫🐱42!"
+
+
+def test_the_same_words_teach_the_same_merges_and_a_frequent_word_becomes_one_token() -> None:
+    words = Counter({"meadow": 20, "mellow": 3, "shadow": 3, "yellow": 3, "low": 1, "naïve": 50, "x2": 50})
+    merges = learn_merges(words, 40)
+    assert all(learn_merges(Counter(dict(reversed(words.items()))), 40) == merges for _ in range(5))
+    assert "meadow</w>" in {first + second for first, second in merges}
+    assert not {letter for pair in merges for letter in "".join(pair).removesuffix("</w>")} & {"ï", "2"}

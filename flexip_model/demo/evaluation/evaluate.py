@@ -8,6 +8,7 @@ every γ and without the adapter; and one fine sweep of 21 γ. What judges say o
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,8 @@ from ..stages.vae import through_vae, to_pixels
 from .judge import Judge, raw_pixels
 from .judges import STYLES, Asked, BackgroundJudge, Gallery, StyleJudge, compose
 from .shipped import Shipped
+
+log = logging.getLogger(__name__)
 
 GAMMAS = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
 FINE = tuple(k / 20 for k in range(21))
@@ -204,4 +207,4 @@ def _measure(make: partial[Evaluation], rows: Path, numbers: Sequence[int]) -> N
             row = evaluation.subject(number)
             with atomic(_row(rows, number)) as path:
                 path.write_text(json.dumps(row), encoding="utf-8")
-            print(f"{number + 1:3} {row['subject']}: first {[g['first'] for g in row['gammas']]}", flush=True)
+            log.info(f"{number + 1:3} {row['subject']}: first {[g['first'] for g in row['gammas']]}")

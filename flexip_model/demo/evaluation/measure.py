@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
 import shutil
 from datetime import date
@@ -23,6 +24,8 @@ from .evaluate_likeness import likeness_figures
 from .judge import fetch
 from .outside import draw_outside
 from .summary import TOLERANCE, differences, draw_curves, summary
+
+log = logging.getLogger(__name__)
 
 RECORD = "evaluation.json"
 """In the exported folder."""
@@ -51,8 +54,8 @@ def evaluate(folder: Path, work: Path, processes: int, images: Path) -> None:
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if (folder / "README.md").is_file():
         write_card(folder / "README.md", record)
-    print(json.dumps({k: v for k, v in record.items() if k != "rows"}, indent=1))
-    print(f"{folder / RECORD}, curves and pictures in {images}, more in {rows_folder}")
+    log.info(json.dumps({k: v for k, v in record.items() if k != "rows"}, indent=1))
+    log.info(f"{folder / RECORD}, curves and pictures in {images}, more in {rows_folder}")
 
 
 def check(folder: Path, work: Path, processes: int, subjects: int) -> None:
@@ -78,13 +81,13 @@ def check(folder: Path, work: Path, processes: int, subjects: int) -> None:
     found = differences(rows, record["rows"])
     off = {name: pair for name, pair in found.items() if abs(pair[0] - pair[1]) > TOLERANCE}
     worst = max(found, key=lambda name: abs(found[name][0] - found[name][1]))
-    print(
+    log.info(
         f"{len(found)} means over {subjects} subjects; the largest difference is "
         f"{abs(found[worst][0] - found[worst][1]):.4f} ({worst}: {found[worst][0]}, on record {found[worst][1]})"
     )
     if off:
         raise FlexIPError("not as on record: " + "; ".join(f"{n}: {a}, on record {b}" for n, (a, b) in off.items()))
-    print(f"As on record, within {TOLERANCE}.")
+    log.info(f"As on record, within {TOLERANCE}.")
 
 
 def _prepare(folder: Path, work: Path) -> tuple[partial[Evaluation], Path]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
 from .backgrounds import COLORS, SCENES
@@ -46,28 +45,27 @@ def corpus(store: Store) -> Counter[str]:
 
 
 def learn_merges(words: Counter[str], limit: int) -> list[tuple[str, str]]:
-    """Byte-pair merges, the most frequent pair first (ties alphabetically), at most `limit`.
+    """Byte-pair merges as the library `tokenizers` learns them, the most frequent pair first, at most `limit`.
 
-    Only ASCII letters and digits are merged; other characters stay bytes.
+    Only ASCII letters are merged; other characters stay bytes.
     """
-    splits = {w: [*w[:-1], w[-1] + _WORD_END] for w in words if w.isascii() and w.isalpha()}
-    merges: list[tuple[str, str]] = []
-    while len(merges) < limit:
-        pairs: Counter[tuple[str, str]] = Counter()
-        for word, parts in splits.items():
-            for pair in pairwise(parts):
-                pairs[pair] += words[word]
-        if not pairs:
-            break
-        best = min(pairs, key=lambda p: (-pairs[p], p))
-        merges.append(best)
-        for parts in splits.values():
-            i = 0
-            while i < len(parts) - 1:
-                if (parts[i], parts[i + 1]) == best:
-                    parts[i : i + 2] = ["".join(best)]
-                i += 1
-    return merges
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    known = {word: count for word, count in sorted(words.items()) if word.isascii() and word.isalpha()}
+    letters = sorted({letter for word in known for letter in word})
+    ends = sorted({word[-1] + _WORD_END for word in known})
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix=_WORD_END))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(letters) + len(ends) + limit,
+        min_frequency=1,
+        special_tokens=ends,  # otherwise numbered in an order that differs from run to run, which decides ties
+        end_of_word_suffix=_WORD_END,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((word for word, count in known.items() for _ in range(count)), trainer)
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    return [(first, second) for first, second in merges][:limit]
 
 
 def write_tokenizer(store: Store, folder: Path, limit: int = 1400) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,8 @@ from ...common.parallel import run
 from ..scenes.compose import Composer, Recipe
 from .encoders import Features
 from .vae import to_pixels
+
+log = logging.getLogger(__name__)
 
 PART = 512
 
@@ -138,4 +141,4 @@ def _fill(parts_of: Callable[[], tuple[Composer, Any, Features | None]], folder:
         temporary = path.with_suffix(".tmp")
         save_file(tensors, temporary)
         temporary.replace(path)
-        print(f"cache {part + 1} / {parts}", flush=True)
+        log.info(f"cache {part + 1} / {parts}")
