@@ -37,9 +37,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("demo-model", help="make the model that ships with the pack, from public packages")
     parser.add_argument(
         "stage",
-        choices=("make", *STAGES, "check"),
+        choices=("make", *STAGES, "check", "heldout"),
         help="one stage, or `make` for all of them; a stage goes on where it stopped. `check` measures "
-        "the shipped files and compares them with what is on record",
+        "the shipped files and compares them with what is on record; `heldout` draws the list of held-out drawings "
+        "from the data anew, into the work folder",
     )
     parser.add_argument(
         "--work", type=Path, default=WORK, help="folder for downloads, data and states (default: %(default)s)"
@@ -101,6 +102,8 @@ def _run(options: argparse.Namespace) -> None:
             getattr(workshop, stage)()
         elif stage == "evaluate":
             evaluate(workshop.out, workshop.work, options.processes, images)
+        elif stage == "heldout":
+            log.info(f"{workshop.heldout()}")
         elif stage == "check":
             check(workshop.out, workshop.work, options.processes, options.subjects)
         else:

@@ -76,6 +76,15 @@ class Workshop:
         build(self.work / "downloads", self.work / "store")
         write_tokenizer(self.composer().store, self.work / "tokenizer")
 
+    def heldout(self) -> Path:
+        """Draw the list of held-out drawings anew, as `heldout.json` was; returns the file."""
+        self._need(self.work / "store" / "looks.json", "data")
+        from .scenes.store import Store, write_heldout
+
+        path = self.work / "heldout.json"
+        write_heldout(Store.open(self.work / "store"), path)
+        return path
+
     def vae(self) -> None:
         from .stages import vae
 
