@@ -118,7 +118,8 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.command == "test" and not (ROOT / "tests").is_dir():
         raise Problem("the tests do not come with the ComfyUI registry's copy; run them in a clone of the repository")
     if arguments.command == "demo":
-        from flexip_model.common.gammas import FlexIPError, parse_gammas
+        from flexip_model.common.errors import FlexIPError
+        from flexip_model.common.gammas import parse_gammas
 
         try:
             parse_gammas(arguments.gammas)

@@ -209,7 +209,7 @@ def test_only_the_newest_checkpoints_stay_and_none_is_pickled(tmp_path: Path) ->
 KILLED = """
 import os, sys, torch
 from pathlib import Path
-from flexip_model.train import state
+from flexip_model.train.shared import state
 folder = Path(sys.argv[1])
 for _ in sys.stdin:  # a line asks for the next process; torch is imported once for all of them
     child = os.fork()
@@ -251,7 +251,7 @@ import resource, signal, sys, torch
 from pathlib import Path
 from flexip_model.files.ip_adapter import convert_ip_adapter, ip_adapter_order
 from flexip_model.common.errors import FlexIPError
-from flexip_model.train import state
+from flexip_model.train.shared import state
 
 folder = Path(sys.argv[1])
 parts = {"weights": {"w": torch.zeros(100_000)}}

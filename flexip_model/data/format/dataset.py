@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...common.errors import FlexIPError
+from ...files.safefile import atomic
 from .remote import Remote, is_remote
 from .schema import (
     GROUP_KINDS,
@@ -24,7 +25,6 @@ from .schema import (
     SPLITS,
     Frame,
     Group,
-    atomic,
     check_name,
     check_schema,
     read_folder_file,
@@ -197,7 +197,7 @@ class _Shards:
             if len(self._files) > OPEN_SHARDS:
                 self._files.popitem(last=False)[1].close()
             file.seek(offset)
-            return file.read(count)
+            return bytes(file.read(count))
 
 
 def _decode(content: bytes, mode: str, what: str) -> Image:

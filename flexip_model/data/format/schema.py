@@ -211,7 +211,7 @@ def _same(found: pa.DataType, wanted: pa.DataType) -> bool:
             and {f.name for f in found} == {f.name for f in wanted}
             and all(_same(found.field(f.name).type, f.type) for f in wanted)
         )
-    return found == wanted
+    return bool(found == wanted)
 
 
 def read_folder_file(folder: str | Path) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...common.errors import FlexIPError
-from ...files.safefile import sync
+from ...files.safefile import atomic, sync
 from .schema import (
     FOLDER_FILE,
     GROUP_KINDS,
@@ -28,7 +28,6 @@ from .schema import (
     Group,
     NewFrame,
     NewGroup,
-    atomic,
     check_name,
     read_folder_file,
     write_folder_file,
