@@ -1,4 +1,4 @@
-"""The dial: which γ of the gate a user's γ means, so that the picture changes over all of it (our choice).
+"""The dial, a calibration curve from a user's γ to the gate's, so that the picture changes over all of it (our choice).
 
 What a trained adapter makes of the gate's γ is uneven: a little P is read at once, and beyond some γ more of it changes
 few pixels. So after training the sweep of some subjects is measured at many γ, finely near 0, and the table of the
@@ -87,7 +87,7 @@ def calibrate(config: TrainConfig, adapter: FlexIPAdapter, subjects: int) -> tup
     changes = []
     for number in range(len(found.references)):
         parts = [
-            sweep(found, number, frozen, adapter, config, GATES[i : i + _AT_ONCE])
+            sweep(found, number, GATES[i : i + _AT_ONCE], frozen=frozen, adapter=adapter, config=config)
             for i in range(0, len(GATES), _AT_ONCE)
         ]
         changes.append(picture_changes(torch.cat(parts)))

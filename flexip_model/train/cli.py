@@ -1,4 +1,4 @@
-"""`train CONFIG` and `export RUN`."""
+"""The commands `train CONFIG` and `export RUN`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NEEDED = {
 }
 
 
-def add_commands(commands: argparse._SubParsersAction) -> None:
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `train` and `export` to the command line."""
     train = commands.add_parser("train", help="train an adapter from packed data, or go on with a run")
     _train_arguments(train)
@@ -112,7 +112,9 @@ def _export(options: argparse.Namespace) -> None:
     config, adapter = from_dict(found.info["config"]), FlexIPConfig.from_json(found.info["adapter"])
     if options.calibrate is not None:
         adapter = replace(adapter, dial=_dial(config, adapter, found, options.calibrate))
-    path = result.write(options.run_folder, found, config, adapter, found.info["about"], options.out)
+    path = result.write(
+        options.run_folder, found, config=config, adapter=adapter, about=found.info["about"], target=options.out
+    )
     print(path)
 
 

@@ -58,20 +58,21 @@ class Frozen:
     def encode_latents(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) in [-1, 1] to the mode of the VAE's distribution times its scaling factor, float32."""
         like = next(self.vae.parameters())
-        code = self.vae.encode(pixels.to(like.device, like.dtype)).latent_dist.mode()
-        return code.float() * self.vae.config.scaling_factor
+        code: Tensor = self.vae.encode(pixels.to(like.device, like.dtype)).latent_dist.mode()
+        return code.float() * float(self.vae.config.scaling_factor)
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Latents (B, 4, s, s), scaled, to pixels in [0, 1], float32, on the CPU."""
         like = next(self.vae.parameters())
-        pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(like.device, like.dtype)).sample
+        pixels: Tensor = self.vae.decode((latents / self.vae.config.scaling_factor).to(like.device, like.dtype)).sample
         return (pixels.float().cpu() / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
     def encode_text(self, input_ids: Tensor) -> Tensor:
-        """Token ids (B, 77) to Z^(T), (B, 77, text_width): the last hidden state after the final norm [3.3]."""
-        return self.text_encoder(input_ids.to(self.text_encoder.device)).last_hidden_state
+        """input_ids (B, 77) int64 to Z^(T), (B, 77, text_width): the last hidden state after the final norm (§3.1)."""
+        text: Tensor = self.text_encoder(input_ids.to(self.text_encoder.device)).last_hidden_state
+        return text
 
     def widths(self) -> dict[str, Any]:
         """The fields of `FlexIPConfig` that base and encoders decide."""

@@ -33,11 +33,14 @@ class Preview:
 
 
 def draw(preview: Preview, frozen: Frozen, adapter: FlexIPAdapter, config: TrainConfig) -> Image:
-    """A row per subject, a column per γ of the gate."""
+    """One picture with a row per subject and a column per γ of the gate."""
     from torchvision.transforms.functional import to_pil_image
 
     rows = [
-        [to_pil_image(picture) for picture in sweep(preview, number, frozen, adapter, config, GAMMAS)]
+        [
+            to_pil_image(picture)
+            for picture in sweep(preview, number, GAMMAS, frozen=frozen, adapter=adapter, config=config)
+        ]
         for number in range(len(preview.references))
     ]
     return draw_sheet(rows, GAMMAS, preview.references, " | ".join(preview.prompts)[:120])
@@ -45,7 +48,13 @@ def draw(preview: Preview, frozen: Frozen, adapter: FlexIPAdapter, config: Train
 
 @torch.no_grad()
 def sweep(
-    preview: Preview, number: int, frozen: Frozen, adapter: FlexIPAdapter, config: TrainConfig, gammas: Sequence[float]
+    preview: Preview,
+    number: int,
+    gammas: Sequence[float],
+    *,
+    frozen: Frozen,
+    adapter: FlexIPAdapter,
+    config: TrainConfig,
 ) -> Tensor:
     """One subject at every γ of the gate, (n, 3, H, W) in [0, 1] on the CPU; all from the same noise, which is the
     subject's own at every call."""

@@ -1,4 +1,4 @@
-"""What a run hands out: an adapter file for the nodes and its model card."""
+"""The results of a run: an adapter file for the nodes and its model card."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ Put `{file}` into ComfyUI's `models/flexip` and choose it in *Load FlexIP Adapte
 def write(
     folder: Path,
     found: state.Checkpoint,
+    *,
     config: TrainConfig,
     adapter: FlexIPConfig,
     about: dict[str, Any],
@@ -117,7 +118,7 @@ def write(
 
 
 def _name(place: str | None) -> str:
-    """A file's or folder's own name: where it lay is nobody's business."""
+    """A file's or folder's own name, because where it lay is nobody's business."""
     if place is None:
         return "new weights"
     return Path(place).name if Path(place).exists() else place

@@ -1,4 +1,4 @@
-"""What a run begins with: a new adapter, an earlier one, or an IP-Adapter-Plus file."""
+"""The adapter that a run begins with: a new one, an earlier one, or an IP-Adapter-Plus file."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ BRANCHES = {
 
 
 class TrainStep(nn.Module):
-    """The adapter, and around it what it trains beside; only the adapter is a submodule."""
+    """One forward of the gated UNet (Fig. 3) up to the loss; only the adapter is a submodule."""
 
     def __init__(self, adapter: FlexIPAdapter, frozen: Frozen, min_snr: float | None, gamma_spread: float) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class TrainStep(nn.Module):
         condition = Condition(self.adapter.preservation(features), self.adapter.personalization(text, cls), gamma)
         # It stays until the next step: gradient checkpointing runs the UNet's blocks again.
         host.condition = condition
-        model_pred = frozen.unet(noisy.to(dtype), timesteps, text.to(dtype)).sample
+        model_pred: Tensor = frozen.unet(noisy.to(dtype), timesteps, text.to(dtype)).sample
         error = (model_pred.float() - target).pow(2).mean((1, 2, 3))
         return error * self._weights(timesteps, velocity)
 
@@ -88,7 +88,7 @@ class TrainStep(nn.Module):
         """Min-SNR weights (Hang et al., 2023), or 1: the paper's loss."""
         if self.min_snr is None:
             return 1.0
-        alpha = self.frozen.scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+        alpha: Tensor = self.frozen.scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
         snr = alpha / (1 - alpha)
         return snr.clamp(max=self.min_snr) / (snr + 1 if velocity else snr)
 

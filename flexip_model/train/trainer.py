@@ -1,4 +1,4 @@
-"""A run that trains an adapter beside a frozen base, stage by stage."""
+"""The training of an adapter beside a frozen base, stage by stage (App. B.1)."""
 
 from __future__ import annotations
 
@@ -26,11 +26,7 @@ from .watch import Watch
 
 
 class Trainer(Loop[FlexIPAdapter]):
-    """A run: the adapter, what it trains beside, and how far it has come.
-
-    Args:
-        config: see `TrainConfig`.
-    """
+    """Trains an adapter beside frozen networks, stage by stage (§3.4, App. B.1)."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -56,7 +52,7 @@ class Trainer(Loop[FlexIPAdapter]):
 
     @property
     def watch(self) -> Watch:
-        """What a person sees; made when the run begins."""
+        """The progress that a person sees; it is made when the run begins."""
         if self._watch is None:
             self._watch = Watch(self, self.config, self.frozen)
         return self._watch
@@ -124,7 +120,7 @@ class Trainer(Loop[FlexIPAdapter]):
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean of the samples' weighted errors (Eq. 6), ()."""
-        errors = self.model(batch)
+        errors: Tensor = self.model(batch)
         self.watch.errors(errors.detach(), batch.variant)
         return errors.mean()
 
@@ -188,7 +184,9 @@ class Trainer(Loop[FlexIPAdapter]):
     def export(self) -> Path:
         """Write the newest checkpoint's averaged weights as an adapter file with its card; returns the file."""
         found = state.load(self.checkpoints, state.list_steps(self.checkpoints)[-1])
-        return result.write(self.folder, found, self.config, self.adapter.config, found.info["about"])
+        return result.write(
+            self.folder, found, config=self.config, adapter=self.adapter.config, about=found.info["about"]
+        )
 
 
 def _in_words(data: list[dict[str, Any]]) -> str:

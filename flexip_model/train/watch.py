@@ -1,4 +1,4 @@
-"""What a person sees of a run: a line of progress, TensorBoard scalars, γ sweeps of validation subjects."""
+"""The signs of a run that a person sees: lines of progress, TensorBoard scalars, γ sweeps of validation subjects."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Watch:
             self._writer = SummaryWriter(str(loop.folder / "logs"), purge_step=loop.step)
 
     def samples(self, samples: SampleSet) -> None:
-        """Tell what a stage trains on."""
+        """Say which groups a stage trains on, and which caches it reads."""
         counts = ", ".join(f"{n} {side}" for n, side in zip(samples.sampler.counts, SIDES, strict=True))
         self.loop.say(f"stage {samples.sampler.stage + 1}: groups {counts}; from step {self.loop.step}")
         for sentence in samples.groups.remarks:
@@ -52,11 +52,11 @@ class Watch:
             self._preview = samples.preview()
 
     def waited(self, seconds: float) -> None:
-        """Time in which the device had no batch."""
+        """Add time in which the device had no batch."""
         self._waited += seconds
 
     def errors(self, errors: Tensor, variant: Tensor) -> None:
-        """Losses per sample, and which samples are variants."""
+        """Add a batch's losses (B,), with the mask (B,) bool of its variants."""
         errors, variant = errors.cpu().double(), variant.cpu()
         for side, chosen in enumerate((~variant, variant)):
             self._errors[side] += torch.stack([errors[chosen].sum(), chosen.sum()])
@@ -67,7 +67,7 @@ class Watch:
             self._norms[name] = self._norms.get(name, 0.0) + value
 
     def log(self, unreadable: int) -> None:
-        """One entry: losses by kind, gradients by branch, rate, speed, share of time without a batch, time left.
+        """Write one entry: losses by side of the gate, gradients by branch, learning rate, speed, waiting, time left.
 
         Args:
             unreadable: samples that could not be read so far.
@@ -106,7 +106,7 @@ class Watch:
         self._since, self._step = time.perf_counter(), loop.step
 
     def preview(self) -> None:
-        """A γ sweep of validation subjects with the averaged weights, as a PNG and in TensorBoard."""
+        """Draw a γ sweep of validation subjects with the averaged weights, as a PNG and in TensorBoard."""
         loop = self.loop
         if loop.is_main_process and self._preview is not None:
             from torchvision.transforms.functional import pil_to_tensor

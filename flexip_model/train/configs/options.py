@@ -1,4 +1,4 @@
-"""What a training run is told, in one YAML file; the defaults are the paper's (section in brackets)."""
+"""The options of a training, which one YAML file holds; the defaults are the paper's where it has any."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class TrainStage:
     """Optimizer steps on one part of the data.
 
     Attributes:
-        steps: how many [App. B.1: 100,000, then 40,000].
-        quality: `any`, or `high` for the groups packed with `--quality high`.
+        steps: how many (App. B.1: 100,000, then 40,000).
+        quality: `any`, or `high` for the groups packed with `--quality high` (App. B.1: the second stage).
     """
 
     __pydantic_config__ = CLOSED
@@ -70,7 +70,7 @@ class References:
     """How references differ from targets.
 
     Attributes:
-        white: share of references whose background is white, where a mask is known [3.3; the share is our choice].
+        white: share of references whose background is white, where a mask is known (our choice).
         flip_image, flip_variant: share of mirrored references per kind of data (our choice: an image sample teaches to
             keep what is seen, a variant sample not to copy it).
         crop: `center`, `pad` or `subject` (see `preprocess.prepare`); without a mask `subject` falls back to `pad`.
@@ -112,34 +112,36 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        base: diffusers folder of an SD1.5 model, or the name of one on a model hub [4.1].
-        clip, dino: encoder files [3.2].
+        base: diffusers folder of an SD1.5 model, or the name of one on a model hub (App. B.1).
+        clip, dino: encoder files (App. B.1).
         data: folders made by `data pack`.
-        output: folder of the run: checkpoints, logs, previews, adapter files.
-        size: side of the target pictures in pixels [App. B.1].
+        output: the folder for checkpoints, logs, previews and adapter files.
+        size: side of the target pictures in pixels, a multiple of 8, the VAE's factor (App. B.1).
         adapter: fields of `FlexIPConfig` that differ from its defaults.
         start: an adapter file, or an IP-Adapter-Plus file, to begin from.
-        stages: one after the other [App. B.1].
-        batch: samples per device and micro-step, half of them of either kind [App. B.1].
+        stages: are trained one after the other (App. B.1).
+        batch: samples per device and micro-step, half of them on either side of the gate (App. B.1).
         accumulation: micro-steps per optimizer step.
-        image_share: of the image kind in a batch; 1 or 0 for data of one kind [3.4: half and half].
-        lr, weight_decay, betas: AdamW [App. B.1; betas are AdamW's own].
+        image_share: share of image samples in a batch (§4.1: 1:1); 1 or 0 for data of one side.
+        lr, weight_decay, betas: of AdamW (App. B.1; the optimizer and its own betas are our choice).
         warmup: steps over which the learning rate rises (our choice).
-        schedule: `constant` [App. B.1], or `cosine` to a fiftieth at the end of the last stage.
+        schedule: `constant`, or `cosine` to a fiftieth at the end of the last stage (our choice).
         decay_from: share of the steps after which the cosine begins (our choice).
         clip_norm: largest norm of the gradient (our choice).
         ema: decay of the averaged weights, which previews and adapter files take (our choice).
         gamma_spread: how far each sample's γ is spread from α or 1 - β over [0, 1], from 0 to 1 (our choice, off by
             default; see `gate.spread_gamma`).
-        min_snr: γ of min-SNR weighting (Hang et al., 2023), or null for the paper's plain loss [Eq. 6].
-        dropout, references: see there.
+        min_snr: γ of min-SNR weighting (Hang et al., 2023), or null for the paper's plain loss (Eq. 6).
+        dropout: of the conditioning.
+        references: how they differ from targets.
         precision: of the frozen networks and the arithmetic: `bf16` or `fp32`; what is trained is always fp32.
-        gradient_checkpointing: less memory for about a third more time.
-        compile: compile the UNet's repeated blocks.
+        gradient_checkpointing: takes less memory and about a third more time.
+        compile: whether the UNet's repeated blocks are compiled.
         workers: loading processes per device.
-        use_cache: read latents and [CLS] from `data cache`, where it fits.
+        use_cache: whether features are read from `data cache`, where they fit.
         seed: of everything that is drawn.
-        save_every, keep: steps between checkpoints; how many of the newest stay.
+        save_every: steps between checkpoints.
+        keep: how many of the newest checkpoints stay.
         log_every: steps between entries of progress and TensorBoard.
         preview_every: steps between γ sweeps of validation subjects; 0 for none.
         preview_steps, guidance: of those.

@@ -1,1 +1,1 @@
-"""Which sample comes when, and what it is made of."""
+"""Samples: which one comes when, and how it is made."""

@@ -60,7 +60,7 @@ class Sample:
     """One sample, on the CPU. The target comes as latents from a cache or as pixels for the VAE.
 
     Attributes:
-        variant: whether target and reference are two pictures of a subject (§3.4).
+        variant: whether target and reference are two pictures of a subject (§4.1).
         latents: (4, s, s) float, the target from the cache, or None.
         pixels: (3, S, S) float32 in [-1, 1], the target where no cache has it.
         reference: the picture that its features come from.
@@ -113,7 +113,7 @@ class Feature(Movable):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Batch(Movable):
-    """Samples of both kinds as one batch; `len` is B.
+    """Samples of both sides of the gate as one batch; `len` is B.
 
     Attributes:
         variant: (B,) bool, see `Sample`, as all of these.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ...data.format import Frame, Group
 
 GROUP_KINDS = (("image",), ("multiview", "video", "pair"))
-"""Kinds of groups on either side of the gate: α, and 1 − β (Eq. 5)."""
+"""Kinds of groups on either side of the gate: γ = α, and γ = 1 − β (Eq. 5)."""
 
 
 @dataclass(frozen=True)

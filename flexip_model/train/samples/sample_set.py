@@ -30,7 +30,7 @@ ATTEMPTS = 8
 """Groups that are tried for one sample before an unreadable place ends the run (our choice)."""
 
 
-class SampleSet(TorchDataset):
+class SampleSet(TorchDataset[Sample]):
     """One stage's samples; an item is asked for by its ticket.
 
     Attributes:
@@ -46,7 +46,7 @@ class SampleSet(TorchDataset):
         self.num_train_timesteps = int(frozen.scheduler.config.num_train_timesteps)
 
     def __getitem__(self, ticket: Ticket) -> Sample:
-        """A sample; where a group cannot be read, another one of its kind takes its place and is counted.
+        """A sample; where a group cannot be read, another one of its side takes its place and is counted.
 
         Raises:
             FlexIPError: `ATTEMPTS` groups in a row could not be read.
@@ -116,7 +116,7 @@ class SampleSet(TorchDataset):
                 prepared = seen(self.dino_size)
                 dino_pixels = flipped(prepared.pixels[0])
                 kept = keep_patches(prepared.subject, self.dino_patch)
-                keep = None if kept is None else flipped(kept[0].unflatten(0, (side, side))).flatten()
+                keep = None if kept is None else flipped(kept[0].reshape(side, side)).flatten()
         if keep is None:
             keep = torch.ones(side * side, dtype=torch.bool)
         return Reference(keep, cls, clip_pixels, patches, dino_pixels)
@@ -133,7 +133,7 @@ class SampleSet(TorchDataset):
 
 
 def choose(group: Group, variant: bool, rng: np.random.Generator) -> tuple[Frame, Frame]:
-    """Target and reference of a group: two frames of a variant sample [3.4]; of an image sample the same frame, or one
+    """Target and reference of a group: two frames of a variant sample (§4.1); of an image sample the same frame, or one
     that was packed as its reference (the same picture, framed or cut out by whoever made the data)."""
     targets = [f for f in group.frames if f.role in ("any", "target")]
     target = targets[int(rng.integers(len(targets)))]
@@ -151,7 +151,7 @@ def open_samples(config: TrainConfig, frozen: Frozen, stage: int, world_size: in
     """A stage's samples from the config's data folders.
 
     Raises:
-        FlexIPError: no groups of a kind that the batch needs, or none with a caption.
+        FlexIPError: no groups on a side that the batch needs.
     """
     groups = Groups.open(config, frozen, config.stages[stage].quality)
     images = round(config.batch * config.image_share)

@@ -1,1 +1,1 @@
-"""What every training here shares: the loop, averaged weights, exact checkpoints."""
+"""The parts that every training here shares: the loop, averaged weights, exact checkpoints."""

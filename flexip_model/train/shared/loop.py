@@ -1,6 +1,6 @@
-"""What every training here shares: accelerate underneath, one optimizer, averaged weights, exact checkpoints.
+"""The loop of every training here: accelerate underneath, one optimizer, averaged weights, exact checkpoints.
 
-`trainer.Trainer` trains adapters with it, `demo.stage.Stage` the parts of the model that ships.
+`trainer.Trainer` trains adapters with it, `demo.stages` trains the parts of the model that ships.
 """
 
 from __future__ import annotations
@@ -59,13 +59,19 @@ class Pace(Protocol):
 
 
 class Loop(Generic[Trained]):
-    """A run: what is trained, and how far it has come.
+    """A training: its weights, their optimizer, and how far it has come.
 
     Args:
-        model: called with a batch; what it returns is for `loss`. It may hold frozen parts as plain attributes.
-        trained: the part of `model` whose weights are trained, averaged and saved; its frozen ones only saved.
-        pace: see there.
-        folder: of the run; receives `checkpoints`.
+        model: is called with a batch; `loss` reads its output. It may hold frozen parts as plain attributes.
+        trained: the part of `model` whose weights are trained, averaged and saved; frozen ones are only saved.
+        pace: how fast and how far it goes.
+        folder: receives `checkpoints`.
+
+    Attributes:
+        rank, world_size: of this process, among all of them.
+        ema: the averaged weights.
+        step: optimizer steps so far, skipped ones included.
+        skipped: steps without a finite gradient so far; `bad` counts those of the latest row.
     """
 
     def __init__(self, model: nn.Module, trained: Trained, pace: Pace, folder: Path) -> None:
@@ -93,17 +99,17 @@ class Loop(Generic[Trained]):
         raise NotImplementedError
 
     def info(self) -> dict[str, Any]:
-        """What a checkpoint holds beside tensors, as JSON; `restore` gets it back."""
+        """The fields that a checkpoint holds beside tensors, as JSON; `restore` gets them back."""
         return {}
 
     def log(self) -> None:
-        """Called every `log_every` steps, and after the last."""
+        """Make an entry of the log: it is called every `log_every` steps, and after the last."""
 
     def stepped(self) -> None:
-        """Called after every step, once its checkpoint is written."""
+        """Do what a step asks for; it is called once the step's checkpoint, if any, is written."""
 
     def gradients(self, norm: float) -> None:
-        """Called with the gradient's norm before a step."""
+        """Look at the gradients; it is called before a step, with their norm over all weights."""
 
     def fetch(self, batches: Iterator[Any]) -> Any:
         """The next batch, on the device."""
@@ -115,12 +121,12 @@ class Loop(Generic[Trained]):
             log.info(sentence)
 
     def close(self) -> None:
-        """Called at the end, however it came."""
+        """Let go of what is open; it is called at the end, however it came."""
 
     @property
     def is_main_process(self) -> bool:
         """Whether this process writes files and speaks."""
-        return self.accelerator.is_main_process
+        return bool(self.accelerator.is_main_process)
 
     @property
     def stopped(self) -> bool:
@@ -132,7 +138,7 @@ class Loop(Generic[Trained]):
         return self.folder / "checkpoints"
 
     def learning_rate(self) -> float:
-        """The learning rate of the next step."""
+        """The next step's: constant (App. B.1) or a cosine to a fiftieth, after a warm-up (our choice)."""
         c = self.pace
         rising = min(1.0, (self.step + 1) / c.warmup) if c.warmup else 1.0
         if c.schedule == "constant":
@@ -237,7 +243,7 @@ class Loop(Generic[Trained]):
             ema_weights = dict(zip(weights, self.ema.shadow_params, strict=True))
             parts = {"weights": weights, "optimizer": moments, "ema": ema_weights}
             info = {"skipped": self.skipped, "ema_steps": self.ema.optimization_step, **self.info()}
-            state.save(self.checkpoints, self.step, parts, info, self.pace.keep)
+            state.save(self.checkpoints, self.step, parts, info, keep=self.pace.keep)
         self._saved = self.step
         self.accelerator.wait_for_everyone()
 
@@ -273,7 +279,7 @@ class Loop(Generic[Trained]):
 
     @contextlib.contextmanager
     def ema_weights(self) -> Iterator[Trained]:
-        """What is trained with its averaged weights, in eval mode, for previews and files."""
+        """Lend `trained` with its averaged weights, in eval mode, for previews and files."""
         self.ema.store(self.trained.parameters())
         self.ema.copy_to(self.trained.parameters())
         self.trained.eval()
@@ -285,8 +291,8 @@ class Loop(Generic[Trained]):
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """What is trained: what decays (weights of layers) and what does not (norms, biases, the learnable queries, tables
-    of places, the gate)."""
+    """Two groups for AdamW (our choice): weights of layers decay; norms, biases, the learnable queries, tables of
+    places and the gate do not."""
     decay: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():

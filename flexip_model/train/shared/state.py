@@ -32,9 +32,9 @@ class Checkpoint:
     """A checkpoint as it was read.
 
     Attributes:
-        step: optimizer steps done.
+        step: optimizer steps so far.
         parts: tensors by part (`weights`, `ema`, `optimizer`), on the CPU.
-        info: what else was saved with it.
+        info: everything else that was saved with it, as JSON.
     """
 
     step: int
@@ -42,7 +42,7 @@ class Checkpoint:
     info: dict[str, Any]
 
 
-def save(folder: Path, step: int, parts: Parts, info: Mapping[str, Any], keep: int) -> Path:
+def save(folder: Path, step: int, parts: Parts, info: Mapping[str, Any], *, keep: int) -> Path:
     """Write a checkpoint into `folder` and remove all but the newest `keep`.
 
     Raises:
