@@ -127,7 +127,10 @@ def load_unet(folder: Path, disable_dynamic: bool = False) -> comfy.model_patche
         "in_channels": config["in_channels"],
         "out_channels": config["out_channels"],
         "model_channels": channels[0],
-        "channel_mult": [width / channels[0] for width in channels],
+        # Whole where they are whole: a ControlNet of the host's is built from this config.
+        "channel_mult": [
+            width // channels[0] if width % channels[0] == 0 else width / channels[0] for width in channels
+        ],
         "context_dim": config["cross_attention_dim"],
     }
     prediction = _json(folder / "scheduler" / "scheduler_config.json")["prediction_type"]
@@ -141,6 +144,8 @@ def load_unet(folder: Path, disable_dynamic: bool = False) -> comfy.model_patche
     dtype = comfy.model_management.unet_dtype(model_params=count, supported_dtypes=supported)
     model_config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, load_device, supported))
     model = comfy.model_base.BaseModel(model_config, PREDICTIONS[prediction], unet_model=UNetOfWidths)
+    if model_config.inpaint_model():  # as `get_model` does, which takes no class of ours
+        model.set_inpaint()
     names = comfy.utils.unet_to_diffusers(model_config.unet_config)
     renamed = {names[key]: value for key, value in tensors.items() if key in names}
     if len(renamed) != len(tensors):
