@@ -165,9 +165,9 @@ def _inside(number: int, first: int, end: int, only: bool) -> bool:
 def find_cuts(changes: np.ndarray) -> list[int]:
     """Return where new shots begin: at changes that are large and stand out from the two before and the two after.
 
-    PySceneDetect's `AdaptiveDetector` has this rule and would take PyAV's frames. But it brings OpenCV with it, which is
-    74 MB and clashes with the other builds of OpenCV that node packs install; it finds no cut in the first and last two
-    frames, and calls the interface of its detectors unstable. So these ten lines stay.
+    PySceneDetect's `AdaptiveDetector` has this rule and would take PyAV's frames. But it brings OpenCV, which is 74 MB and
+    clashes with the other builds of OpenCV that node packs install; it finds no cut in the first and last two frames,
+    and calls its detectors' interface unstable. So these ten lines stay.
 
     Args:
         changes: (frames,) mean change of each frame from the one before, of 255; the first counts for nothing.
