@@ -123,9 +123,9 @@ def _add_pack(inner: Any) -> None:
 
 def _pack(options: argparse.Namespace) -> None:
     need("training data", REQUIRED)
+    from .pack.frame_choice import VideoChoice
     from .pack.layouts import Choice, find_layout
     from .pack.packing import PackTask, pack
-    from .pack.video import VideoChoice
 
     layout = find_layout(options.layout)
     low, high = options.similarity

@@ -107,7 +107,8 @@ def _work(task: CacheTask, share: Share) -> None:
         log.info(f"  {text}")
     for maker in makers:
         if isinstance(maker, LatentMaker) and maker.noise is not None:
-            log.info("the VAE's own noise, which is left out, is %.2g %% of the latents' deviation", 100 * maker.noise)
+            noise = f"{100 * maker.noise:.2g} %"
+            log.info(f"the VAE's own noise, which is left out, is {noise} of the latents' deviation")
     if all(cache_file(task.folder, maker.manifest.key, rows.shard).exists() for _, rows in places for maker in makers):
         counts = mark_caches(task.folder)
         for maker in makers:

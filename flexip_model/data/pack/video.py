@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...common.errors import FlexIPError
-from .pixels import SMALL_SIDE, laplacian, sameness
+from .frame_choice import Scan, Seen, VideoChoice, choose
+from .pixels import SMALL_SIDE, laplacian
 
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg")
 GRAY_SIDE = 256
@@ -28,50 +28,6 @@ CUT_RATIO = 3.0
 MARGIN = 2
 """Frames at both ends of a shot that are not used: encoders blur across a cut."""
 KEPT_PER_SECOND = 12.0
-TRIED = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoChoice:
-    """How frames are chosen.
-
-    Attributes:
-        frames: at most this many a shot.
-        gap: least distance in time, as a share of the length.
-        gap_of: whose length, the whole "video"'s or the "shot"'s (for long films with short shots).
-        low: least similarity of colors (histogram intersection, 0 to 1): under it, another thing came into view.
-        high: largest sameness (1 − mean difference of 32 × 32 px pictures, 0 to 1): over it, nothing moved.
-    """
-
-    frames: int = 4
-    gap: float = 0.1
-    gap_of: str = "video"
-    low: float = 0.4
-    high: float = 0.985
-
-    def __post_init__(self) -> None:
-        if not (
-            self.frames >= 2
-            and 0 < self.gap < 1
-            and self.gap_of in ("video", "shot")
-            and 0 <= self.low < 1
-            and 0 < self.high <= 1
-        ):
-            raise FlexIPError(
-                "frames of a video: at least 2, gap between 0 and 1 of the `video` or the `shot`, and "
-                f"a band of similarity inside 0 to 1, not {self}"
-            )
-
-
-@dataclass
-class Seen:
-    """What one pass over a video keeps of a frame: 3 KB at most."""
-
-    number: int
-    time: float
-    shot: int
-    sharpness: float
-    small: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -82,14 +38,6 @@ class Picked:
     time: float
     number: int
     shot: int
-
-
-@dataclass
-class Scan:
-    """One pass: the frames kept, and the length in seconds of the part that was asked for."""
-
-    seen: list[Seen] = field(default_factory=list)
-    length: float = 0.0
 
 
 def pick_frames(
@@ -165,9 +113,9 @@ def _inside(number: int, first: int, end: int, only: bool) -> bool:
 def find_cuts(changes: np.ndarray) -> list[int]:
     """Return where new shots begin: at changes that are large and stand out from the two before and the two after.
 
-    PySceneDetect's `AdaptiveDetector` has this rule and would take PyAV's frames. But it brings OpenCV, which is 74 MB and
-    clashes with the other builds of OpenCV that node packs install; it finds no cut in the first and last two frames,
-    and calls its detectors' interface unstable. So these ten lines stay.
+    PySceneDetect's `AdaptiveDetector` has this rule and would take PyAV's frames. But it brings OpenCV, which is 74 MB
+    and clashes with the other builds of OpenCV that node packs install; it finds no cut in the first and last two
+    frames, and calls its detectors' interface unstable. So these ten lines stay.
 
     Args:
         changes: (frames,) mean change of each frame from the one before, of 255; the first counts for nothing.
@@ -179,77 +127,6 @@ def find_cuts(changes: np.ndarray) -> list[int]:
         if changes[i] >= CUT_LEAST and changes[i] >= CUT_RATIO * level:
             cuts.append(i)
     return cuts
-
-
-def choose(scan: Scan, choice: VideoChoice) -> list[list[Seen]]:
-    """Choose in each shot the largest set of frames that keeps the distance in time and the band of similarity."""
-    groups = []
-    for shot in sorted({seen.shot for seen in scan.seen}):
-        frames = [seen for seen in scan.seen if seen.shot == shot]
-        span = frames[-1].time - frames[0].time
-        gap = choice.gap * (scan.length if choice.gap_of == "video" else max(span, 1e-6))
-        best: list[Seen] = []
-        slots = _slots(frames, span, gap, choice.frames)
-        for first in range(len(slots)):
-            kept: list[Seen] = []
-            for seen in slots[first:] + slots[:first]:
-                if all(_fits(seen, other, choice) for other in kept):
-                    kept.append(seen)
-            best = max(best, kept, key=len)
-        if len(best) < 2:
-            best = _pair(frames, gap, choice) or best
-        groups.append(sorted(best, key=lambda seen: seen.time))
-    return groups
-
-
-def _fits(a: Seen, b: Seen, choice: VideoChoice) -> bool:
-    return colors(a.small, b.small) >= choice.low and sameness(a.small, b.small) <= choice.high
-
-
-def _pair(frames: list[Seen], gap: float, choice: VideoChoice) -> list[Seen]:
-    """The two frames that differ most, for motion that comes back to where it began; empty when none fit."""
-    some = [frames[i * len(frames) // TRIED] for i in range(TRIED)] if len(frames) > TRIED else frames
-    pairs = (
-        (sameness(a.small, b.small), i, j)
-        for i, a in enumerate(some)
-        for j, b in enumerate(some)
-        if b.time - a.time >= gap - 1e-6
-    )
-    for _, i, j in sorted(pairs)[:TRIED]:
-        if _fits(some[i], some[j], choice):
-            return [some[i], some[j]]
-    return []
-
-
-def _slots(frames: list[Seen], span: float, gap: float, most: int) -> list[Seen]:
-    """The sharpest frame near each of up to `most` evenly spaced times, no two nearer than `gap` seconds."""
-    if span < gap or span <= 0:
-        return frames[:1]
-    # A quarter more room than needed, so that there is a choice of sharp frames around each time.
-    count = min(most, max(2, 1 + int(span / (1.25 * gap))))
-    step = span / (count - 1)
-    reach = min((step - gap) / 2, 0.5)
-    times = np.array([seen.time for seen in frames])
-    chosen: list[Seen] = []
-    for i in range(count):
-        target = frames[0].time + i * step
-        near = [frames[j] for j in np.flatnonzero(np.abs(times - target) <= reach + 1e-6)]
-        near = near or [frames[int(np.argmin(np.abs(times - target)))]]
-        near = [seen for seen in near if not chosen or seen.time - chosen[-1].time >= gap - 1e-6]
-        if near:
-            chosen.append(max(near, key=lambda seen: seen.sharpness))
-    return chosen
-
-
-def colors(a: np.ndarray, b: np.ndarray) -> float:
-    """How much of the colors two small RGB pictures share: intersection of 8 × 4 × 4 HSV histograms, 0 to 1."""
-    return float(np.minimum(_histogram(a), _histogram(b)).sum())
-
-
-def _histogram(small: np.ndarray) -> np.ndarray:
-    hsv = np.asarray(Image.fromarray(small).convert("HSV"), np.int32)
-    bins = (hsv[..., 0] // 32) * 16 + (hsv[..., 1] // 64) * 4 + hsv[..., 2] // 64
-    return np.bincount(bins.ravel(), minlength=128) / bins.size
 
 
 def _change(hsv: np.ndarray, before: np.ndarray) -> float:

@@ -12,7 +12,8 @@ from PIL import Image, ImageFilter
 from flexip_model.__main__ import main
 from flexip_model.common.errors import FlexIPError
 from flexip_model.data.format import Dataset
-from flexip_model.data.pack.video import Scan, Seen, VideoChoice, choose, find_cuts, pick_frames, scan_video
+from flexip_model.data.pack.frame_choice import Scan, Seen, VideoChoice, choose
+from flexip_model.data.pack.video import find_cuts, pick_frames, scan_video
 
 from ..drawing import H, W, moving_disc, picture, save_video
 

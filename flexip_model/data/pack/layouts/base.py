@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from ....common.errors import FlexIPError
+from ..frame_choice import VideoChoice
 from ..pixels import PICTURES, RawFrame, Ref
-from ..video import VideoChoice, pick_frames
+from ..video import pick_frames
 
 LEAST_AREA, MOST_AREA = 0.02, 0.6
 """The share of the picture that one subject of an "everything" segmentation covers (our choice): a smaller one leaves
