@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+from flexip_model.common.console import shown_log
 from flexip_model.files.adapter_file import tensors_hash
 from flexip_model.train.trainer import Trainer
 from tests.support.train_rig import config
@@ -31,7 +32,8 @@ if __name__ == "__main__":
     trainer.stop = stop
     code = 0
     try:
-        trainer.run()
+        with shown_log():
+            trainer.run()
     except SystemExit as ended:
         code = int(ended.code or 0)
     end = {"step": trainer.step, "weights": tensors_hash(dict(trainer.adapter.named_parameters())), "code": code}

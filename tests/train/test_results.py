@@ -15,8 +15,6 @@ from flexip_model.common.errors import FlexIPError
 from flexip_model.files.adapter_file import build_adapter, load_adapter_file
 from flexip_model.files.ip_adapter import convert_ip_adapter, ip_adapter_order
 from flexip_model.train.calibrate import GATES, calibration_curve
-from flexip_model.train.samples.batch import collate
-from flexip_model.train.samples.sample_set import open_samples
 from flexip_model.train.shared import state
 from flexip_model.train.trainer import Trainer
 
@@ -77,24 +75,6 @@ def test_any_checkpoint_can_be_exported_by_command(data: Path, tmp_path: Path) -
     assert main(["export", str(tmp_path)]) == 2
 
 
-def test_the_base_and_its_encoders_stay_as_they_are(data: Path, tmp_path: Path) -> None:
-    trainer = Trainer(config(data, tmp_path, stages=[{"steps": 2}]))
-    held = {f"{i}.{k}": v.clone() for i, m in enumerate(trainer.frozen._modules()) for k, v in m.state_dict().items()}
-    trainer.run()
-    after = {f"{i}.{k}": v for i, m in enumerate(trainer.frozen._modules()) for k, v in m.state_dict().items()}
-    assert all(torch.equal(held[key], after[key]) for key in held)
-
-
-def test_training_lowers_the_loss_of_samples_that_it_sees(data: Path, tmp_path: Path) -> None:
-    trainer = Trainer(config(data, tmp_path, stages=[{"steps": 20}], ema=0.5))
-    samples = open_samples(trainer.config, trainer.frozen, 0, 1)
-    batch = collate([samples[t] for step in range(3) for t in samples.sampler.tickets(step, 0)])
-    before = float(trainer.model(batch).mean().detach())
-    trainer.run()
-    after = float(trainer.model(batch).mean().detach())
-    assert after < 0.9 * before
-
-
 def test_an_ip_adapter_plus_file_gives_resampler_queries_and_the_preservation_branch(data, tmp_path) -> None:
     unet = json.loads((ROOT / "models" / "demo" / "unet" / "config.json").read_text())
     layers = tuple(unet["block_out_channels"][site.level] for site in ip_adapter_order())
@@ -114,40 +94,6 @@ def test_an_ip_adapter_plus_file_gives_resampler_queries_and_the_preservation_br
     save_file({"lora_a": torch.zeros(2)}, other)
     with pytest.raises(FlexIPError, match="LoRA"):
         Trainer(config(data, tmp_path / "run", start=str(other)))
-
-
-def test_cached_features_give_the_losses_of_uncached_ones_and_a_stale_cache_is_named(tmp_path: Path) -> None:
-    from flexip_model.__main__ import main
-
-    data = pack(tmp_path / "data")
-    demo = ROOT / "models" / "demo"
-    clip, dino = (str(demo / "encoders" / name) for name in ("clip_vision.safetensors", "dinov2.safetensors"))
-    references = {"white": 0.5, "flip_image": 0.5, "flip_variant": 0.5, "crop": "pad"}
-    plain = Trainer(config(data, tmp_path / "run", references=references, precision="bf16"))
-    samples = open_samples(plain.config, plain.frozen, 0, 1)
-    tickets = [t for step in range(4) for t in samples.sampler.tickets(step, 0)]
-    uncached = collate([samples[t] for t in tickets])
-    assert (
-        main(
-            ["data", "cache", str(data), "--vae", str(demo), "--clip", clip, "--dino", dino, "--size", "64", "--flips"]
-        )
-        == 0
-    )
-    samples = open_samples(plain.config, plain.frozen, 0, 1)
-    assert "cached latents, clip, dino" in samples.groups.remarks[-1]
-    cached = collate([samples[t] for t in tickets])
-    assert all(feature.pixels is None for feature in (cached.latents, cached.cls, cached.patches))
-    assert torch.equal(cached.keep, uncached.keep) and not cached.keep.all()
-    without = open_samples(config(data, tmp_path, references=references, use_cache=False), plain.frozen, 0, 1)
-    mixed = collate([(samples if number % 2 else without)[ticket] for number, ticket in enumerate(tickets)])
-    with torch.no_grad():
-        wanted = plain.model(uncached)
-        assert torch.allclose(plain.model(cached), wanted, rtol=2e-2, atol=2e-3)
-        assert torch.allclose(plain.model(mixed), wanted, rtol=2e-2, atol=2e-3)
-    smaller = Trainer(config(data, tmp_path / "run", size=32, references=references, precision="bf16"))
-    stale = open_samples(smaller.config, smaller.frozen, 0, 1)
-    assert any("another size (64 px, now 32 px)" in sentence for sentence in stale.groups.remarks)
-    assert stale[tickets[0]].latents is None and stale[tickets[0]].reference.cls is not None
 
 
 def test_a_folder_in_object_storage_trains_as_a_local_one(tmp_path: Path, monkeypatch) -> None:

@@ -1,0 +1,91 @@
+"""The trainer in trouble: gradients that are not finite, samples that cannot be read, too little memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from flexip_model.common.errors import FlexIPError
+from flexip_model.train.samples.sample_set import open_samples
+from flexip_model.train.shared import state
+from flexip_model.train.trainer import Trainer
+
+from ..support.train_rig import config, pack, tensors, train
+
+
+@pytest.mark.promise(27)
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(data: Path, tmp_path: Path, monkeypatch) -> None:
+    trainer = Trainer(config(data, tmp_path, stages=[{"steps": 3}]))
+    plain = trainer.model.forward
+    calls = []
+
+    def spoiled(batch):
+        calls.append(0)
+        errors = plain(batch)
+        return errors * float("nan") if len(calls) == 2 else errors
+
+    monkeypatch.setattr(trainer.model, "forward", spoiled)
+    trainer.run()
+    assert trainer.skipped == 1 and trainer.step == 3
+    assert all(torch.isfinite(value).all() for value in tensors(tmp_path, 3).values())
+
+
+@pytest.mark.promise(27)
+def test_a_run_without_finite_gradients_stops_and_keeps_the_last_good_weights(data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("flexip_model.train.shared.loop.BAD_STEPS", 3)
+    trainer = Trainer(config(data, tmp_path, stages=[{"steps": 9}], save_every=1))
+    before = {key: value.clone() for key, value in trainer.adapter.state_dict().items()}
+    plain = trainer.model.forward
+    monkeypatch.setattr(trainer.model, "forward", lambda batch: plain(batch) * float("inf"))
+    with pytest.raises(FlexIPError, match="3 steps in a row gave no finite gradient"):
+        trainer.run()
+    assert all(torch.equal(value, before[key]) for key, value in trainer.adapter.state_dict().items())
+
+
+@pytest.mark.promise(45)
+def test_unreadable_samples_are_replaced_and_counted_and_too_many_end_the_run(tmp_path: Path) -> None:
+    data = pack(tmp_path / "data", broken=1)
+    trainer = train(data, tmp_path / "run", stages=[{"steps": 4}], bad_share=1.0)
+    samples = open_samples(trainer.config, trainer.frozen, 0, 1)
+    drawn = [samples[t].unreadable for step in range(4) for t in samples.sampler.tickets(step, 0)]
+    assert trainer.unreadable == sum(drawn) > 0
+    with pytest.raises(FlexIPError, match="could not be read, more than"):
+        train(pack(tmp_path / "worse", broken=4), tmp_path / "run2", stages=[{"steps": 30}], bad_share=0.01)
+
+
+def test_a_side_without_groups_is_named(tmp_path: Path) -> None:
+    data = pack(tmp_path / "data", variants=0)
+    with pytest.raises(FlexIPError, match=r"no variant groups .* image_share: 1"):
+        train(data, tmp_path / "run")
+    train(data, tmp_path / "run", image_share=1, stages=[{"steps": 1}])
+
+
+@pytest.mark.promise(47)
+def test_too_little_memory_is_said_in_one_sentence(data: Path, tmp_path: Path, monkeypatch) -> None:
+    trainer = Trainer(config(data, tmp_path, stages=[{"steps": 3}], save_every=1))
+    plain = trainer.model.forward
+
+    def spoiled(batch):
+        if trainer.step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+        return plain(batch)
+
+    monkeypatch.setattr(trainer.model, "forward", spoiled)
+    with pytest.raises(FlexIPError, match=r"memory ran out at step 2 .* smaller batch"):
+        trainer.run()
+    assert state.load_newest(tmp_path / "checkpoints")[0].step == 2
+
+
+def test_tiny_numbers_are_flushed_while_a_run_trains_and_not_after_it(data: Path, tmp_path: Path, monkeypatch) -> None:
+    trainer = Trainer(config(data, tmp_path, stages=[{"steps": 1}]))
+    plain, seen = trainer.model.forward, []
+
+    def watched(batch):
+        seen.append(float(torch.full((64,), 1e-39).mul(0.5).sum()))
+        return plain(batch)
+
+    monkeypatch.setattr(trainer.model, "forward", watched)
+    trainer.run()
+    assert seen == [0.0] and float(torch.full((64,), 1e-39).mul(0.5).sum()) > 0
