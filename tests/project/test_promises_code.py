@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ..support import source_tree
+from ..support import paths
 
 RUNS_TEXT = {"eval", "exec", "compile", "__import__"}
 HIDES = {"base64", "binascii", "bz2", "codecs", "ctypes", "dill", "joblib", "lzma", "marshal", "zlib"}
@@ -41,13 +41,13 @@ def imports(tree: ast.AST) -> set[str]:
 
 @pytest.mark.promise(1, 3)
 def test_nothing_is_hidden_run_from_text_or_installed(figures) -> None:
-    bad, files = [], list(source_tree.sources())
+    bad, files = [], list(paths.sources())
     for file in files:
         text = file.read_text(encoding="utf-8")
         tree = ast.parse(text)
         bad += [f"{file}: {name}" for name in calls(tree) if name in RUNS_TEXT or name in ("os.system", "os.popen")]
         bad += [f"{file}: import {name}" for name in imports(tree) & (HIDES | PICKLES)]
-        name_in_tree = file.relative_to(source_tree.ROOT).as_posix()
+        name_in_tree = file.relative_to(paths.ROOT).as_posix()
         loads = [name for name in calls(tree) if name in ("torch.load", "torch.save", "numpy.load")]
         if name_in_tree in MAY_LOAD_A_PICKLE:
             assert loads == ["torch.load"] and "weights_only=True" in text
@@ -88,7 +88,7 @@ print(json.dumps([names, touched]))
 
 @pytest.mark.promise(2)
 def test_importing_every_module_touches_nothing(figures) -> None:
-    script = f"ROOT = {str(source_tree.ROOT)!r}\n{INERT}"
+    script = f"ROOT = {str(paths.ROOT)!r}\n{INERT}"
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -106,7 +106,7 @@ def test_importing_every_module_touches_nothing(figures) -> None:
 def test_nothing_in_the_nodes_asks_for_one_kind_of_hardware(figures) -> None:
     """No cuda or mps by name, no 64-bit numbers (Apple's GPUs have none) where pictures are made."""
     rooms = ("method", "files", "encoders", "common/gammas.py")
-    files = list(source_tree.sources("nodes", *(f"flexip_model/{room}" for room in rooms)))
+    files = list(paths.sources("nodes", *(f"flexip_model/{room}" for room in rooms)))
     bad = []
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

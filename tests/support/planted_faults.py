@@ -64,17 +64,17 @@ class Fault:
 
 def changed_tree(ground: Ground, file: str, line: str) -> None:
     """A copy of the source tree in which one file has one line more."""
-    from . import source_tree
+    from . import paths
 
     root = ground.fixture("tmp_path") / "tree"
     root.mkdir()
-    for part in source_tree.PARTS:
-        whole = source_tree.ROOT / part
+    for part in paths.PARTS:
+        whole = paths.ROOT / part
         copy = shutil.copy if whole.is_file() else shutil.copytree
         copy(whole, root / part)
     with (root / file).open("a", encoding="utf-8") as text:
         text.write(f"\n{line}\n")
-    ground.set(source_tree, "ROOT", root)
+    ground.set(paths, "ROOT", root)
 
 
 def eval_in_a_module(ground: Ground) -> None:
