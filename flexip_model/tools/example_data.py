@@ -23,7 +23,7 @@ DEMO = PACK / "models" / "demo"
 ROOM = 1.25
 """Shorter side of the pictures over the side that is trained on: what `data pack` keeps by default (640 for 512)."""
 FRAMES = 2
-"""Of a variant group."""
+"""Frames of a variant group."""
 
 
 def write_data(folder: Path, size: int, images: int, variants: int) -> Path:

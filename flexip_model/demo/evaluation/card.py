@@ -12,7 +12,7 @@ from .summary import MEASURES
 
 BEGIN, END = "<!-- figures: written by `demo-model evaluate` -->\n", "<!-- end of figures -->\n"
 _NAMES = {
-    "first": "reference is the judge's first of 51",
+    "first": "top-1 retrieval accuracy: the reference is the judge's first of 51",
     "first_raw": "the same, by raw pixels",
     "background": "background",
     "style": "style",
@@ -21,9 +21,9 @@ _NAMES = {
 }
 _LIKENESS = {
     "background": "target and reference differ by",
-    "pixels": "a linear reader of the reference's pixels leaves",
-    "dino": "a linear reader of the DINO-like tokens leaves",
-    "preservation": "a linear reader of P leaves",
+    "pixels": "a linear probe of the reference's pixels leaves",
+    "dino": "a linear probe of the DINO-like tokens leaves",
+    "preservation": "a linear probe of P leaves",
     "first_step_seen": "the first step at γ = 1 leaves, trained subjects",
     "first_step_heldout": "the first step at γ = 1 leaves, held-out subjects",
 }
@@ -82,7 +82,7 @@ def tables(record: dict[str, Any]) -> str:
         "|---" * (len(STYLES) + 1) + "|",
     ]
     for name, label in (
-        ("subject", "subject is the judge's first of 51"),
+        ("subject", "top-1 retrieval accuracy: the subject is the judge's first of 51"),
         ("style", "style"),
         ("background", "background"),
     ):

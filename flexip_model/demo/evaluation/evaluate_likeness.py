@@ -1,4 +1,4 @@
-"""What limits the likeness: the share of a latent's variance that readers of the reference leave unexplained.
+"""What limits the likeness: the share of a latent's variance that probes of the reference leave unexplained.
 
 A cell is *inside* where all its neighbors show nothing but the subject, and *outline* where the subject covers it in
 part. References stand on white, targets on backgrounds of their own, so an outline's latents cannot be read off the
@@ -27,7 +27,7 @@ from ..stages.vae import to_pixels
 from .shipped import Shipped
 
 FITTED, MEASURED = 256, 128
-"""Pictures of trained subjects on which the linear readers are fitted, and of either kind on which all is measured."""
+"""Pictures of trained subjects on which the linear probes are fitted, and of either kind on which all is measured."""
 
 Shares = dict[str, dict[str, dict[str, float]]]
 
@@ -57,7 +57,7 @@ def likeness_figures(
     """Per kind of cell, shares of a picture's variance of latents (0: all is known; a value can exceed 1): median and
     95th percentile of the pictures, with intervals.
 
-    background: how far target and reference differ. pixels, dino, preservation: what a linear reader of the reference's
+    background: how far target and reference differ. pixels, dino, preservation: what a linear probe of the reference's
     pixels (three cells square), of the DINO-like tokens and of P leaves of the reference's latents, on held-out
     subjects. first_step_seen, first_step_heldout: what the first step of sampling at γ = 1 (t = 999, no guidance)
     leaves of the target's.
@@ -65,12 +65,12 @@ def likeness_figures(
     known, trained = draw(model, seen, 61, fitted), draw(model, seen, 62, measured)
     heldout = draw(model, unseen, 63, measured)
     found = {"background": _shares(heldout.target - heldout.on_white, heldout.target, heldout.mask)}
-    readers: dict[str, Callable[[Drawn], Tensor]] = {
+    probes: dict[str, Callable[[Drawn], Tensor]] = {
         "pixels": _patches,
         "dino": lambda d: d.features.patches,
         "preservation": lambda d: model.adapter.preservation(d.features)[:, : GRID**2],
     }
-    for name, tokens in readers.items():
+    for name, tokens in probes.items():
         found[name] = _read(tokens(known), known, tokens(heldout), heldout)
     for name, drawn in (("first_step_seen", trained), ("first_step_heldout", heldout)):
         found[name] = _shares(first_step(model, drawn) - drawn.target, drawn.target, drawn.mask)
@@ -125,7 +125,7 @@ def _kinds(mask: Tensor) -> dict[str, Tensor]:
 
 
 def _shares(error: Tensor, latents: Tensor, mask: Tensor) -> Shares:
-    """Of every picture, the share of its latents' variance that is left, per kind of cell."""
+    """For every picture the share of its latents' variance that is left, per kind of cell."""
     found = {}
     for name, cells in _kinds(mask).items():
         left, all_of_it = ((x.square().mean(1) * cells).sum((1, 2)) for x in (error, latents))
@@ -149,6 +149,6 @@ def _read(tokens: Tensor, fitted: Drawn, tested: Tensor, heldout: Drawn) -> Shar
 
     here = (fitted.mask > 0.02).flatten(1)
     wanted = fitted.on_white.flatten(2).transpose(1, 2)[here]
-    reader = torch.linalg.lstsq(flat(tokens[here]).double(), wanted.double()).solution.float()
-    told = (flat(tested) @ reader).transpose(1, 2).unflatten(2, (GRID, GRID))
+    probe = torch.linalg.lstsq(flat(tokens[here]).double(), wanted.double()).solution.float()
+    told = (flat(tested) @ probe).transpose(1, 2).unflatten(2, (GRID, GRID))
     return _shares(told - heldout.on_white, heldout.on_white, heldout.mask)

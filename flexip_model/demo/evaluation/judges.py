@@ -1,7 +1,7 @@
 """Whether a picture shows what its prompt asks for: background, style, and which of many subjects.
 
 Backgrounds are judged by color alone, against the truth of the composition. Style and subject are judged by
-MobileNetV2's features (`evaluation.judge`); the style's reader is fitted to composed pictures, never to generated ones.
+MobileNetV2's features (`evaluation.judge`); the style's probe is fitted to composed pictures, never to generated ones.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def compose(composer: Composer, subject: Subject, asked: Asked, seed: int) -> Im
 
 
 class StyleJudge:
-    """A linear reader of the judge's textures of the picture's middle: 3d, flat or line.
+    """A linear probe of the judge's textures of the picture's middle: 3d, flat or line.
 
     Args:
         composer: of the subjects whose true pictures it is fitted to.

@@ -14,7 +14,7 @@ GROUPS = ("Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "
 ARTISTS = ("fluent", "noto", "twemoji")
 """Who drew the pictures: Microsoft's Fluent Emoji, Google's Noto Emoji, Twemoji."""
 EXTRA = ("robot", "ghost", "alien", "alien monster", "skull")
-"""Of the smileys only these: the others differ by a facial expression on the same yellow ball."""
+"""The only smileys: the others differ by a facial expression on the same yellow ball."""
 
 _LEFT_OUT = re.compile(
     r"o’clock|-thirty|moon(?! cake| viewing)|globe|map of|speaker|banknote|musical (note|score)|mailbox|chart|suit$"

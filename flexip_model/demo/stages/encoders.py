@@ -76,7 +76,7 @@ def run_clip(composer: Composer, words: Words, plan: Plan, folder: Path) -> Stag
 
 
 class DinoTrainer(nn.Module):
-    """The encoder and its linear readers: of every patch its RGB values and the subject's share, its latent, and its
+    """The encoder and its linear probes: of every patch its RGB values and the subject's share, its latent, and its
     row and column."""
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class DinoTrainer(nn.Module):
         self.place = nn.Linear(ENCODER_WIDTH, 2 * GRID)
 
     def forward(self, pixels: Tensor, masked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures (n, 3, s, s) and a mask (n, 256) to what the readers say: (n, 256, 196), (n, 256, 4) and
+        """Pictures (n, 3, s, s) and a mask (n, 256) to what the probes say: (n, 256, 196), (n, 256, 4) and
         (n, 256, 32)."""
         seen = normalize(fit(pixels), IMAGENET_MEAN, IMAGENET_STD)
         tokens = self.encoder(seen, bool_masked_pos=masked).last_hidden_state[:, 1:]

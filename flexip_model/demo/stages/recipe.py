@@ -37,14 +37,14 @@ PLANS = {
 }
 """Batches are of each of two processes; longer is better for `base` and `together`."""
 ADAPTER_STEPS = 120
-"""Of the last stage, whose plan is the trainer's config `demo`."""
+"""Steps of the last stage, whose plan is the trainer's config `demo`."""
 PICTURES = 20480
 """Composed and encoded once, for `tokens` and `together`."""
 LESSONS = 12288
 """Composed and encoded once, for `base`."""
 GROUPS = 1024
-"""Of the data folder that the trainer reads."""
+"""Groups in the data folder that the trainer reads."""
 CALIBRATED = 32
 """Trained subjects on which the dial is measured."""
 SEED = 1
-"""Of the initial weights."""
+"""Seed of the initial weights."""

@@ -21,7 +21,7 @@ from .stage import Plan, Stage, device_of, load_averaged, train
 
 
 class TokensTrainer(nn.Module):
-    """Adapter and reader; only the way to P's queries gets gradients."""
+    """Adapter and probe; only the way to P's queries gets gradients."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ TOKENS = 77
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Of one sample, in 10⁹ multiply-adds (GMAC), and what the networks weigh.
+    """The cost of one sample in 10⁹ multiply-adds (GMAC), and what the networks weigh.
 
     Attributes:
         unet: the UNet forward, without an adapter.

@@ -16,17 +16,17 @@ from .arithmetic import Arithmetic
 from .on_disk import FRAMES_IN_A_VARIANT, OnDisk
 
 PAPER_GROUPS, PAPER_VARIANTS = 12_000_000, 1_232_150
-"""Instances of Table 3 (12 M in section 4.1), and the sum of its rows that are not single pictures."""
+"""Instances of Table 3 (12 M in §4.1), and the sum of its rows that are not single pictures."""
 PAPER_SAMPLES = (100_000 + 40_000) * 16 * 8
 """Appendix B.1: steps, batch per device, devices."""
 LATENT_BYTES, CLS_BYTES, DINO_BYTES = 4 * 64 * 64 * 2, 1024 * 2, 256 * 1024 * 2
-"""Of one tensor in a cache, float16, at 512 px."""
+"""Bytes of one tensor in a cache, float16, at 512 px."""
 PICTURE_BYTES = 250_000
 """A JPEG of quality 95 with a shorter side of 640 px, with its mask; assumed."""
 CONTEXT_BYTES = 2e9
 """What CUDA and its libraries take of a card beside tensors; assumed."""
 READS = 2.5
-"""Of pictures and masks per sample without caches: target and reference, a mask every other time."""
+"""Reads of pictures and masks per sample without caches: target and reference, a mask every other time."""
 
 
 @dataclass(frozen=True)
