@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace) -> None:
         need("measuring the model", {name: name for name in ("matplotlib", "scipy", "torchvision")}, "eval")
     import torch
 
-    from .evaluation.measure import check, evaluate
+    from .evaluation.record import check, evaluate
     from .workshop import SHIPPED, Workshop
 
     steps = {name: getattr(options, f"steps_{name}") for name in _steps()}

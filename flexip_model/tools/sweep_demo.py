@@ -53,7 +53,7 @@ def run_demo(
         if reference is not None:
             save_upright(reference, server.base / "input" / "reference.png")
         fill_graph(graph, gammas=gammas, prompt=prompt, seed=seed, picture="reference.png" if reference else None)
-        result = client.run(graph, Progress(graph))
+        result = client.run(graph, SamplerProgress(graph))
         if result.status != "success":
             raise FlexIPError(result.error or "the run was interrupted from another client")
         grid = client.pictures(result, shown(graph, "FlexIPSweepGrid"))
@@ -100,7 +100,7 @@ def fill_graph(graph: Prompt, *, gammas: str, prompt: str | None, seed: int | No
                     node["inputs"][name] = ["reference", 0]
 
 
-class Progress:
+class SamplerProgress:
     """Prints which node runs and how far the sampler is, on one line where stdout is a terminal."""
 
     def __init__(self, graph: Prompt) -> None:

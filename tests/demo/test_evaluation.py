@@ -16,7 +16,7 @@ from PIL import Image
 
 from flexip_model.__main__ import main
 from flexip_model.common.errors import FlexIPError
-from flexip_model.demo.evaluation import evaluate, measure
+from flexip_model.demo.evaluation import evaluate, record
 from flexip_model.demo.evaluation.card import BEGIN, END, tables, write_card
 from flexip_model.demo.evaluation.evaluate_likeness import draw, first_step, likeness_figures
 from flexip_model.demo.evaluation.judge import Judge, fetch, raw_pixels, read_weights
@@ -34,7 +34,7 @@ from flexip_model.method.adapters import ReferenceFeatures
 
 from ..support.paths import SHIPPED as DEMO
 
-RECORD = json.loads((DEMO / measure.RECORD).read_text(encoding="utf-8"))
+RECORD = json.loads((DEMO / record.RECORD).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +157,8 @@ def test_what_limits_the_likeness_is_told_by_references_and_not_by_chance(heldou
 
 
 def test_the_record_is_that_of_the_files_that_ship_and_its_figures_are_those_of_its_rows(tmp_path: Path) -> None:
-    assert RECORD["weights"] == measure._hashes(DEMO)
-    assert RECORD["protocol"] == json.loads(json.dumps(measure.PROTOCOL))
+    assert RECORD["weights"] == record._hashes(DEMO)
+    assert RECORD["protocol"] == json.loads(json.dumps(record.PROTOCOL))
     assert len(RECORD["rows"]) == evaluate.CONCEPTS
     assert json.loads(json.dumps(summary(RECORD["rows"]))) == RECORD["figures"]
     card = (DEMO / "README.md").read_text(encoding="utf-8")
@@ -182,7 +182,7 @@ def test_the_record_the_workflows_and_the_dials_measurement_have_one_guidance() 
 
 
 def test_check_measures_the_files_that_ship_and_finds_what_is_on_record(work: Path, capsys) -> None:
-    rows_folder = measure._prepare(DEMO, work)[1]
+    rows_folder = record._prepare(DEMO, work)[1]
     stale = rows_folder.with_name(rows_folder.name + "-check") / "subject-00.json"
     stale.parent.mkdir(parents=True)
     stale.write_text(json.dumps(RECORD["rows"][1]))  # what an earlier check left is not taken for a measurement
@@ -196,14 +196,14 @@ def test_check_measures_the_files_that_ship_and_finds_what_is_on_record(work: Pa
 
 
 def test_rows_of_another_protocol_are_not_taken_for_this_ones(work: Path, monkeypatch) -> None:
-    here = measure._prepare(DEMO, work)[1]
-    assert measure._prepare(DEMO, work)[1] == here
-    monkeypatch.setitem(measure.PROTOCOL, "guidance", 7.0)
-    assert measure._prepare(DEMO, work)[1] != here
+    here = record._prepare(DEMO, work)[1]
+    assert record._prepare(DEMO, work)[1] == here
+    monkeypatch.setitem(record.PROTOCOL, "guidance", 7.0)
+    assert record._prepare(DEMO, work)[1] != here
 
 
 def test_check_refuses_weights_that_are_not_the_measured_ones(work: Path, tmp_path: Path, capsys) -> None:
-    (tmp_path / measure.RECORD).write_text(json.dumps(RECORD))
+    (tmp_path / record.RECORD).write_text(json.dumps(RECORD))
     (tmp_path / ADAPTER_FILE).write_bytes(b"other")
     assert main(["demo-model", "check", "--work", str(work), "--out", str(tmp_path)]) == 2
     assert "is not what was measured" in capsys.readouterr().err

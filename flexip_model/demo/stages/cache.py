@@ -26,7 +26,7 @@ PART = 512
 
 
 @dataclass
-class Batch:
+class CachedBatch:
     """What a training step reads.
 
     Attributes:
@@ -42,10 +42,10 @@ class Batch:
     cls: Tensor
     patches: Tensor
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> CachedBatch:
         """The same on a device."""
         tensors = (self.latents, self.mask, self.cls, self.patches)
-        return Batch(self.recipes, *(t.to(device) for t in tensors))
+        return CachedBatch(self.recipes, *(t.to(device) for t in tensors))
 
 
 class Cache:
@@ -67,7 +67,7 @@ class Cache:
     def __len__(self) -> int:
         return len(self.recipes)
 
-    def draw(self, rng: np.random.Generator, variant: Tensor) -> Batch:
+    def draw(self, rng: np.random.Generator, variant: Tensor) -> CachedBatch:
         """Random entries, one per element of `variant` (n,): its reference is another picture of the subject where
         `variant` is true, else the same one."""
         picked = torch.from_numpy(rng.integers(len(self.recipes), size=len(variant)))
@@ -76,7 +76,7 @@ class Cache:
             same, other = (self.tensors[f"{kind}_{name}"][picked].float() for kind in ("same", "other"))
             return torch.where(variant.view(-1, *[1] * (same.ndim - 1)), other, same)
 
-        return Batch(
+        return CachedBatch(
             [self.recipes[i] for i in picked.tolist()],
             self.tensors["latents"][picked].float(),
             self.tensors["mask"][picked].float() / 255,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ...data.format import Frame, Group
 
-GROUP_KINDS = (("image",), ("multiview", "video", "pair"))
+KINDS_BY_SIDE = (("image",), ("multiview", "video", "pair"))
 """Kinds of groups on either side of the gate: γ = α, and γ = 1 − β (Eq. 5)."""
 
 
@@ -74,7 +74,7 @@ class Groups:
             FlexIPError: a folder is no data folder.
         """
         qualities = None if quality == "any" else (quality,)
-        sides = [[Dataset.open(folder, "train", kinds, qualities) for folder in config.data] for kinds in GROUP_KINDS]
+        sides = [[Dataset.open(folder, "train", kinds, qualities) for folder in config.data] for kinds in KINDS_BY_SIDE]
         validation = [Dataset.open(folder, split) for split in ("val", "train") for folder in config.data]
         remarks: list[str] = []
         caches = {dataset.folder: _caches(dataset, config, frozen, remarks) for dataset in sides[0]}
