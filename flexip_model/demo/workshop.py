@@ -126,7 +126,7 @@ class Workshop:
         """Targets of the stage `base`."""
         from .stages import cache
 
-        cache.fill(self._lesson_parts, self.work / "lessons", pictures, processes, seed=7)
+        cache.fill(self._lesson_parts, self.work / "lessons", count=pictures, processes=processes, seed=7)
 
     def base(self) -> None:
         """The base alone."""
@@ -141,18 +141,18 @@ class Workshop:
             Drawing(
                 new_base(words, text),
                 self._vae(),
-                lessons,
-                Cache.open(self.work / "lessons"),
-                words,
-                self.plans["base"],
-                self.work / "base",
+                lessons=lessons,
+                cache=Cache.open(self.work / "lessons"),
+                words=words,
+                plan=self.plans["base"],
+                folder=self.work / "base",
             )
         )
 
     def latents(self, pictures: int, processes: int) -> None:
         from .stages import cache
 
-        cache.fill(self._encoding, self.work / "latents", pictures, processes)
+        cache.fill(self._encoding, self.work / "latents", count=pictures, processes=processes)
 
     def encoders(self) -> None:
         from .stages.encoders import run_clip, run_dino

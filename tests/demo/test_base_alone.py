@@ -140,7 +140,9 @@ def _drawing(lessons: Lessons, tokens: Words, plan: Plan, folder: Path) -> drawi
     model = vae.build().eval()
     found = cache.Cache(*cache.make_part(lessons, model, None, seed=(0, 0), count=24, batch=8))
     assert set(found.tensors) == {"latents", "mask"}
-    return drawing.Drawing(Base(len(tokens.tokenizer)), model, lessons, found, tokens, plan, folder)
+    return drawing.Drawing(
+        Base(len(tokens.tokenizer)), model, lessons=lessons, cache=found, words=tokens, plan=plan, folder=folder
+    )
 
 
 def test_the_base_goes_on_to_the_same_bits_and_leaves_its_text_encoder(lessons, tokens, tmp_path, monkeypatch) -> None:

@@ -85,7 +85,7 @@ def cached(composer: Composer, tokens: words.Words) -> cache.Cache:
 def test_the_cache_gives_each_target_the_reference_of_its_kind(composer, tokens, cached, tmp_path, monkeypatch) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(cache, "PART", 24)
-    cache.fill(lambda: _encoding(composer, tokens), tmp_path, 30, processes=1, seed=0)
+    cache.fill(lambda: _encoding(composer, tokens), tmp_path, count=30, processes=1, seed=0)
     read = cache.Cache.open(tmp_path)
     assert len(read) == 48
     assert read.recipes[:24] == cached.recipes

@@ -59,7 +59,7 @@ class Drawing(Stage):
     """
 
     def __init__(
-        self, base: Base, vae: Any, lessons: Lessons, cache: Cache, words: Words, plan: Plan, folder: Path
+        self, base: Base, vae: Any, *, lessons: Lessons, cache: Cache, words: Words, plan: Plan, folder: Path
     ) -> None:
         self.base, self.vae, self.words = base, vae, words
         self.lessons, self.cache, self.noise, self.batch = lessons, cache, Noise(), plan.batch

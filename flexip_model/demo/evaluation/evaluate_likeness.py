@@ -52,7 +52,7 @@ class Drawn:
 
 @torch.no_grad()
 def likeness_figures(
-    model: Shipped, seen: Composer, unseen: Composer, fitted: int = FITTED, measured: int = MEASURED
+    model: Shipped, seen: Composer, unseen: Composer, *, fitted: int = FITTED, measured: int = MEASURED
 ) -> dict[str, Any]:
     """Per kind of cell, shares of a picture's variance of latents (0: all is known; a value can exceed 1): median and
     95th percentile of the pictures, with intervals.
@@ -77,7 +77,7 @@ def likeness_figures(
     return {"fitted": fitted, "measured": measured, "unexplained": found}
 
 
-def draw(model: Shipped, composer: Composer, seed: int, count: int, batch: int = 16) -> Drawn:
+def draw(model: Shipped, composer: Composer, seed: int, count: int, *, batch: int = 16) -> Drawn:
     """`count` pictures as in training, each with its reference on white."""
     rng = np.random.default_rng(seed)
     recipes = [composer.recipe(rng) for _ in range(count)]

@@ -87,7 +87,7 @@ class Cache:
 
 @torch.no_grad()
 def make_part(
-    composer: Composer, vae: Any, features: Features | None, seed: tuple[int, int], count: int, batch: int = 16
+    composer: Composer, vae: Any, features: Features | None, *, seed: tuple[int, int], count: int, batch: int = 16
 ) -> tuple[list[Recipe], dict[str, Tensor]]:
     """Compose and encode `count` targets and, with `features`, their references, in fp16 (masks in 8 bits)."""
     rng = np.random.default_rng(seed)
@@ -113,6 +113,7 @@ def make_part(
 def fill(
     parts_of: Callable[[], tuple[Composer, Any, Features | None]],
     folder: Path,
+    *,
     count: int,
     processes: int,
     seed: int = 5,
@@ -136,7 +137,7 @@ def _fill(parts_of: Callable[[], tuple[Composer, Any, Features | None]], folder:
         path = folder / f"part-{part:04d}.safetensors"
         if path.exists():
             continue
-        recipes, tensors = make_part(composer, vae, features, (seed, part), PART)
+        recipes, tensors = make_part(composer, vae, features, seed=(seed, part), count=PART)
         path.with_suffix(".json").write_text(json.dumps([r.to_json() for r in recipes]))
         temporary = path.with_suffix(".tmp")
         save_file(tensors, temporary)

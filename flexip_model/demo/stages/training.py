@@ -55,7 +55,14 @@ class Source:
         self.noise = Noise()
 
     def losses(
-        self, base: Base, adapter: FlexIPAdapter, host: FlexIPHost, rng: np.random.Generator, batch: int, alone: int = 0
+        self,
+        base: Base,
+        adapter: FlexIPAdapter,
+        host: FlexIPHost,
+        rng: np.random.Generator,
+        *,
+        batch: int,
+        alone: int = 0,
     ) -> dict[str, Tensor]:
         """Mean squared errors of v per kind of sample, and "loss", their mean over all.
 
@@ -97,7 +104,7 @@ def run_together(source: Source, model: Together, plan: Plan, folder: Path) -> S
     alone = plan.batch // _ALONE
 
     def step(rng: np.random.Generator) -> dict[str, Tensor]:
-        return source.losses(model.base, model.adapter, host, rng, plan.batch, alone)
+        return source.losses(model.base, model.adapter, host, rng, batch=plan.batch, alone=alone)
 
     stage = train(model, step, plan, folder)
     host.eject()

@@ -47,7 +47,7 @@ class OnDisk:
 
 
 def measure_disk(
-    folder: Path, full: Frozen, size: int = 512, samples: int = 64, rows: int = 20_000, groups: int = 12_000_000
+    folder: Path, full: Frozen, *, size: int = 512, samples: int = 64, rows: int = 20_000, groups: int = 12_000_000
 ) -> OnDisk:
     """Measure in an empty folder; `full` is `arithmetic.full_size`'s, whose sizes the loader serves."""
     passes, header = _cached(folder / "small")
