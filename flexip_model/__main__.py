@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     from .data.cli import add_commands as add_data
     from .demo.cli import add_commands as add_demo
+    from .evaluation.cli import add_commands as add_evaluate
     from .tools.benchmark.cli import add_commands as add_benchmark
     from .train.cli import add_commands as add_train
 
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     add_benchmark(commands)
     add_data(commands)
     add_demo(commands)
+    add_evaluate(commands)
     add_train(commands)
     return parser
 
