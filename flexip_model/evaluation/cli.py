@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from .benchmarks.benchmark import write_plain
+from ..common.errors import FlexIPError
+from ..common.extras import need
+from ..common.processes import pick_device
+from .benchmarks.benchmark import Benchmark, write_plain
 from .benchmarks.opening import FORMS, open_benchmark
+from .metrics.definitions import DEFINITIONS, ROLES
+from .metrics.measure import Measure
+from .metrics.weights import Weights
+from .pictures.beside import BESIDE, NO_ADAPTER, copies, true_pictures
+from .pictures.forms import read_pictures
+from .pictures.picture import PictureSet
+from .scoring.score import score
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -14,6 +25,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     evaluate = commands.add_parser("evaluate", help="put any method's pictures through the paper's evaluation")
     own = evaluate.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_benchmark(own)
+    _add_score(own)
 
 
 def add_benchmark_choice(parser: argparse.ArgumentParser) -> None:
@@ -40,3 +52,64 @@ def _benchmark(options: argparse.Namespace) -> None:
     if options.out is not None:
         write_plain(benchmark, options.out)
         print(f"written in the plain form: {options.out}")
+
+
+def _add_score(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("score", help="score methods' pictures by the paper's metrics")
+    add_benchmark_choice(parser)
+    parser.add_argument(
+        "--pictures",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="a method and its pictures (plain form or DreamBench++'s folders); once per method",
+    )
+    parser.add_argument("--no-adapter", type=Path, metavar="FOLDER", help="pictures of the base alone, shown beside")
+    parser.add_argument("--config", type=Path, help="YAML with `weights: {ROLE: FOLDER}`")
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="ROLE=FOLDER",
+        help=f"where weights lie; roles: {', '.join(ROLES)}",
+    )
+    parser.add_argument("--metrics", help=f"comma-separated (default: all): {', '.join(DEFINITIONS)}")
+    parser.add_argument("--out", type=Path, required=True, help="the run's folder; the same one goes on with it")
+    parser.add_argument("--batch", type=int, default=8, help="pictures at once (default 8)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.set_defaults(run=_score)
+
+
+def _score(options: argparse.Namespace) -> None:
+    need("evaluate score", {"yaml": "pyyaml", "torchvision": "torchvision"}, "eval")
+    metrics = options.metrics.split(",") if options.metrics else list(DEFINITIONS)
+    unknown = [metric for metric in metrics if metric not in DEFINITIONS]
+    if unknown or options.batch < 1:
+        wrong = f"there is no metric {unknown[0]!r}" if unknown else f"--batch is {options.batch}"
+        raise FlexIPError(f"{wrong}; metrics are {', '.join(DEFINITIONS)}, a batch is at least 1")
+    benchmark = open_benchmark(options.benchmark, options.form)
+    sets = read_sets(benchmark, options.pictures, options.no_adapter)
+    measure = Measure(Weights.read(options.config, options.weights), metrics, pick_device(options.device))
+    for metric, lacking in measure.lacking.items():
+        print(f"{DEFINITIONS[metric].title} stays empty. {' '.join(lacking)}")
+    score(benchmark, sets, measure, options.out, options.batch)
+    print(f"scored: {options.out}")
+
+
+def read_sets(benchmark: Benchmark, named: Sequence[str], no_adapter: Path | None) -> list[PictureSet]:
+    """The methods' pictures, and what always stands beside them."""
+    places: dict[str, Path] = {}
+    for entry in named:
+        name, equals, place = entry.partition("=")
+        if not equals or not name or not place or name in (*places, *BESIDE):
+            raise FlexIPError(
+                f"--pictures {entry}: expected NAME=FOLDER, each name once and none of {', '.join(BESIDE)}"
+            )
+        places[name] = Path(place)
+    if no_adapter is not None:
+        places[NO_ADAPTER] = no_adapter
+    if not places:
+        raise FlexIPError("there are no pictures to score; name them with --pictures NAME=FOLDER")
+    sets = [read_pictures(name, place, benchmark) for name, place in places.items()]
+    true = true_pictures(benchmark)
+    return [*sets, copies(benchmark), *([true] if true else [])]
