@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from .pictures.beside import BESIDE, NO_ADAPTER, copies, true_pictures
 from .pictures.forms import read_pictures
 from .pictures.picture import PictureSet
 from .scoring.score import score
+from .scoring.store import Run
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -26,6 +28,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     own = evaluate.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_benchmark(own)
     _add_score(own)
+    _add_report(own)
 
 
 def add_benchmark_choice(parser: argparse.ArgumentParser) -> None:
@@ -113,3 +116,40 @@ def read_sets(benchmark: Benchmark, named: Sequence[str], no_adapter: Path | Non
     sets = [read_pictures(name, place, benchmark) for name, place in places.items()]
     true = true_pictures(benchmark)
     return [*sets, copies(benchmark), *([true] if true else [])]
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("report", help="a scored run as one page (report.html) and as Markdown (report.md)")
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="what `evaluate score --out` wrote")
+    parser.add_argument("--out", type=Path, help="the folder to write into (default: the run's)")
+    parser.add_argument("--study", type=Path, metavar="FILE", help="what `evaluate study-result --out` wrote")
+    parser.set_defaults(run=_report)
+    parser = commands.add_parser("compare", help="two runs: the same methods' figures and paired tests, as Markdown")
+    parser.add_argument("runs", type=Path, nargs=2, metavar="RUN")
+    parser.set_defaults(run=_compare)
+
+
+PACKAGES = {"pandas": "pandas", "scipy": "scipy", "matplotlib": "matplotlib", "jinja2": "Jinja2"}
+
+
+def _report(options: argparse.Namespace) -> None:
+    need("evaluate report", PACKAGES, "eval")
+    from .report.page import write_report
+
+    study = None
+    if options.study is not None:
+        try:
+            study = json.loads(options.study.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FlexIPError(
+                f"{options.study} cannot be read ({error}); make it with `evaluate study-result`"
+            ) from error
+    for path in write_report(Run(options.run_folder), options.out or options.run_folder, study):
+        print(path)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    need("evaluate compare", PACKAGES, "eval")
+    from .report.compare import compare
+
+    print(compare(*(Run(folder) for folder in options.runs)))

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from flexip_model.__main__ import main
 from flexip_model.evaluation.benchmarks.benchmark import Benchmark, read_plain
+
+from .tiny_judges import write_clip, write_dino
 
 
 def paint(path: Path, color: tuple[int, int, int], side: int = 16) -> Path:
@@ -57,3 +60,20 @@ def tiny_pictures(folder: Path, benchmark: Benchmark, gammas: Sequence[float] = 
                 rows.append((name, subject.id, number, 1, gamma if gammas else ""))
     write_table(folder / "manifest.csv", ("file", "subject", "prompt", "seed", "gamma"), rows)
     return folder
+
+
+def scored_run(folder: Path) -> Path:
+    """A scored run of a swept and of a plain method, with one picture missing; returns its folder."""
+    benchmark = tiny_benchmark(folder / "benchmark")
+    tiny_pictures(folder / "mine", benchmark, (0.0, 0.25, 0.5, 1.0))
+    tiny_pictures(folder / "other", benchmark, shift=90)
+    (folder / "other" / "cup_1_0.7.png").unlink()
+    write_clip(folder / "clip")
+    write_dino(folder / "dino")
+    arguments = ["--benchmark", str(folder / "benchmark"), "--device", "cpu", "--out", str(folder / "out")]
+    for name in ("mine", "other"):
+        arguments += ["--pictures", f"{name}={folder / name}"]
+    for role in ("clip", "dino"):
+        arguments += ["--weights", f"{role}={folder / role}"]
+    assert main(["evaluate", "score", *arguments]) == 0
+    return folder / "out"

@@ -85,6 +85,7 @@ def test_sweeps_hold_the_distances_of_all_pairs(clean):
     for kind in ("pixels", "dino"):
         matrix = torch.tensor(one["distances"][kind])
         assert matrix.shape == (3, 3) and torch.equal(matrix, matrix.T) and float(matrix.diagonal().abs().sum()) == 0
+        assert matrix[0, 2] <= matrix[0, 1] + matrix[1, 2] + 1e-5
 
 
 def test_a_second_run_adds_nothing(world, clean, tmp_path, monkeypatch):

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from flexip_model.__main__ import main
 from flexip_model.evaluation.pictures.beside import COPY, TRUE
 from flexip_model.evaluation.scoring.store import Run
 from flexip_model.evaluation.summary.control import DEFINITIONS, TAIL, Sweep, figures, hypervolume, summarize
@@ -14,8 +13,7 @@ from flexip_model.evaluation.summary.sweeps import read_sweeps
 from flexip_model.evaluation.summary.table import Comparison, compare_methods, frame, holm
 from flexip_model.evaluation.summary.table import figures as table_figures
 
-from .making import tiny_benchmark, tiny_pictures
-from .tiny_judges import write_clip, write_dino
+from .making import scored_run
 
 
 def test_the_paper_s_mean_ranks_come_out_as_published():
@@ -52,20 +50,7 @@ def test_holm():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    benchmark = tiny_benchmark(folder / "benchmark")
-    tiny_pictures(folder / "mine", benchmark, (0.0, 0.25, 0.5, 1.0))
-    tiny_pictures(folder / "other", benchmark, shift=90)
-    (folder / "other" / "cup_1_0.7.png").unlink()
-    write_clip(folder / "clip")
-    write_dino(folder / "dino")
-    arguments = ["--benchmark", str(folder / "benchmark"), "--device", "cpu", "--out", str(folder / "out")]
-    for name in ("mine", "other"):
-        arguments += ["--pictures", f"{name}={folder / name}"]
-    for role in ("clip", "dino"):
-        arguments += ["--weights", f"{role}={folder / role}"]
-    assert main(["evaluate", "score", *arguments]) == 0
-    return Run(folder / "out")
+    return Run(scored_run(tmp_path_factory.mktemp("run")))
 
 
 def test_figures_are_means_of_subjects_and_count_what_is_left_out(run):

@@ -28,7 +28,7 @@ DEFINITIONS = {
     "deviation": "largest distance of the cumulative share of the path from the diagonal; 0 is even",
     "path_ratio": "Σ d / D(0, K); 1 is a path without detours; a recalibration leaves it",
     "triangle_deficit": "mean over inner pictures of (d_k + d_k+1 − D(k−1, k+1)) / D(k−1, k+1), the smoothness of "
-    "Kontinuous Kontext (arXiv 2510.08532; it measures D by DreamSim); lower is smoother; a recalibration leaves it",
+    "Kontinuous Kontext (arXiv 2510.08532), which measures D by DreamSim; lower is smoother; a recalibration leaves it",
     "csm_preservation": "standard deviation of the preservation score's steps over equal steps of the knob (conceptual "
     "smoothness of FreeSliders, arXiv 2511.00103); lower is smoother",
     "csm_fidelity": "the same of CLIP-T",
