@@ -19,7 +19,7 @@ from .pictures.beside import BESIDE, NO_ADAPTER, copies, true_pictures
 from .pictures.forms import read_pictures
 from .pictures.picture import PictureSet
 from .scoring.score import score
-from .scoring.store import Run
+from .scoring.store import Run, write_json
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -29,6 +29,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_benchmark(own)
     _add_score(own)
     _add_report(own)
+    _add_study(own)
 
 
 def add_benchmark_choice(parser: argparse.ArgumentParser) -> None:
@@ -99,8 +100,10 @@ def _score(options: argparse.Namespace) -> None:
     print(f"scored: {options.out}")
 
 
-def read_sets(benchmark: Benchmark, named: Sequence[str], no_adapter: Path | None) -> list[PictureSet]:
-    """The methods' pictures, and what always stands beside them."""
+def read_sets(
+    benchmark: Benchmark, named: Sequence[str], no_adapter: Path | None, beside: bool = True
+) -> list[PictureSet]:
+    """The methods' pictures, and what always stands beside them, or without that."""
     places: dict[str, Path] = {}
     for entry in named:
         name, equals, place = entry.partition("=")
@@ -114,6 +117,8 @@ def read_sets(benchmark: Benchmark, named: Sequence[str], no_adapter: Path | Non
     if not places:
         raise FlexIPError("there are no pictures to score; name them with --pictures NAME=FOLDER")
     sets = [read_pictures(name, place, benchmark) for name, place in places.items()]
+    if not beside:
+        return sets
     true = true_pictures(benchmark)
     return [*sets, copies(benchmark), *([true] if true else [])]
 
@@ -153,3 +158,44 @@ def _compare(options: argparse.Namespace) -> None:
     from .report.compare import compare
 
     print(compare(*(Run(folder) for folder in options.runs)))
+
+
+def _add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("study", help="the paper's user study: a page for blind choices between methods")
+    add_benchmark_choice(parser)
+    parser.add_argument("--pictures", action="append", default=[], metavar="NAME=FOLDER", help="once per method")
+    parser.add_argument("--samples", type=int, default=33, help="as the paper (default 33)")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawing of samples")
+    parser.add_argument("--out", type=Path, required=True, help="the folder for study.html and key.json")
+    parser.set_defaults(run=_study)
+    parser = commands.add_parser("study-result", help="evaluators' files to the two columns of Table 1")
+    parser.add_argument("key", type=Path, help="key.json, which `evaluate study` wrote")
+    parser.add_argument("files", type=Path, nargs="+", help="what evaluators saved")
+    parser.add_argument("--out", type=Path, help="write the shares as JSON, for `evaluate report --study`")
+    parser.set_defaults(run=_study_result)
+
+
+def _study(options: argparse.Namespace) -> None:
+    need("evaluate study", {"jinja2": "Jinja2"}, "eval")
+    from .study.kit import draw_samples, write_kit
+
+    if options.samples < 1:
+        raise FlexIPError(f"--samples is {options.samples}; expected at least 1")
+    benchmark = open_benchmark(options.benchmark, options.form)
+    sets = read_sets(benchmark, options.pictures, None, beside=False)
+    page, key = write_kit(draw_samples(sets, options.samples, options.seed), options.out, options.seed)
+    print(f"{page}: give this to evaluators\n{key}: keep this; it says whose pictures they are")
+
+
+def _study_result(options: argparse.Namespace) -> None:
+    from .study.result import read_result
+
+    result = read_result(options.key, options.files)
+    print(f"{result.evaluators} evaluators; percent of choices, 95 % intervals by bootstrap over evaluators")
+    for method, own in result.shares.items():
+        cells = [f"{q} {own[q]['value']:.1f} [{own[q]['low']:.1f}, {own[q]['high']:.1f}]" for q in own]
+        print(f"{method}: {'   '.join(cells)}")
+    for problem in result.problems:
+        print(f"problem: {problem}")
+    if options.out is not None:
+        write_json(options.out, result.shares)
