@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ from ..benchmarks.benchmark import Benchmark
 from ..metrics.definitions import DEFINITIONS
 from ..metrics.measure import Item, Measure, Score
 from ..pictures.picture import Picture, PictureSet
+from ..progress import Progress
 from ..reading import read_picture
 from .store import PICTURES, RUN, SCORES, SWEEPS, Entry, Lines, as_line, write_json
 from .sweeps import distances, find_sweeps
@@ -67,13 +66,13 @@ def score(
         entry = store.entries.get((method, picture.id, metric))
         if entry is None or entry["stamp"] != stamp:
             work.setdefault((method, picture), []).append((metric, stamp))
-    _progress = _Progress(len(work), quiet)
+    progress = Progress(len(work), "pictures", quiet)
     todo = list(work.items())
     for start in range(0, len(todo), batch):
         part = todo[start : start + batch]
         store.add(_scored(part, measure))
         measure.next_batch()
-        _progress.step(len(part))
+        progress.step(len(part))
     store.finish(wanted)
     _sweeps(sets, measure, known, out)
     write_json(out / RUN, {**record, "finished": True})
@@ -183,19 +182,3 @@ def _stamp(metric: str, picture: Picture, known: dict[Path, str], identity: Any)
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-class _Progress:
-    """A line about how far it is, at most every two seconds."""
-
-    def __init__(self, count: int, quiet: bool) -> None:
-        self.count, self.quiet, self.done, self.began, self.told = count, quiet, 0, time.monotonic(), 0.0
-
-    def step(self, more: int) -> None:
-        self.done += more
-        now = time.monotonic()
-        if self.quiet or (now - self.told < 2 and self.done < self.count):
-            return
-        self.told = now
-        left = (now - self.began) / self.done * (self.count - self.done)
-        print(f"{self.done} of {self.count} pictures, {left / 60:.1f} min left", file=sys.stderr, flush=True)

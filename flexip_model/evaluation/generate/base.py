@@ -1,0 +1,128 @@
+"""An SD1.5 to draw with: a folder in diffusers' layout, or a single file beside such a folder's configs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...common.errors import FlexIPError
+from ...encoders.weights import weights_hash
+from ...files.safefile import read_header
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError)
+
+
+@dataclass
+class Base:
+    """UNet, VAE, text encoder, tokenizer and scheduler of diffusers and transformers, without gradients.
+
+    Attributes:
+        hash: of the UNet's weights as they were loaded.
+    """
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler: Any
+    hash: str
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Base:
+        for module in (self.unet, self.vae, self.text_encoder):
+            torch.nn.Module.to(module, device, dtype)  # diffusers' own warns of every cast
+        return self
+
+    @property
+    def size(self) -> int:
+        """Pixels of a side that the UNet was trained for."""
+        return int(self.unet.config.sample_size) * self.scale
+
+    @property
+    def scale(self) -> int:
+        """Pixels of a side per latent."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def read(self, prompts: list[str]) -> Tensor:
+        """Z^(T), (B, 77, W): the last hidden state after the final norm; longer prompts are cut."""
+        ids = self.tokenizer(
+            prompts, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+        ).input_ids
+        return self.text_encoder(ids.to(self.text_encoder.device)).last_hidden_state
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, 4, s, s), scaled, to pixels (B, 3, S, S) in [0, 1], float32 on the CPU."""
+        like = next(self.vae.parameters())
+        pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(like.device, like.dtype)).sample
+        return (pixels.float().cpu() / 2 + 0.5).clamp(0, 1)
+
+
+def load_base(place: Path, configs: Path | None = None) -> Base:
+    """Load a base in fp32 on the CPU; nothing is downloaded.
+
+    Args:
+        place: a folder in diffusers' layout, or a `.safetensors` checkpoint.
+        configs: for a checkpoint, a folder in diffusers' layout whose configs and tokenizer it takes; weights need not
+            be in it.
+
+    Raises:
+        FlexIPError: no such place, a checkpoint without configs, a folder or file of another kind.
+    """
+    if place.is_file():
+        parts = _from_file(place, configs)
+    elif place.is_dir():
+        parts = _from_folder(place)
+    else:
+        raise FlexIPError(f"there is no base {place}; give a folder in diffusers' layout or a .safetensors checkpoint")
+    for name in ("unet", "vae", "text_encoder"):
+        parts[name].float().eval().requires_grad_(False)
+    if parts["scheduler"].config.prediction_type not in ("epsilon", "v_prediction"):
+        raise FlexIPError(f"the base predicts {parts['scheduler'].config.prediction_type}; expected ε or v")
+    return Base(**parts, hash=weights_hash(parts["unet"].state_dict()))
+
+
+def _kinds() -> dict[str, Any]:
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    kinds = (UNet2DConditionModel, AutoencoderKL, CLIPTextModel, CLIPTokenizer, DDPMScheduler)
+    return dict(zip(PARTS, kinds, strict=True))
+
+
+def _from_folder(folder: Path) -> dict[str, Any]:
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    if missing:
+        raise FlexIPError(f"{folder} has no folder {missing[0]}; the base is an SD1.5 model in diffusers' layout")
+    try:
+        return {
+            name: kind.from_pretrained(folder, subfolder=name, local_files_only=True) for name, kind in _kinds().items()
+        }
+    except ERRORS as error:
+        raise FlexIPError(f"the base {folder} cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+
+
+def _from_file(file: Path, configs: Path | None) -> dict[str, Any]:
+    read_header(file)
+    if configs is None or not all((configs / part).is_dir() for part in PARTS):
+        raise FlexIPError(
+            f"{file} is a single file, which has no configs and no tokenizer; name a folder of SD1.5 in diffusers' "
+            f"layout with --base-configs ({', '.join(PARTS)}; its weights are not read)"
+        )
+    from diffusers import StableDiffusionPipeline
+
+    kinds = _kinds()
+    try:
+        pipeline = StableDiffusionPipeline.from_single_file(
+            str(file), config=str(configs), local_files_only=True, safety_checker=None, feature_extractor=None
+        )
+        scheduler = kinds["scheduler"].from_pretrained(configs, subfolder="scheduler", local_files_only=True)
+    except ERRORS as error:
+        raise FlexIPError(f"the base {file} cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+    parts = {name: getattr(pipeline, name) for name in PARTS}
+    return {**parts, "scheduler": scheduler}
