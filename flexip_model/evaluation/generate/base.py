@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,18 +110,20 @@ def _from_folder(folder: Path) -> dict[str, Any]:
 
 def _from_file(file: Path, configs: Path | None) -> dict[str, Any]:
     read_header(file)
-    if configs is None or not all((configs / part).is_dir() for part in PARTS):
+    if configs is None or not all((configs / part).exists() for part in (*PARTS, "model_index.json")):
         raise FlexIPError(
             f"{file} is a single file, which has no configs and no tokenizer; name a folder of SD1.5 in diffusers' "
-            f"layout with --base-configs ({', '.join(PARTS)}; its weights are not read)"
+            f"layout with --base-configs (model_index.json, {', '.join(PARTS)}; its weights are not read)"
         )
     from diffusers import StableDiffusionPipeline
 
     kinds = _kinds()
     try:
-        pipeline = StableDiffusionPipeline.from_single_file(
-            str(file), config=str(configs), local_files_only=True, safety_checker=None, feature_extractor=None
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # about the pipeline's own scheduler, which is not used
+            pipeline = StableDiffusionPipeline.from_single_file(
+                str(file), config=str(configs), local_files_only=True, safety_checker=None, feature_extractor=None
+            )
         scheduler = kinds["scheduler"].from_pretrained(configs, subfolder="scheduler", local_files_only=True)
     except ERRORS as error:
         raise FlexIPError(f"the base {file} cannot be loaded ({' '.join(str(error).split())[:300]})") from error
