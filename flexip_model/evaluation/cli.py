@@ -14,7 +14,7 @@ from .benchmarks.benchmark import Benchmark, write_plain
 from .benchmarks.opening import FORMS, open_benchmark
 from .metrics.definitions import DEFINITIONS, ROLES
 from .metrics.measure import Measure
-from .metrics.weights import Weights
+from .metrics.weights import Weights, tell_lacking
 from .pictures.beside import BESIDE, NO_ADAPTER, copies, true_pictures
 from .pictures.forms import read_pictures
 from .pictures.picture import PictureSet
@@ -95,8 +95,8 @@ def _score(options: argparse.Namespace) -> None:
     benchmark = open_benchmark(options.benchmark, options.form)
     sets = read_sets(benchmark, options.pictures, options.no_adapter)
     measure = Measure(Weights.read(options.config, options.weights), metrics, pick_device(options.device))
-    for metric, lacking in measure.lacking.items():
-        print(f"{DEFINITIONS[metric].title} stays empty. {' '.join(lacking)}")
+    for sentence in tell_lacking(measure.lacking):
+        print(sentence)
     score(benchmark, sets, measure, options.out, options.batch)
     print(f"scored: {options.out}")
 

@@ -35,7 +35,7 @@ def test_the_page_is_one_file(page):
 def test_the_page_names_what_was_left_out(page, run):
     content = build(Run(run))
     assert set(content["left_out"]) == {"Scores", "Empty columns"}
-    assert len(content["left_out"]["Scores"]) == 3 and len(content["left_out"]["Empty columns"]) == 10
+    assert len(content["left_out"]["Scores"]) == 3 and len(content["left_out"]["Empty columns"]) == 6
     assert page.count("cup_1_0.7.png is missing") == 3
     assert "huggingface.co/IDEA-Research/grounding-dino-base" in page
 
@@ -101,3 +101,17 @@ def test_the_page_opens_in_a_browser(page, run, browser):
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
     tab.screenshot(path=str(ARTIFACTS / "evaluation_report.png"), full_page=True)
     tab.close()
+
+
+def test_a_run_without_any_weights_has_empty_columns_and_a_page(run, tmp_path):
+    """The sweeps are measured by pixels; nothing else can be, and nothing is invented."""
+    named = ["--benchmark", str(run.parent / "benchmark"), "--pictures", f"mine={run.parent / 'mine'}"]
+    assert main(["evaluate", "score", *named, "--out", str(tmp_path), "--device", "cpu"]) == 0
+    assert main(["evaluate", "report", str(tmp_path)]) == 0
+    content = build(Run(tmp_path))
+    assert content["metrics"] == [] and content["rows"][0].label == "mine"
+    assert content["sweeps"].distance == "pixels"
+    assert set(content["control"]["mine"]["as it is"]) >= {"largest_jump", "path_ratio"}
+    assert "spearman_preservation" not in content["control"]["mine"]["as it is"]
+    assert len(content["left_out"]["Empty columns"]) == 8
+    assert content["left_out"]["Empty columns"][0].startswith("CLIP-T, CLIP-I, CLIP-I (subject) stay empty. CLIP ViT-B")

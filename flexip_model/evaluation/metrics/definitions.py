@@ -57,8 +57,8 @@ ROLES = {
     ),
     "aesthetic": Role(
         "LAION's improved aesthetic predictor (sac+logos+ava1-l14-linearMSE)",
-        "a .safetensors file with the predictor's layers.N.weight and layers.N.bias; the published .pth is a pickle, "
-        "which is never opened here: save its state dict with safetensors first",
+        "a .safetensors file with the predictor's layers.N.weight and layers.N.bias (the published .pth is a pickle, "
+        "which is never opened here: save its state dict with safetensors first)",
         "github.com/christophschuhmann/improved-aesthetic-predictor",
     ),
     "judge": Role(

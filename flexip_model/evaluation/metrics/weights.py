@@ -66,6 +66,15 @@ class Weights:
         return found
 
 
+def tell_lacking(lacking: Mapping[str, Sequence[str]]) -> list[str]:
+    """A sentence for each thing that metrics lack, beginning with the columns that stay empty for it."""
+    columns: dict[str, list[str]] = {}
+    for metric, sentences in lacking.items():
+        for sentence in sentences:
+            columns.setdefault(sentence, []).append(DEFINITIONS[metric].title)
+    return [f"{', '.join(titles)} stay{'s' * (len(titles) == 1)} empty. {text}" for text, titles in columns.items()]
+
+
 def _read(config: Path) -> dict[str, Any]:
     import yaml
 

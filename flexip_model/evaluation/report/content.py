@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..metrics.definitions import DEFINITIONS
 from ..metrics.measure import MISSED
+from ..metrics.weights import tell_lacking
 from ..pictures.beside import BESIDE
 from ..scoring.store import Run
 from ..summary import control
@@ -54,9 +55,9 @@ def build(run: Run, study: Mapping[str, Mapping[str, Mapping[str, float]]] | Non
         study: method to `flex` and `id-pres` to an interval in percent (`evaluate study-result`).
     """
     table = frame(run)
-    cells = figures(table)
+    cells = figures(table) or {method["name"]: {} for method in run.record["methods"]}
     sweeps = read_sweeps(run)
-    method_of = dict(zip(table["label"], table["method"], strict=True))
+    method_of = dict(zip(table["label"], table["method"], strict=True)) or {label: label for label in cells}
     metrics = [metric for metric in DEFINITIONS if any(metric in own for own in cells.values())]
     published = read_tables()
     own = {
@@ -103,11 +104,7 @@ def left_out(run: Run, sweeps: Sweeps) -> dict[str, list[str]]:
         ],
         "Subjects not found (they count 0)": [f"{s['method']}, {s['picture']}, {s['metric']}" for s in missed],
         "Sweeps": sweeps.left_out,
-        "Empty columns": [
-            f"{DEFINITIONS[metric].title}: {text}"
-            for metric, entry in run.record["metrics"].items()
-            for text in entry["lacking"]
-        ],
+        "Empty columns": tell_lacking({m: entry["lacking"] for m, entry in run.record["metrics"].items()}),
     }
     return {title: texts for title, texts in found.items() if texts}
 

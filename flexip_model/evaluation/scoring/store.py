@@ -104,7 +104,9 @@ class Run:
         self.folder = folder
         pictures = Lines(folder / PICTURES, ("method", "id"))
         self.pictures: dict[tuple[Any, ...], Entry] = pictures.entries
-        self.scores = list(Lines(folder / SCORES, ("method", "picture", "metric")).entries.values())
+        # A run that was cut off may still hold scores of pictures that it is no longer asked for.
+        scores = Lines(folder / SCORES, ("method", "picture", "metric")).entries.values()
+        self.scores = [score for score in scores if (score["method"], score["picture"]) in self.pictures]
         self.sweeps = list(Lines(folder / SWEEPS, ("method", "subject", "prompt", "seed", "rest")).entries.values())
 
     @property

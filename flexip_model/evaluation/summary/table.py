@@ -73,9 +73,13 @@ def frame(run: Run) -> pd.DataFrame:
             "note": [line["note"] for line in lines],
         }
     )
-    several = table.groupby("method")["setting"].nunique() > 1
-    named = table["method"].map(several).astype(bool)
-    table["label"] = table["method"].where(~named, table["method"] + " " + table["setting"])
+    settings: dict[str, set[str]] = {}
+    for method, setting in zip(table["method"], table["setting"], strict=True):
+        settings.setdefault(method, set()).add(setting)
+    table["label"] = [
+        f"{method} {setting}" if len(settings[method]) > 1 else method
+        for method, setting in zip(table["method"], table["setting"], strict=True)
+    ]
     return table
 
 
