@@ -184,8 +184,10 @@ def test_missing_weights_are_told_with_source_and_folder(tmp_path, places):
     with pytest.raises(FlexIPError, match="no weights 'clap'"):
         Weights({"clap": tmp_path})
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FlexIPError, match="cannot be loaded"):
+    with pytest.raises(FlexIPError, match="has no .safetensors file"):
         Measure(Weights({"dino": tmp_path / "empty"}), ["dino-i"], CPU).identity("dino-i")
+    with pytest.raises(FlexIPError, match="cannot be loaded as CLIPModel"):
+        Measure(Weights({"clip": places["clip-rn50"]}), ["clip-i"], CPU).identity("clip-i")
     shutil.copytree(places["dino"], tmp_path / "cut")
     cut = load_tensors(tmp_path / "cut" / "model.safetensors")
     cut.pop("layernorm.weight")

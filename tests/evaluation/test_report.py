@@ -44,7 +44,9 @@ def test_empty_columns_have_no_cells_and_marks_stand_at_the_values(page):
     head = re.search(r'id="table1">\n<tr>(.*?)</tr>', page)[1]
     assert re.findall("<th>(.*?)</th>", head) == ["Method", "mRank", "CLIP-T", "CLIP-I", "DINO-I"]
     other = re.search(r'<tr class="method"><td>other</td>(.*?)</tr>', page)[1]
-    assert other.count("*") == 3
+    assert other.count("*") == 3 and other.count("second") == 2
+    best = re.search(r'<tr class="method"><td>mine gamma=1</td>(.*?)</tr>', page)[1]
+    assert best.count('class="best"') == 2
     paper = re.search(r'<tr class="paper"><td>ELITE</td>(.*?)</tr>', page)[1]
     assert re.findall("<td>(.*?)</td>", paper) == ["6.2", "0.269", "0.793", "0.657"]
 

@@ -22,6 +22,11 @@ def load_model(kind: Any, folder: Path, device: torch.device, dtype: torch.dtype
     """
     import transformers
 
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise FlexIPError(
+            f"{folder} has no .safetensors file; pickles (pytorch_model.bin) are never opened here: take the "
+            "safetensors form from the same source (some keep it in a pull request), or convert it where you trust it"
+        )
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     name = "dtype" if version >= (4, 56) else "torch_dtype"
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,8 @@ class Row:
     cells: dict[str, str]
     kind: str
     """`method`, `beside` or `paper`."""
+    places: dict[str, str] = field(default_factory=dict)
+    """Metric to `best` or `second` among the methods, as the paper's bold and underlined numbers."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,11 @@ def _rows(
             values[name] = f"{share['value']:.1f} [{share['low']:.1f}, {share['high']:.1f}]"
         kind = "beside" if method_of[label] in BESIDE else "method"
         rows.append(Row(label, f"{ranks[label]:.1f}" if label in ranks else "", values, kind))
+    for metric in {metric for own in cells.values() for metric in own}:
+        there = [row for row in rows if row.kind == "method" and metric in cells[row.label]]
+        there.sort(key=lambda row: -cells[row.label][metric].value)
+        for row, place in zip(there if len(there) > 1 else [], ("best", "second"), strict=False):
+            row.places[metric] = place
     return sorted(rows, key=lambda row: row.kind != "method")
 
 
