@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from .metrics.measure import Measure
 from .metrics.weights import Weights, tell_lacking
 from .pictures.beside import BESIDE, NO_ADAPTER, copies, true_pictures
 from .pictures.forms import read_pictures
-from .pictures.picture import PictureSet
+from .pictures.picture import KNOBS, PictureSet
 from .scoring.score import score
 from .scoring.store import Run, write_json
 
@@ -67,7 +68,8 @@ def _add_score(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="append",
         default=[],
         metavar="NAME=FOLDER",
-        help="a method and its pictures (plain form or DreamBench++'s folders); once per method",
+        help="a method and its pictures (plain form or DreamBench++'s folders), once per method; NAME=FOLDER@gamma=0.6 "
+        "takes those at one value of a knob",
     )
     parser.add_argument("--no-adapter", type=Path, metavar="FOLDER", help="pictures of the base alone, shown beside")
     parser.add_argument("--config", type=Path, help="YAML with `weights: {ROLE: FOLDER}`")
@@ -105,23 +107,30 @@ def read_sets(
     benchmark: Benchmark, named: Sequence[str], no_adapter: Path | None, beside: bool = True
 ) -> list[PictureSet]:
     """The methods' pictures, and what always stands beside them, or without that."""
-    places: dict[str, Path] = {}
+    places: dict[str, tuple[Path, tuple[str, float] | None]] = {}
     for entry in named:
         name, equals, place = entry.partition("=")
         if not equals or not name or not place or name in (*places, *BESIDE):
             raise FlexIPError(
                 f"--pictures {entry}: expected NAME=FOLDER, each name once and none of {', '.join(BESIDE)}"
             )
-        places[name] = Path(place)
+        places[name] = _place(place)
     if no_adapter is not None:
-        places[NO_ADAPTER] = no_adapter
+        places[NO_ADAPTER] = (no_adapter, None)
     if not places:
-        raise FlexIPError("there are no pictures to score; name them with --pictures NAME=FOLDER")
-    sets = [read_pictures(name, place, benchmark) for name, place in places.items()]
+        raise FlexIPError("there are no pictures; name them with --pictures NAME=FOLDER")
+    sets = [read_pictures(name, place, benchmark, at) for name, (place, at) in places.items()]
     if not beside:
         return sets
     true = true_pictures(benchmark)
     return [*sets, copies(benchmark), *([true] if true else [])]
+
+
+def _place(text: str) -> tuple[Path, tuple[str, float] | None]:
+    """`FOLDER`, or `FOLDER@KNOB=VALUE`."""
+    folder, _, setting = text.rpartition("@")
+    found = re.fullmatch(rf"({'|'.join(KNOBS)})=([\d.]+)", setting)
+    return (Path(folder), (found[1], float(found[2]))) if folder and found else (Path(text), None)
 
 
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -164,7 +173,9 @@ def _compare(options: argparse.Namespace) -> None:
 def _add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("study", help="the paper's user study: a page for blind choices between methods")
     add_benchmark_choice(parser)
-    parser.add_argument("--pictures", action="append", default=[], metavar="NAME=FOLDER", help="once per method")
+    parser.add_argument(
+        "--pictures", action="append", default=[], metavar="NAME=FOLDER[@gamma=0.6]", help="once per method"
+    )
     parser.add_argument("--samples", type=int, default=33, help="as the paper (default 33)")
     parser.add_argument("--seed", type=int, default=0, help="of the drawing of samples")
     parser.add_argument("--out", type=Path, required=True, help="the folder for study.html and key.json")

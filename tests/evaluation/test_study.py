@@ -11,6 +11,7 @@ from flexip_model.evaluation.benchmarks.opening import open_benchmark
 from .making import scored_run, tiny_benchmark, tiny_pictures
 
 METHODS = ("ours", "theirs")
+TOLD = ("study already", "6 samples", "two methods", "swept=FOLDER@gamma=VALUE", "no pictures of swept at gamma=0.5")
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +144,11 @@ def test_what_cannot_be_a_study_is_refused(world, kit, tmp_path, capsys):
     swept = tiny_pictures(world / "swept", open_benchmark(world / "benchmark"), (0.0, 1.0))
     assert swept.is_dir()
     assert main(command(world, tmp_path, methods=("ours", "swept"))) == 2
+    one = [*command(world, tmp_path / "one", methods=("ours",)), "--pictures", f"swept={swept}@gamma=1"]
+    assert main(one) == 0
+    assert main([*command(world, tmp_path / "none", methods=("ours",)), "--pictures", f"swept={swept}@gamma=0.5"]) == 2
     told = capsys.readouterr().err.splitlines()
-    for line, part in zip(told, ("study already", "6 samples", "two methods", "several values of gamma"), strict=True):
+    for line, part in zip(told, TOLD, strict=True):
         assert part in line
 
 

@@ -31,11 +31,14 @@ from .picture import KNOBS, Picture, PictureSet, left_out
 MANIFESTS = ("manifest.csv", "manifest.json", "manifest.jsonl")
 
 
-def read_pictures(method: str, folder: Path, benchmark: Benchmark | None = None) -> PictureSet:
+def read_pictures(
+    method: str, folder: Path, benchmark: Benchmark | None = None, at: tuple[str, float] | None = None
+) -> PictureSet:
     """Read a method's pictures, the form told by the folder's files. No picture is opened.
 
     Args:
         benchmark: where references, nouns and numbered prompts are looked up, and whose pictures are asked for.
+        at: a knob and its value; pictures at other values are not taken.
 
     Raises:
         FlexIPError: no such folder, none of the forms, a manifest that cannot be read.
@@ -47,8 +50,11 @@ def read_pictures(method: str, folder: Path, benchmark: Benchmark | None = None)
         pictures = list(_folder_form(folder, problems))
     else:
         pictures = list(_plain_form(folder, benchmark, problems))
+    if at is not None:
+        pictures = [picture for picture in pictures if dict(picture.knobs).get(at[0]) == at[1]]
     if not pictures:
-        raise FlexIPError(f"{folder} holds no pictures of {method}" + (f": {problems[0]}" if problems else ""))
+        where = f" at {at[0]}={at[1]:g}" if at else ""
+        raise FlexIPError(f"{folder} holds no pictures of {method}{where}" + (f": {problems[0]}" if problems else ""))
     twice = [name for name, count in Counter(picture.id for picture in pictures).items() if count > 1]
     if twice:
         raise FlexIPError(f"{folder} names {twice[0]} twice; each picture needs a line of its own")

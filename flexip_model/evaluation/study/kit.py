@@ -50,8 +50,8 @@ def draw_samples(sets: Sequence[PictureSet], count: int = SAMPLES, seed: int = 0
     for pictures in sets:
         if pictures.swept_knob() is not None:
             raise FlexIPError(
-                f"{pictures.method} has pictures at several values of {pictures.swept_knob()}; give the study one "
-                "setting of it, as a folder of its own"
+                f"{pictures.method} has pictures at several values of {pictures.swept_knob()}; give the study one: "
+                f"{pictures.method}=FOLDER@{pictures.swept_knob()}=VALUE"
             )
     by_place = []
     for pictures in sets:
