@@ -8,9 +8,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..common.device import pick_device
 from ..common.errors import FlexIPError
 from ..common.extras import need
-from ..common.processes import pick_device, run_shares
+from ..common.processes import run_shares
 from .benchmarks.benchmark import Benchmark, write_plain
 from .benchmarks.opening import FORMS, open_benchmark
 from .metrics.definitions import DEFINITIONS, ROLES

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ..data.tiny_captioners import write_qwen2_vl
+from ..data.caption.tiny_captioners import write_qwen2_vl
 from ..support.tiny_system import write_tokenizer
 
 SIDE = 32

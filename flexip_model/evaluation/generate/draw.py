@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...common.device import pick_device
 from ...common.errors import FlexIPError
-from ...common.processes import Share, check_parent, pick_device
+from ...common.processes import Share
 from ...encoders import ClipEncoder, Encoders, check_encoders, load_clip, load_dino, other_weights
 from ...files.adapter_file import build_adapter, load_adapter_file
 from ...files.ip_adapter import convert_ip_adapter
@@ -20,7 +21,7 @@ from ...files.safefile import atomic, read_header, sha256
 from ...hosts.condition import Condition
 from ...hosts.denoise import denoise
 from ...hosts.diffusers import inject
-from ...method.adapter import FlexIPAdapter, ReferenceFeatures
+from ...method.adapters import Adapter, ReferenceFeatures, create_adapter
 from ...method.gate import gamma_tensor
 from ..benchmarks.opening import open_benchmark
 from ..progress import Progress
@@ -74,7 +75,7 @@ class Drawer:
         self.size = settings.size or self.base.size
         if self.size % self.base.scale:
             raise FlexIPError(f"--size is {self.size}; expected a multiple of {self.base.scale}")
-        self.adapter: FlexIPAdapter | None = None
+        self.adapter: Adapter | None = None
         self.made_for: dict[str, Any] = {}
         if settings.adapter is not None:
             self._load_adapter(settings.adapter)
@@ -85,7 +86,7 @@ class Drawer:
         """`gamma`; `scale` for an imported IP-Adapter, whose γ is its scale; None without an adapter."""
         if self.adapter is None:
             return None
-        return "gamma" if self.adapter.config.kind == "flexip" else "scale"
+        return "gamma" if self.adapter.has_personalization else "scale"
 
     def record(self) -> dict[str, Any]:
         """What a picture's manifest says of how it was drawn."""
@@ -127,15 +128,15 @@ class Drawer:
         return list(self.base.decode(latents))
 
     @torch.no_grad()
-    def _condition(self, adapter: FlexIPAdapter, jobs: Sequence[Job], text: Tensor) -> Condition:
+    def _condition(self, adapter: Adapter, jobs: Sequence[Job], text: Tensor) -> Condition:
         found = [self._reference(job) for job in jobs]
-        null = self.encoders.null(len(jobs), adapter.config.kind)
+        null = self.encoders.null(len(jobs), type(adapter))
         features = ReferenceFeatures(
             torch.cat([*(f.cls for f in found), null.cls]).to(self.device),
             torch.cat([*(f.patches for f in found), null.patches]).to(self.device),
             _keep(found),
         )
-        s = adapter.personalization(text.float(), features.cls) if adapter.config.has_personalization else None
+        s = adapter.personalization(text.float(), features.cls) if adapter.has_personalization else None
         gammas = gamma_tensor([job.value for job in jobs] * 2).to(self.device)
         return Condition(adapter.preservation(features), s, gammas, jobs[0].strength)
 
@@ -144,7 +145,7 @@ class Drawer:
         key = job.subject.id
         if key not in self._features:
             picture = read_picture(job.subject.reference)
-            self._features[key] = self.encoders.encode(picture, crop=self.settings.crop, kind=self.adapter.config.kind)
+            self._features[key] = self.encoders.encode(picture, crop=self.settings.crop, adapter=type(self.adapter))
         return self._features[key]
 
     def _load_adapter(self, path: Path) -> None:
@@ -156,15 +157,15 @@ class Drawer:
                 print(f"warning: {path} was never trained: a bootstrap, whose pictures mean nothing")
         else:
             config, tensors, _ = convert_ip_adapter(path)
-            self.adapter, encoders = FlexIPAdapter(config), {}
+            self.adapter, encoders = create_adapter(config), {}
             self.adapter.load_state_dict(tensors)
         self.adapter.float().to(self.device).eval().requires_grad_(False)
-        kind = self.adapter.config.kind
-        if settings.clip is None or (kind == "flexip" and settings.dino is None):
-            lacking = "--clip FILE" + (" and --dino FILE" if kind == "flexip" else "")
-            raise FlexIPError(f"an adapter of kind {kind} needs its encoders: name {lacking}")
+        reads_dino = self.adapter.widths(self.adapter.config).dino_patches is not None
+        if settings.clip is None or (reads_dino and settings.dino is None):
+            lacking = "--clip FILE" + (" and --dino FILE" if reads_dino else "")
+            raise FlexIPError(f"an adapter of kind {self.adapter.kind} needs its encoders: name {lacking}")
         clip: ClipEncoder = load_clip(settings.clip).float().to(self.device)
-        dino = load_dino(settings.dino).float().to(self.device) if settings.dino and kind == "flexip" else None
+        dino = load_dino(settings.dino).float().to(self.device) if settings.dino and reads_dino else None
         check_encoders(self.adapter.config, clip, dino)
         for warning in other_weights(encoders, clip, dino):
             print(f"warning: {warning}")
@@ -188,16 +189,15 @@ def generate(settings: Settings, share: Share) -> None:
         FlexIPError: whatever loading raises; a reference that cannot be read.
     """
     benchmark = open_benchmark(settings.benchmark, settings.form)
-    device = pick_device(settings.device, share.local)
+    device = pick_device(settings.device, share.local_rank)
     drawer = Drawer(settings, device)
     record = drawer.record()
     jobs = plan(benchmark, settings.seeds, drawer.knob, settings.values, settings.strengths)
-    own = batches(jobs, settings.batch)[share.rank :: share.world]
+    own = batches(jobs, settings.batch)[share.rank :: share.world_size]
     todo = [batch for batch in own if not all(_done(settings.out, job, record) for job in batch)]
-    what = "pictures" if share.world == 1 else f"pictures (process {share.rank + 1} of {share.world})"
+    what = "pictures" if share.world_size == 1 else f"pictures (process {share.rank + 1} of {share.world_size})"
     progress = Progress(sum(map(len, todo)), what)
     for batch in todo:
-        check_parent()
         for job, pixels in zip(batch, drawer.draw(batch), strict=True):
             _save(settings.out, job, pixels, record)
         progress.step(len(batch))
