@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
 from flexip_model.common.errors import FlexIPError
 from flexip_model.evaluation.metrics.definitions import DEFINITIONS, ROLES
@@ -148,6 +149,37 @@ def test_aesthetic_is_the_product_of_its_layers(measure):
     assert measure("aesthetic", [item(1)])[0].value == pytest.approx(wanted, abs=1e-4)
 
 
+def test_image_reward_reads_the_published_names(measure, places):
+    """The picture tower computed by hand from the file's own tensors; then the text tower, on what it saw."""
+    t = {k.removeprefix("blip."): v for k, v in load_tensors(places["image-reward"] / "model.safetensors").items()}
+    v = {k.removeprefix("visual_encoder."): x for k, x in t.items() if k.startswith("visual_encoder.")}
+    reward, picture = measure.reward, noise(1)
+
+    def norm(x, name):
+        return F.layer_norm(x, x.shape[-1:], v[f"{name}.weight"], v[f"{name}.bias"], 1e-6)
+
+    def linear(x, name):
+        return F.linear(x, v[f"{name}.weight"], v[f"{name}.bias"])
+
+    pixels = reward.prepare(picture)[None]
+    assert pixels.shape == (1, 3, 32, 32)
+    x = F.conv2d(pixels, v["patch_embed.proj.weight"], v["patch_embed.proj.bias"], stride=8).flatten(2).transpose(1, 2)
+    x = torch.cat([v["cls_token"], x], 1) + v["pos_embed"]
+    q, k, u = linear(norm(x, "blocks.0.norm1"), "blocks.0.attn.qkv").chunk(3, -1)
+    x = x + linear(F.scaled_dot_product_attention(q, k, u), "blocks.0.attn.proj")
+    x = x + linear(F.gelu(linear(norm(x, "blocks.0.norm2"), "blocks.0.mlp.fc1")), "blocks.0.mlp.fc2")
+    assert torch.allclose(reward.vision(pixels).last_hidden_state, norm(x, "norm"), atol=1e-4)
+    alone = measure("image-reward", [item(1)])[0].value
+    assert measure("image-reward", [item(1), item(3, prompt="hat")])[0].value == pytest.approx(alone, abs=1e-4)
+    others = [measure("image-reward", [one])[0].value for one in (item(3), item(1, prompt="a hat"))]
+    assert len({round(value, 4) for value in (alone, *others)}) == 3
+
+
+def test_image_reward_s_head_is_standardized_as_published(measure, monkeypatch):
+    monkeypatch.setattr(measure.reward, "head", [(torch.zeros(1, 64), torch.tensor([1.2005071272359283]))])
+    assert measure("image-reward", [item(1)])[0].value == pytest.approx(1, abs=1e-5)
+
+
 def test_the_judge_answers_or_is_marked(measure):
     score = measure("match", [item()])[0]
     assert 0 <= score.value <= 100 or (math.isnan(score.value) and score.note.startswith("the judge answered"))
@@ -194,6 +226,8 @@ def test_missing_weights_are_told_with_source_and_folder(tmp_path, places):
     save_file(cut, tmp_path / "cut" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(FlexIPError, match=r"lacks weights of ViTModel, first layernorm\.weight"):
         Measure(Weights({"dino": tmp_path / "cut"}), ["dino-i"], CPU).identity("dino-i")
+    with pytest.raises(FlexIPError, match="does not hold Image Reward"):
+        _ = Measure(Weights({"image-reward": places["clip"]}), ["image-reward"], CPU).reward
     with pytest.raises(FlexIPError, match="ResNet CLIP"):
         _ = Measure(Weights({"clip-rn50": tmp_path / "empty"}), ["clip-iqa"], CPU).iqa
     wrong = Weights({"clip-l": places["clip-l"], "aesthetic": next(places["dino"].glob("*.safetensors"))})

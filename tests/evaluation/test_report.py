@@ -35,7 +35,7 @@ def test_the_page_is_one_file(page):
 def test_the_page_names_what_was_left_out(page, run):
     content = build(Run(run))
     assert set(content["left_out"]) == {"Scores", "Empty columns"}
-    assert len(content["left_out"]["Scores"]) == 3 and len(content["left_out"]["Empty columns"]) == 6
+    assert len(content["left_out"]["Scores"]) == 3 and len(content["left_out"]["Empty columns"]) == 7
     assert page.count("cup_1_0.7.png is missing") == 3
     assert "huggingface.co/IDEA-Research/grounding-dino-base" in page
 
@@ -115,5 +115,5 @@ def test_a_run_without_any_weights_has_empty_columns_and_a_page(run, tmp_path):
     assert content["sweeps"].distance == "pixels"
     assert set(content["control"]["mine"]["as it is"]) >= {"largest_jump", "path_ratio"}
     assert "spearman_preservation" not in content["control"]["mine"]["as it is"]
-    assert len(content["left_out"]["Empty columns"]) == 8
+    assert len(content["left_out"]["Empty columns"]) == 9
     assert content["left_out"]["Empty columns"][0].startswith("CLIP-T, CLIP-I, CLIP-I (subject) stay empty. CLIP ViT-B")

@@ -163,6 +163,59 @@ def write_aesthetic(path: Path, width: int = 24) -> Path:
     return path
 
 
+def write_image_reward(folder: Path) -> Path:
+    """Random weights under the published names, which are written down here by hand."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+    words += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    plain = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    plain.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    plain.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    BertTokenizerFast(tokenizer_object=plain).save_pretrained(folder)
+    torch.manual_seed(6)
+    width, inner, patches = 64, 48, 16
+    sizes = {
+        "blip.visual_encoder.cls_token": (1, 1, width),
+        "blip.visual_encoder.pos_embed": (1, patches + 1, width),
+        "blip.visual_encoder.patch_embed.proj.weight": (width, 3, 8, 8),
+        "blip.visual_encoder.patch_embed.proj.bias": (width,),
+        **linear("blip.visual_encoder.blocks.0.attn.qkv", 3 * width, width),
+        **linear("blip.visual_encoder.blocks.0.attn.proj", width, width),
+        **linear("blip.visual_encoder.blocks.0.mlp.fc1", inner, width),
+        **linear("blip.visual_encoder.blocks.0.mlp.fc2", width, inner),
+        **norm("blip.visual_encoder.blocks.0.norm1", width),
+        **norm("blip.visual_encoder.blocks.0.norm2", width),
+        **norm("blip.visual_encoder.norm", width),
+        "blip.text_encoder.embeddings.position_ids": (1, 40),
+        "blip.text_encoder.embeddings.word_embeddings.weight": (len(words), width),
+        "blip.text_encoder.embeddings.position_embeddings.weight": (40, width),
+        **norm("blip.text_encoder.embeddings.LayerNorm", width),
+        **linear("blip.vision_proj", 8, width),
+        **linear("mlp.layers.0", 16, width),
+        **linear("mlp.layers.2", 1, 16),
+    }
+    for kind in ("attention", "crossattention"):
+        place = f"blip.text_encoder.encoder.layer.0.{kind}"
+        for name in ("self.query", "self.key", "self.value", "output.dense"):
+            sizes |= linear(f"{place}.{name}", width, width)
+        sizes |= norm(f"{place}.output.LayerNorm", width)
+    sizes |= linear("blip.text_encoder.encoder.layer.0.intermediate.dense", inner, width)
+    sizes |= linear("blip.text_encoder.encoder.layer.0.output.dense", width, inner)
+    sizes |= norm("blip.text_encoder.encoder.layer.0.output.LayerNorm", width)
+    save_file({key: torch.randn(size) * 0.2 for key, size in sizes.items()}, folder / "model.safetensors")
+    return folder
+
+
+def linear(name: str, out: int, into: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
+
+
+def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
 def write_judges(folder: Path) -> dict[str, Path]:
     """Everything, by role."""
     return {
@@ -173,6 +226,7 @@ def write_judges(folder: Path) -> dict[str, Path]:
         "clip-rn50": write_clip_rn50(folder / "rn50"),
         "clip-l": write_clip(folder / "clip-l"),
         "aesthetic": write_aesthetic(folder / "aesthetic.safetensors"),
+        "image-reward": write_image_reward(folder / "image-reward"),
         "judge": write_qwen2_vl(folder / "judge"),
     }
 

@@ -61,6 +61,12 @@ ROLES = {
         "which is never opened here: save its state dict with safetensors first)",
         "github.com/christophschuhmann/improved-aesthetic-predictor",
     ),
+    "image-reward": Role(
+        "Image Reward v1.0",
+        "its weights as .safetensors under their published names (the published ImageReward.pt is a pickle, which is "
+        "never opened here: save its state dict with safetensors first) and the tokenizer's files of bert-base-uncased",
+        "huggingface.co/zai-org/ImageReward, huggingface.co/google-bert/bert-base-uncased",
+    ),
     "judge": Role(
         "Qwen2-VL-7B-Instruct, or another vision-language model with a chat template",
         "config.json, model.safetensors (in parts), preprocessor_config.json and the tokenizer's files",
@@ -116,6 +122,17 @@ DEFINITIONS = {
         True,
         f"cosine of the picture's and the prompt's CLIP embedding; {_CLIP}; the prompt cut at 77 tokens",
         "DreamBooth (arXiv 2208.12242), with the model of DreamBench++ (arXiv 2406.16855)",
+    ),
+    "image-reward": Definition(
+        "Image Reward",
+        "personalization",
+        ("image-reward",),
+        -3,
+        3,
+        True,
+        "the published reward of picture and prompt, standardized as published; shorter side to 224 px, bicubic, "
+        "center crop; the prompt cut at 35 tokens; it may pass its scale's ends",
+        "ImageReward (arXiv 2304.05977); the caption of the paper's Table 1 names it, the table does not show it",
     ),
     "clip-i": Definition(
         "CLIP-I",

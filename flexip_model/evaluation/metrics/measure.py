@@ -14,6 +14,7 @@ from .definitions import DEFINITIONS
 from .embedding import Clip, Dino
 from .judge import CRITERIA, Judge, read_number
 from .quality import AestheticPredictor, ClipIqa
+from .reward import ImageReward
 from .segment import Segmenter
 from .weights import Weights
 
@@ -89,6 +90,10 @@ class Measure:
         return AestheticPredictor(self.weights.place("aesthetic"))
 
     @cached_property
+    def reward(self) -> ImageReward:
+        return ImageReward(self.weights.place("image-reward"), self.device)
+
+    @cached_property
     def judge(self) -> Judge:
         return Judge(self.weights.place("judge"), self.device)
 
@@ -107,6 +112,7 @@ class Measure:
         """One score per item."""
         ways: dict[str, Callable[[Sequence[Item]], list[Score]]] = {
             "clip-t": self._clip_t,
+            "image-reward": self._rewarded,
             "clip-i": lambda items: self._alike(items, "clip"),
             "clip-i-subject": lambda items: self._subjects_alike(items, "clip"),
             "dino-i": lambda items: self._alike(items, "dino"),
@@ -127,6 +133,10 @@ class Measure:
     def _clip_t(self, items: Sequence[Item]) -> list[Score]:
         pictures = self.clip.pictures([item.picture for item in items])
         return _cosines(pictures, self.clip.texts([item.prompt for item in items]))
+
+    def _rewarded(self, items: Sequence[Item]) -> list[Score]:
+        rewards = self.reward([item.picture for item in items], [item.prompt for item in items])
+        return [Score(value) for value in rewards]
 
     def _alike(self, items: Sequence[Item], family: str) -> list[Score]:
         pictures = getattr(self, family).pictures([item.picture for item in items])
@@ -176,7 +186,7 @@ class Measure:
     def _hash(self, role: str) -> str:
         if role in ("detector", "sam"):
             return self.segmenter.hashes[role]
-        models = {"clip": "clip", "clip-l": "clip_l", "dino": "dino", "clip-rn50": "iqa"}
+        models = {"clip": "clip", "clip-l": "clip_l", "dino": "dino", "clip-rn50": "iqa", "image-reward": "reward"}
         return str(getattr(self, models.get(role, role)).hash)
 
 
