@@ -42,6 +42,7 @@ def test_the_page_s_way_with_the_model_that_ships(tmp_path):
     (sweep,) = read_sweeps(Run(tmp_path / "run")).of_method["FlexIP"]
     assert sweep.steps.min() > 0
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "<td>FlexIP gamma=0.5</td>" in page and "<td>no adapter</td>" in page
     assert "the pack&#39;s encoder" in page and "reads no text" in page
 
 

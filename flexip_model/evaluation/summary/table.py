@@ -55,8 +55,8 @@ class Comparison:
 
 
 def frame(run: Run) -> pd.DataFrame:
-    """A line per score, with `label`: the method, and its setting where it has several; methods in the run's order,
-    settings in that of their values."""
+    """A line per score, with `label`: the method, and those of its knobs that take several values; methods in the run's
+    order, settings in that of their values."""
     import pandas
 
     methods = {method["name"]: place for place, method in enumerate(run.record["methods"])}
@@ -73,12 +73,14 @@ def frame(run: Run) -> pd.DataFrame:
             "note": [line["note"] for line in lines],
         }
     )
-    settings: dict[str, set[str]] = {}
-    for method, setting in zip(table["method"], table["setting"], strict=True):
-        settings.setdefault(method, set()).add(setting)
+    turned: dict[str, dict[str, set[float]]] = {}
+    for line in lines:
+        for name, value in line["knobs"].items():
+            turned.setdefault(line["method"], {}).setdefault(name, set()).add(value)
     table["label"] = [
-        f"{method} {setting}" if len(settings[method]) > 1 else method
-        for method, setting in zip(table["method"], table["setting"], strict=True)
+        " ".join([m, *(f"{k}={v:g}" for k, v in line["knobs"].items() if len(turned[m][k]) > 1)])
+        for line in lines
+        for m in [line["method"]]
     ]
     return table
 
