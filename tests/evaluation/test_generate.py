@@ -192,6 +192,11 @@ def test_mistakes_get_one_sentence(world, tmp_path, capsys, more, told):
     assert told in capsys.readouterr().err
 
 
+def test_two_pictures_never_get_one_name(world, tmp_path, capsys):
+    assert main(command(world, tmp_path, "--gammas", "0.5,0.50000001")) == 2
+    assert "would get one name" in capsys.readouterr().err
+
+
 def test_encoders_and_parts_that_are_missing_are_told(world, tmp_path, capsys):
     adapter = world / "system" / "flexip_demo.safetensors"
     assert main(command(world, tmp_path, "--adapter", adapter, adapter=False)) == 2

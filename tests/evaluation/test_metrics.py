@@ -89,15 +89,24 @@ def test_a_batch_scores_as_its_pictures_alone(measure):
 
 
 def test_the_subject_alone_is_compared_where_it_is_found(measure, monkeypatch):
-    """The random detector finds by chance, so its box is set; SAM's mask and the embeddings are the models' own."""
+    """Box, mask and embeddings are the models' own; only the least score of a box is lowered for random weights."""
+    from flexip_model.evaluation.metrics import segment
+
     measure.next_batch()
     measure._references.clear()
-    monkeypatch.setattr(measure.segmenter, "find", lambda picture, noun: (4.0, 4.0, 30.0, 30.0))
-    monkeypatch.setattr(measure.segmenter, "mask", lambda picture, box: np.ones((picture.height, picture.width), bool))
-    assert measure("dino-i-subject", [item(6, 6)])[0].value == pytest.approx(1, abs=1e-5)
+    monkeypatch.setattr(segment, "LEAST", 0.0)
+    one = item(6, 6)
+    box = measure.segmenter.find(one.picture, one.name)
+    mask = measure.segmenter.mask(one.picture, box)
+    assert mask.any() and not mask.all()
+    for metric, family in (("dino-i-subject", measure.dino), ("clip-i-subject", measure.clip)):
+        assert measure(metric, [one])[0].value == pytest.approx(1, abs=1e-5)
+        other = item(6, 5)
+        cuts = [cut_out(p, measure.segmenter.mask(p, measure.segmenter.find(p, "cup"))) for p in other[:2]]
+        wanted = float((family.pictures(cuts[:1]) * family.pictures(cuts[1:])).sum())
+        assert measure(metric, [other])[0].value == pytest.approx(wanted, abs=1e-5)
     measure.next_batch()
     measure._references.clear()
-    monkeypatch.undo()
 
 
 def test_a_missed_subject_counts_zero_and_says_so(measure, monkeypatch):

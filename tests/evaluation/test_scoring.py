@@ -149,6 +149,12 @@ def test_nan_is_named_and_marked(world, tmp_path, monkeypatch):
     json.loads((tmp_path / "scores.jsonl").read_text().splitlines()[0], parse_constant=lambda name: pytest.fail(name))
 
 
+def test_a_prompt_may_hold_any_sign(tmp_path):
+    entries = [{"a": 1, "prompt": 'a\u2028b\x85c\x0b "quoted" γ'}, {"a": 2, "prompt": "\n"}]
+    Lines(tmp_path / "x.jsonl", ("a",)).add(entries)
+    assert list(Lines(tmp_path / "x.jsonl", ("a",)).entries.values()) == entries
+
+
 def test_a_damaged_line_and_a_folder_of_nothing_are_refused(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"a": 1}\nnonsense\n{"a": 2}\n')
     with pytest.raises(FlexIPError, match="line 2 is damaged"):

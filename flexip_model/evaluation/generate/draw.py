@@ -193,6 +193,8 @@ def generate(settings: Settings, share: Share) -> None:
     drawer = Drawer(settings, device)
     record = drawer.record()
     jobs = plan(benchmark, settings.seeds, drawer.knob, settings.values, settings.strengths)
+    if len({job.file for job in jobs}) < len(jobs):
+        raise FlexIPError("two pictures would get one name: give subjects ids, and knobs values, that differ more")
     own = batches(jobs, settings.batch)[share.rank :: share.world_size]
     todo = [batch for batch in own if not all(_done(settings.out, job, record) for job in batch)]
     what = "pictures" if share.world_size == 1 else f"pictures (process {share.rank + 1} of {share.world_size})"

@@ -122,7 +122,7 @@ def _entries(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         elif path.suffix == ".json":
             entries = json.loads(path.read_text(encoding="utf-8"))
         else:
-            entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            entries = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, ValueError, csv.Error) as error:
         raise FlexIPError(f"a manifest in {folder} cannot be read ({error})") from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):

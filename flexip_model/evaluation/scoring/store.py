@@ -35,7 +35,8 @@ class Lines:
             if len(whole) < len(data):
                 with path.open("rb+") as file:
                     file.truncate(len(whole))
-            for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
+            # Not `splitlines`: a prompt may hold one of the other signs that it takes for a line's end.
+            for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], 1):
                 self._take(line, number)
 
     def add(self, entries: Iterable[Entry]) -> None:

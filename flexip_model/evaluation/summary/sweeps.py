@@ -37,8 +37,9 @@ def read_sweeps(run: Run) -> Sweeps:
     found: dict[str, list[Sweep]] = {}
     left_out = []
     for entry in run.sweeps:
-        if not entry["distances"]:
-            left_out.append(f"{entry['method']}, {entry['subject']}, {entry['prompt']!r}: {entry['note']}")
+        if distance not in entry["distances"]:
+            why = entry["note"] or f"it has no distances by {distance}; score the run again"
+            left_out.append(f"{entry['method']}, {entry['subject']}, {entry['prompt']!r}: {why}")
             continue
 
         def along(metric: str | None, entry=entry) -> np.ndarray:
