@@ -183,8 +183,8 @@ def tokens_in_another_order(ground: Ground) -> None:
     step = ground.part("nodes.patch.run").Step
     begin = step.__init__
 
-    def flipped(self: Any, applied: Any, run: Any, tokens: Any, *given: Any) -> None:
-        begin(self, applied, run, dataclasses.replace(tokens, p=tokens.p.flip(0)), *given)
+    def flipped(self: Any, applied: Any, run: Any, tokens: Any, **given: Any) -> None:
+        begin(self, applied, run, dataclasses.replace(tokens, p=tokens.p.flip(0)), **given)
 
     ground.set(step, "__init__", flipped)
 
