@@ -9,11 +9,10 @@ from typing import Any
 
 from ..flexip_model.common.errors import FlexIPError
 from ..flexip_model.common.gammas import without_brackets
-from ..flexip_model.method.sites import SD15_SITES
+from ..flexip_model.method.sites import SD15_SITES, sites_named
 
 Curve = tuple[tuple[float, float], ...]
 SAMPLES = 257
-BLOCKS = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
 
 
 def _number(text: str, low: float, high: float, what: str) -> float:
@@ -102,11 +101,6 @@ def parse_layers(text: str) -> dict[str, float]:
         if not part.strip():
             continue
         name, _, value = part.partition("=")
-        prefix = BLOCKS.get(name.strip().lower(), name.strip())
-        chosen = [site for site in weights if site == prefix or site.startswith(f"{prefix}.")]
-        if not chosen:
-            raise FlexIPError(
-                f'there is no block "{name.strip()}"; expected down, mid, up or a name such as up_blocks.1.attentions.2'
-            )
+        chosen = [site.name for site in sites_named(name)]
         weights.update(dict.fromkeys(chosen, _number(value, 0, 2, f"the weight of {name.strip()}")))
     return weights

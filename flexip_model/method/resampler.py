@@ -35,6 +35,14 @@ class PerceiverAttention(nn.Module):
 
     def forward(self, x: Tensor, d: Tensor, keep: Tensor | None = None) -> Tensor:
         """x (B, N, d), d (B, M, d), keep (B, M) bool or None (all) → (B, N, d)."""
+        q, k, v, mask = self.project(x, d, keep)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        retrieved: Tensor = self.to_out(rearrange(out, "b h n e -> b n (h e)"))
+        return retrieved
+
+    def project(self, x: Tensor, d: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What the softmax is made of: queries (B, H, N, E), keys and values of X ⊕ D (B, H, N + M, E), and which keys
+        may be read, (B, 1, 1, N + M) bool or None (all)."""
         x = self.norm_x(x)
         keys = torch.cat([x, self.norm_d(d)], dim=1)
         split = "b n (h e) -> b h n e"
@@ -42,9 +50,7 @@ class PerceiverAttention(nn.Module):
         mask = None
         if keep is not None:
             mask = torch.cat([keep.new_ones(x.shape[:2]), keep], dim=1)[:, None, None, :]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        retrieved: Tensor = self.to_out(rearrange(out, "b h n e -> b n (h e)"))
-        return retrieved
+        return q, k, v, mask
 
 
 class FeedForward(nn.Module):

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..common.errors import FlexIPError
+
+BLOCKS = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
+"""Short names of the UNet's three parts."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -27,6 +32,12 @@ class Site:
         """diffusers' module path of the attention layer."""
         return f"{self.name}.transformer_blocks.0.attn2"
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in tokens of the layer, by the latent's: each level halves them, rounded up."""
+        for _ in range(self.level):
+            height, width = -(-height // 2), -(-width // 2)
+        return height, width
+
 
 def _sd15_sites() -> tuple[Site, ...]:
     down = [
@@ -45,3 +56,29 @@ def _sd15_sites() -> tuple[Site, ...]:
 
 SD15_SITES: tuple[Site, ...] = _sd15_sites()
 SITE_BY_COMFY: dict[tuple[str, int], Site] = {site.comfy: site for site in SD15_SITES}
+
+
+def sites_named(name: str) -> tuple[Site, ...]:
+    """The sites of `down`, `mid` or `up`, or those whose names begin so (`up_blocks.1`, `up_blocks.1.attentions.2`).
+
+    Raises:
+        FlexIPError: there are none.
+    """
+    prefix = BLOCKS.get(name.strip().lower(), name.strip())
+    chosen = tuple(site for site in SD15_SITES if site.name == prefix or site.name.startswith(f"{prefix}."))
+    if not chosen:
+        raise FlexIPError(
+            f'there is no block "{name.strip()}"; expected down, mid, up or a name such as up_blocks.1.attentions.2'
+        )
+    return chosen
+
+
+def choose_sites(text: str) -> tuple[Site, ...]:
+    """The sites of a list of names with commas, "down, up_blocks.1", in the network's order; all where it is empty.
+
+    Raises:
+        FlexIPError: as `sites_named`.
+    """
+    named = [sites_named(part) for part in text.replace("\n", ",").split(",") if part.strip()]
+    chosen = {site for sites in named for site in sites}
+    return tuple(site for site in SD15_SITES if not named or site in chosen)

@@ -18,7 +18,6 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...flexip_model.common.errors import FlexIPError
-from ...flexip_model.method.sites import Site
 from ..host import compute_dtype, warn
 from .applied import Applied
 from .compiled import own_code
@@ -157,7 +156,7 @@ class Wrappers:
         for key, site in self.applied.sites.items():
             # ComfyUI looks for (block, number, index) first: where another pack uses that form, that slot counts.
             slot: Slot = (*key, 0) if (*key, 0) in slots else key
-            grid = site_grid(site, x) if self.applied.has_masks else None
+            grid = site.grid(*x.shape[-2:]) if self.applied.has_masks else None
             weights = {grid: step.gate(site, grid)}
             slots[slot] = SitePatch(step, site, slots.get(slot), *step.key_values(site), weights, rest)
             patches.append(slots[slot])
@@ -176,14 +175,6 @@ class Wrappers:
                 if other is not None and other is not patch:
                     kind = other if hasattr(other, "__qualname__") else type(other)
                     acted.instead[patch.site.name] = f"{kind.__module__}.{kind.__qualname__}"
-
-
-def site_grid(site: Site, x: Tensor) -> tuple[int, int]:
-    """Height and width in tokens of a layer, by the latent's: each of SD1.5's levels halves them, rounded up."""
-    height, width = x.shape[-2:]
-    for _ in range(site.level):
-        height, width = -(-height // 2), -(-width // 2)
-    return height, width
 
 
 def idle(applied: Applied, acted: Acted) -> str:

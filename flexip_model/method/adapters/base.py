@@ -81,6 +81,7 @@ class Adapter(nn.Module, ABC):
         description: the kind in words, for `inspect`.
         has_personalization: whether there is a branch S beside P.
         queries_are: what `FlexIPConfig.queries` counts, for `inspect`.
+        cls_tokens: how many of a reference's tokens, the last ones of its P, come of the CLIP [CLS].
 
     Args:
         config: sizes; of this kind.
@@ -93,6 +94,7 @@ class Adapter(nn.Module, ABC):
     description: ClassVar[str]
     has_personalization: ClassVar[bool] = False
     queries_are: ClassVar[str] = "queries"
+    cls_tokens: ClassVar[int] = 0
 
     def __init__(self, config: FlexIPConfig, ops: Any = nn) -> None:
         super().__init__()

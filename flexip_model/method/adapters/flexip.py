@@ -22,6 +22,7 @@ class FlexIPAdapter(Adapter):
     kind = "flexip"
     description = "FlexIP adapter (preservation and personalization)"
     has_personalization = True
+    cls_tokens = 1
 
     def __init__(self, config: FlexIPConfig, ops: Any = nn) -> None:
         super().__init__(config)
@@ -38,7 +39,7 @@ class FlexIPAdapter(Adapter):
     @property
     def preservation_tokens(self) -> int:
         """N_L + N_C = 17 at the defaults (§3.2, Eq. 2)."""
-        return self.config.queries + 1
+        return self.config.queries + self.cls_tokens
 
     @staticmethod
     def widths(config: FlexIPConfig) -> EncoderWidths:
