@@ -3,6 +3,8 @@
 host = inject(unet, adapter)
 host.condition = Condition(preservation=p, personalization=s, gamma=gamma_tensor(0.6))
 noise = unet(latents, t, encoder_hidden_states=text).sample
+with host.watch() as record:  # what attends to what, see `method.inside`
+    unet(latents, t, encoder_hidden_states=text)
 host.eject()
 
 Letters: B batch, L queries of a layer, T text tokens, N keys, C the layer's width, H heads, E head width.
@@ -11,6 +13,9 @@ Letters: B batch, L queries of a layer, T text tokens, N keys, C the layer's wid
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from einops import rearrange
@@ -19,8 +24,10 @@ from torch.nn import functional as F
 
 from ..common.errors import FlexIPError
 from ..method.adapters import Adapter, SiteBranches
-from ..method.attention import Attend, gated_attention
-from ..method.sites import SD15_SITES
+from ..method.attention import Attend, KeyValue, gated_attention
+from ..method.inside.maps import PERSONALIZATION, PRESERVATION, TEXT, Attended
+from ..method.inside.record import AttentionRecord
+from ..method.sites import SD15_SITES, Site
 from .condition import Condition, KeysValues
 
 __all__ = ["Condition", "FlexIPHost", "GatedAttnProcessor", "inject"]
@@ -39,8 +46,8 @@ class GatedAttnProcessor:
         held: the keys and values of the host's condition here.
     """
 
-    def __init__(self, host: FlexIPHost, branches: SiteBranches, before: Any) -> None:
-        self.host, self.branches, self.before = host, branches, before
+    def __init__(self, host: FlexIPHost, site: Site, branches: SiteBranches, before: Any) -> None:
+        self.host, self.site, self.branches, self.before = host, site, branches, before
         gated = isinstance(before, GatedAttnProcessor)
         self.chain: tuple[GatedAttnProcessor, ...] = (*before.chain, self) if gated else (self,)
         self.base = before.base if gated else before
@@ -73,19 +80,49 @@ class GatedAttnProcessor:
         out = split_and_attend(q, k, v, attn.heads, mask=mask)
         for own in adding:
             out = own.add(q, out, attn.heads, split_and_attend)
+            if own.host.watching is not None:
+                own.look(own.host.watching, q, Attended(k, v, mask=mask), attn.heads)
         projected: Tensor = attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
         return projected
 
     def add(self, q: Tensor, out: Tensor, heads: int, attend: Attend) -> Tensor:
         """Add this host's branches to an attention's output (B, L, C), of queries (B, L, C)."""
+        p, s, weights = self._branches(q)
+        return gated_attention(q, out, p, s, weights=weights, heads=heads, attend=attend)
+
+    def look(self, watching: Watching, q: Tensor, text: Attended, heads: int) -> None:
+        """Note what the layer's queries (B, L, C) attend to, in the rows that are watched."""
+        p, s, weights = self._branches(q)
+        pairs = zip((PRESERVATION, PERSONALIZATION), (p, s), weights, strict=True)
+        branches = {name: Attended(*pair, weight) for name, pair, weight in pairs if pair is not None}
+        rows = watching.rows
+        watching.record.add(
+            self.site,
+            q[rows],
+            {name: of.of_rows(rows) for name, of in {**branches, TEXT: text}.items()},
+            heads=heads,
+            grid=self.site.grid(*watching.size),
+            pictures=range(len(q[rows])),
+        )
+
+    def _branches(self, q: Tensor) -> tuple[KeyValue | None, KeyValue | None, tuple[Tensor, Tensor]]:
+        """Keys and values of P and S as the queries' dtype and device, and the gate's weights."""
         condition = self.host.condition
         assert condition is not None
         if self.held is None:  # the UNet's forward was called without its hooks
             self.held = condition.project(self.branches, q)
         # A no-op, unless the UNet runs under autocast or its weights come to another device in the middle of a call.
         p, s = (pair and (pair[0].to(q), pair[1].to(q)) for pair in self.held)
-        weights = condition.weights(self.host.adapter.config.dial)
-        return gated_attention(q, out, p, s, weights=weights, heads=heads, attend=attend)
+        return p, s, condition.weights(self.host.adapter.config.dial)
+
+
+@dataclass(eq=False)
+class Watching:
+    """What is looked at while the UNet runs: the rows of its batch, and the latent's size in the call that goes on."""
+
+    record: AttentionRecord
+    rows: slice
+    size: tuple[int, int] = (0, 0)
 
 
 class FlexIPHost:
@@ -101,11 +138,12 @@ class FlexIPHost:
     def __init__(self, unet: UNet2DConditionModel, adapter: Adapter) -> None:
         self.unet, self.adapter = unet, adapter
         self._condition: Condition | None = None
+        self.watching: Watching | None = None
         self.ejected = False
         self._own: list[tuple[Attention, GatedAttnProcessor]] = []
         for site in SD15_SITES:
             attn: Any = unet.get_submodule(site.diffusers)
-            own = GatedAttnProcessor(self, adapter.site(site), _not_ejected(attn.processor))
+            own = GatedAttnProcessor(self, site, adapter.site(site), _not_ejected(attn.processor))
             attn.set_processor(own)
             self._own.append((attn, own))
         self._hook = unet.register_forward_pre_hook(self._before_forward, with_kwargs=True)
@@ -133,6 +171,22 @@ class FlexIPHost:
         """Whether the branches have anything to add now."""
         return self._condition is not None and self._condition.strength != 0
 
+    @contextmanager
+    def watch(self, rows: slice = slice(None)) -> Iterator[AttentionRecord]:
+        """Within, note what the UNet's cross-attention attends to; each call of the UNet is a step.
+
+        Pictures do not change by it, and outside nothing is computed for it.
+
+        Args:
+            rows: those of the UNet's batch that are looked at, each a picture: `slice(0, B)` for the first half where
+                guidance doubles the batch.
+        """
+        before, self.watching = self.watching, Watching(AttentionRecord(self.adapter), rows)
+        try:
+            yield self.watching.record
+        finally:
+            self.watching = before
+
     def eject(self) -> None:
         """Take this host out: wherever its processor still sits, the very object that sat there before comes back.
 
@@ -157,6 +211,9 @@ class FlexIPHost:
             )
         sample = args[0] if args else kwargs["sample"]
         condition.check(sample.shape[0], self.adapter)
+        if self.watching is not None:
+            self.watching.record.begin_step()
+            self.watching.size = tuple(sample.shape[-2:])
         if not self.adds:
             return
         # All before the UNet runs: gradient checkpointing runs its blocks twice and must find the same tensors each

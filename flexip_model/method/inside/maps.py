@@ -54,6 +54,13 @@ class Attended(NamedTuple):
     weight: Tensor | None = None
     mask: Tensor | None = None
 
+    def of_rows(self, rows: slice | int) -> Attended:
+        """The same for some rows of the batch; what is one for all rows stays so."""
+        rows = slice(rows, rows + 1) if isinstance(rows, int) else rows
+        weight, mask = (t if t is None or len(t) == 1 else t[rows] for t in (self.weight, self.mask))
+        k, v = (t if len(t) == 1 else t[rows] for t in (self.k, self.v))
+        return Attended(k, v, weight, mask)
+
 
 def tokens_of(branch: str, tokens: int, adapter: type[Adapter] | Adapter, per_reference: int) -> dict[str, Tensor]:
     """The groups of a branch, each with the numbers of its tokens, (n,) int64; together they are all of them.
@@ -105,18 +112,18 @@ def layer_maps(
     rows = []
     for row in range(len(q)):  # one at a time: the weights of a whole batch are large
         found = q.new_zeros(2, len(GROUPS), q.shape[1], dtype=torch.float32)
-        for branch, (k, v, weight, mask) in branches.items():
-            own_k, own_v = (t[row : row + 1] if len(t) > 1 else t for t in (k, v))
-            factor = torch.ones(1, 1, 1) if weight is None else weight[row : row + 1] if len(weight) > 1 else weight
-            if not bool((factor != 0).any()):
+        for branch, attended in branches.items():
+            k, v, weight, mask = attended.of_rows(row)
+            if weight is not None and not bool((weight != 0).any()):
                 continue
-            own_mask = mask[row : row + 1] if mask is not None and len(mask) > 1 else mask
-            weights = attention_weights(q[row : row + 1], own_k, heads, own_mask)
+            weights = attention_weights(q[row : row + 1], k, heads, mask)
             groups = tokens_of(branch, k.shape[1], adapter, adapter.preservation_tokens)
             for name, tokens in groups.items():
                 tokens, number = tokens.to(q.device), list(GROUPS).index(name)
                 found[0, number] = weights[..., tokens].sum(-1).mean(1)[0]
-                part = contribution(weights, own_v, tokens) * factor.to(q.device, torch.float32)
+                part = contribution(weights, v, tokens)
+                if weight is not None:
+                    part = part * weight.to(part)
                 found[1, number] = part[0].square().mean(-1).sqrt()
         rows.append(found)
     maps = rearrange(torch.stack(rows, 2), "k g r (h w) -> k g r h w", h=grid[0], w=grid[1])

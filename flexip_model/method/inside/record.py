@@ -24,6 +24,8 @@ from .maps import GROUPS, Attended, layer_maps
 LARGEST = 32
 """Tokens of a map each way (our choice): what 512 pixels have at the layers of half the latent's size."""
 
+ACTIVE = "expected a run with FlexIP active in it, at a strength above 0"
+
 
 class Maps(NamedTuple):
     """Averaged maps.
@@ -122,6 +124,8 @@ class AttentionRecord:
         Raises:
             FlexIPError: no such steps, or nothing was seen there.
         """
+        if not self.steps:
+            raise FlexIPError(f"no step was seen; {ACTIVE}")
         last = last or self.steps
         if not 1 <= first <= last <= self.steps:
             raise FlexIPError(
@@ -131,9 +135,7 @@ class AttentionRecord:
         steps = [{name: held for name, held in step.items() if name in names} for step in self._steps[first - 1 : last]]
         sizes = {held[0].shape[-2:] for step in steps for site in step.values() for held in site.values()}
         if not sizes:
-            raise FlexIPError(
-                "no attention was seen in these steps and layers; was FlexIP active there, with a strength above 0?"
-            )
+            raise FlexIPError(f"no attention was seen in these steps and layers; {ACTIVE}")
         finest = max(sizes, key=lambda size: size[0] * size[1])
         total = torch.zeros(self.pictures, 2, len(GROUPS), *finest)
         # A branch that takes no part in some steps contributes 0 there, and has no softmax to take a mean of.
