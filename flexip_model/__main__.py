@@ -28,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     from .data.cli import add_commands as add_data
     from .demo.cli import add_commands as add_demo
     from .evaluation.cli import add_commands as add_evaluate
+    from .figures.cli import add_commands as add_figures
     from .tools.benchmark.cli import add_commands as add_benchmark
     from .train.cli import add_commands as add_train
 
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("out", type=Path, help="the new .safetensors file, for ComfyUI's models/flexip")
     convert.set_defaults(run=_convert)
 
+    add_figures(commands)
     add_benchmark(commands)
     add_data(commands)
     add_demo(commands)

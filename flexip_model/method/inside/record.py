@@ -33,7 +33,7 @@ class Maps(NamedTuple):
     Attributes:
         weights: by group, (B, h, w): the share of its branch's softmax, in [0, 1].
         contributions: by group, (B, h, w): root mean square of what it adds, on one scale for all groups.
-        missing: groups whose branch took no part anywhere; their maps are 0.
+        missing: groups without tokens, and those whose branch took no part anywhere; their maps are 0.
     """
 
     weights: dict[str, Tensor]
@@ -148,9 +148,8 @@ class AttentionRecord:
                     count[number, 0] += _took_part(maps)
                     count[number, 1] += 1
         mean = total / count.clamp(min=1)
-        seen = (count[:, 0] > 0).flatten(1).view(self.pictures, len(GROUPS)).any(0).tolist()
         weights, contributions = ({n: mean[:, kind, i] for i, n in enumerate(GROUPS)} for kind in (0, 1))
-        return Maps(weights, contributions, tuple(n for n, found in zip(GROUPS, seen, strict=True) if not found))
+        return Maps(weights, contributions, tuple(name for name, values in weights.items() if values.max() == 0))
 
 
 def _took_part(maps: Tensor) -> Tensor:

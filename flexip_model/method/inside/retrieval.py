@@ -88,3 +88,12 @@ def read_weights(layer: PerceiverAttention, x: Tensor, d: Tensor, keep: Tensor |
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf"))
     return logits.softmax(-1), v.float()
+
+
+def on_grid(values: Tensor) -> Tensor:
+    """Values of retrieval tokens on the reference's grid of patches: (B, M) → (B, √M, √M).
+
+    Where CLIP's hidden states are the retrieval tokens (IP-Adapter-Plus), their first is the [CLS], which has no place.
+    """
+    side = int(values.shape[1] ** 0.5)
+    return values[:, values.shape[1] - side**2 :].reshape(len(values), side, side)
