@@ -14,6 +14,7 @@ from .encode import FlexIPEncodeReference
 from .example import FlexIPExampleImage
 from .folders import register_folders
 from .grid import FlexIPSweepGrid
+from .inside import FlexIPAttentionMaps, FlexIPRecordAttention
 from .load import FlexIPLoadAdapter, FlexIPLoadEncoders
 
 
@@ -45,6 +46,8 @@ NODE_CLASS_MAPPINGS = {
     "FlexIPApply": FlexIPApply,
     "FlexIPGammaSweep": FlexIPGammaSweep,
     "FlexIPSweepGrid": FlexIPSweepGrid,
+    "FlexIPRecordAttention": FlexIPRecordAttention,
+    "FlexIPAttentionMaps": FlexIPAttentionMaps,
 }
 NODE_DISPLAY_NAME_MAPPINGS = {
     "FlexIPLoadEncoders": "Load FlexIP Encoders",
@@ -55,6 +58,8 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FlexIPApply": "Apply FlexIP",
     "FlexIPGammaSweep": "FlexIP γ Sweep",
     "FlexIPSweepGrid": "FlexIP Sweep Grid",
+    "FlexIPRecordAttention": "FlexIP Record Attention",
+    "FlexIPAttentionMaps": "FlexIP Attention Maps",
 }
 
 

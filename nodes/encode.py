@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -80,7 +81,7 @@ def _remembered(encoders: LoadedEncoders, name: str, make: Callable[[], Referenc
     """What was made under this name before, else made now and kept on the CPU."""
     recent = encoders.recent
     if name not in recent:
-        recent[name] = _on(make(), comfy.model_management.intermediate_device())
+        recent[name] = on_device(make(), comfy.model_management.intermediate_device())
     recent.move_to_end(name)
     while len(recent) > RECENT:
         recent.popitem(last=False)
@@ -104,9 +105,10 @@ def embed(loaded: LoadedAdapter, features: ReferenceFeatures, null: ReferenceFea
     device = loaded.load()
     to = comfy.model_management.intermediate_device()
     with torch.no_grad():
-        p = loaded.adapter.preservation(_on(features, device))
-        empty = loaded.adapter.preservation(_on(null, device))
-    return Embeds(loaded.tag, p.flatten(0, 1)[None].to(to), empty.to(to), features.cls.mean(0, keepdim=True).to(to))
+        p = loaded.adapter.preservation(on_device(features, device))
+        empty = loaded.adapter.preservation(on_device(null, device))
+    cls = features.cls.mean(0, keepdim=True).to(to)
+    return Embeds(loaded.tag, p.flatten(0, 1)[None].to(to), empty.to(to), cls, on_device(features, to))
 
 
 def attach(loaded: LoadedAdapter, conditioning: Conditioning, p: Tensor, cls: Tensor) -> Conditioning:
@@ -151,7 +153,8 @@ def attach(loaded: LoadedAdapter, conditioning: Conditioning, p: Tensor, cls: Te
     return out
 
 
-def _on(features: ReferenceFeatures, device: torch.device) -> ReferenceFeatures:
+def on_device(features: ReferenceFeatures, device: torch.device) -> ReferenceFeatures:
+    """The same on another device."""
     keep = None if features.keep is None else features.keep.to(device)
     return ReferenceFeatures(features.cls.to(device), features.patches.to(device), keep)
 
@@ -226,10 +229,11 @@ class FlexIPEncodeReference(io.ComfyNode):
             logging.warning("FlexIP: %s: %s", adapter.name, sentence)
         views = encoders.encoders.look(image, mask, crop)
         features, null = encode_features(encoders, views, type(adapter.adapter))
-        embeds = embed(adapter, features, null)
+        seen = encoders.encoders.preview(views)
+        embeds = replace(embed(adapter, features, null), seen=seen)
         return io.NodeOutput(
             attach(adapter, positive, embeds.preservation, embeds.cls),
             attach(adapter, negative, embeds.null, null.cls),
             embeds,
-            ui=ui.PreviewImage(encoders.encoders.preview(views), cls=cls),
+            ui=ui.PreviewImage(seen, cls=cls),
         )

@@ -16,7 +16,8 @@ from .wires import FlexIPGammas
 CATEGORY = "FlexIP"
 
 
-def _pictures(images: Tensor) -> list[Image.Image]:
+def pictures_of(images: Tensor) -> list[Image.Image]:
+    """(N, H, W, C) in [0, 1] → pictures of 8 bits."""
     values = (images[..., :3].detach().float().cpu().clamp(0, 1) * 255).round().byte().numpy()
     return [Image.fromarray(value) for value in values]
 
@@ -40,9 +41,9 @@ def draw_grid(images: Tensor, gammas: list[float], reference: Tensor | None = No
         raise FlexIPError(
             f"there are {len(images)} pictures for {columns} γ values; connect the γ list of the sweep that made them"
         )
-    cells = _pictures(images)
+    cells = pictures_of(images)
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    references = [] if reference is None else _pictures(reference)
+    references = [] if reference is None else pictures_of(reference)
     sheet = draw_sheet(rows, gammas, references[:1] if len(references) < len(rows) else references, title)
     return torch.from_numpy(np.asarray(sheet).astype(np.float32) / 255)[None]
 

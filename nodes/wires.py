@@ -23,6 +23,7 @@ FlexIPEncoders = io.Custom("FLEXIP_ENCODERS")
 FlexIPAdapterType = io.Custom("FLEXIP_ADAPTER")
 FlexIPEmbeds = io.Custom("FLEXIP_EMBEDS")
 FlexIPGammas = io.Custom("FLEXIP_GAMMAS")
+FlexIPAttention = io.Custom("FLEXIP_ATTENTION")
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,9 +118,13 @@ class Embeds:
         preservation: P of all references, (1, N, W).
         null: P of no reference, (1, N_0, W).
         cls: the CLIP [CLS] that S was made with, (1, clip_width).
+        features: what the encoders saw in each reference, (B, …).
+        seen: the references as the encoders saw them, (B, S, S, 3) in [0, 1]; None where nobody made a picture of it.
     """
 
     tag: str
     preservation: Tensor
     null: Tensor
     cls: Tensor
+    features: ReferenceFeatures
+    seen: Tensor | None = None

@@ -53,13 +53,19 @@ def make(comfyui: Path) -> None:
     for_readme: list[tuple[str, Image.Image | str]] = []
     with ComfyServer(comfyui, cpu=not has_gpu()) as server:
         client = ComfyClient(server.url)
-        for name in ("flexip_gamma_sweep", "flexip_basic"):
+        for name in ("flexip_gamma_sweep", "flexip_basic", "flexip_attention_maps"):
             graph = json.loads((PACK / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
             result = client.run(graph)
             if result.status != "success":
                 raise FlexIPError(f"{name}: {result.error}")
             files = client.pictures(result, shown(graph, "VAEDecode"))
             pictures = [Image.open(io.BytesIO(file)) for file in files]
+            if name == "flexip_attention_maps":
+                (sheet,) = client.pictures(result, shown(graph, "FlexIPAttentionMaps"))
+                small = Image.open(io.BytesIO(sheet)).convert("RGB")
+                small.thumbnail((640, 640))
+                _save(small, PACK / "workflows" / f"{name}.jpg")
+                continue
             reference = Image.open(EXAMPLES / graph[only(graph, "FlexIPLoadDemo")]["inputs"]["example"])
             if name == "flexip_basic":
                 gamma = graph[only(graph, "FlexIPApply")]["inputs"]["gamma"]

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from ...flexip_model.common.errors import FlexIPError
 from ...flexip_model.method.attention import KeyValue, gated_attention
+from ...flexip_model.method.inside.maps import PERSONALIZATION, PRESERVATION, TEXT, Attended
 from ...flexip_model.method.sites import Site
+from .look import Look
 from .run import Step
 
 
@@ -32,6 +34,7 @@ class SitePatch:
         p, s: keys and values of the two branches, (R, N, C); None where not needed.
         weights: the gate's, by the layer's grid of tokens where a mask lies on it, else by None.
         rest: tells patches that were put around a function that the model's own are there.
+        look: notes what the layer attends to, with the rows that are looked at and their pictures; None: nobody looks.
         acted: the branches that were added, None before.
     """
 
@@ -42,6 +45,7 @@ class SitePatch:
     s: KeyValue | None
     weights: dict[tuple[int, int] | None, tuple[Tensor, Tensor]]
     rest: Rest | None = None
+    look: tuple[Look, dict[int, int]] | None = None
     acted: tuple[bool, bool] | None = None
 
     @property
@@ -55,7 +59,7 @@ class SitePatch:
         chained = self.previous.form if isinstance(self.previous, SitePatch) else type(self.previous)
         applied = self.step.applied
         masks = applied.has_masks and (applied.strength * applied.layers[self.site.name], self.step.rows)
-        return self.site.name, self.branches, masks, chained
+        return self.site.name, self.branches, masks, chained, self.look is not None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         """q (R, L, C), k and v (R, T, C), projected → (R, L, C) before `to_out`."""
@@ -93,6 +97,11 @@ class SitePatch:
             rows = self.step.sources(q, self.site, extra_options)
             p, s = (pair and (pair[0][rows], pair[1][rows]) for pair in (p, s))
             weights = weights[0].expand(self.step.rows, -1, -1)[rows], weights[1].expand(self.step.rows, -1, -1)[rows]
+        if self.look is not None:
+            look, looked_at = self.look
+            pairs = zip((PRESERVATION, PERSONALIZATION), (p, s), weights, strict=True)
+            branches = {name: Attended(*pair, weight) for name, pair, weight in pairs if pair is not None}
+            look.add(self.site, q, {**branches, TEXT: Attended(k, v)}, heads=heads, rows=looked_at)
         return gated_attention(q, out, p, s, weights=weights, heads=heads, attend=attend)
 
     def _grid(self, q: Tensor, extra_options: dict[str, Any]) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from ...flexip_model.common.errors import FlexIPError
 from ..host import compute_dtype, warn
 from .applied import Applied
 from .compiled import own_code
+from .look import LOOK
 from .run import Acted, RowTokens, SamplingRun, Step
 from .site_patch import Rest, SitePatch
 
@@ -146,11 +147,15 @@ class Wrappers:
         if run is None:
             return None
         run.of(self.applied).forwards += 1
+        look = options.get(LOOK, {}).get(self.applied.loaded.tag)
+        if look is not None:
+            look.begin_forward(float(options["sigmas"][0]))
         if p is None or not run.active(self.applied.start, self.applied.end, float(options["sigmas"][0])):
             return None
         tokens = RowTokens.of(p, given.get(self.applied.loaded.s_key), given[self.applied.loaded.index_key], len(x))
         like = x.new_empty(0, dtype=compute_dtype(model, x))
         step = Step(self.applied, run, tokens, options=options, like=like, context=context)
+        seen = None if look is None else (look, look.rows(options, x, tokens.pictures))
         replaced = options.get("patches_replace", {})
         slots, patches = dict(replaced.get("attn2", {})), []
         for key, site in self.applied.sites.items():
@@ -158,7 +163,7 @@ class Wrappers:
             slot: Slot = (*key, 0) if (*key, 0) in slots else key
             grid = site.grid(*x.shape[-2:]) if self.applied.has_masks else None
             weights = {grid: step.gate(site, grid)}
-            slots[slot] = SitePatch(step, site, slots.get(slot), *step.key_values(site), weights, rest)
+            slots[slot] = SitePatch(step, site, slots.get(slot), *step.key_values(site), weights, rest, seen)
             patches.append(slots[slot])
         return patches, {**options, "patches_replace": {**replaced, "attn2": slots}}
 

@@ -29,6 +29,8 @@ NODES = (
     "FlexIPApply",
     "FlexIPGammaSweep",
     "FlexIPSweepGrid",
+    "FlexIPRecordAttention",
+    "FlexIPAttentionMaps",
 )
 ENCODES = ("FlexIPLoadDemo", "CLIPTextEncode", "FlexIPEncodeReference")
 
@@ -113,6 +115,30 @@ def test_sweep_differs_in_gamma_alone(client: ComfyClient) -> None:
     assert difference(low, high) > 4
     grid = open_pictures(client.pictures(result, shown(prompt, "FlexIPSweepGrid")))
     assert grid[0].width >= 5 * 128, "four pictures and the reference"
+
+
+def test_maps_of_other_layers_are_drawn_without_sampling_again_and_a_new_seed_has_its_own(client: ComfyClient) -> None:
+    prompt = api_workflow("flexip_attention_maps")
+    sampler, maps = node_of(prompt, "KSampler"), node_of(prompt, "FlexIPAttentionMaps")
+
+    def run(**changes: object) -> tuple[set[str], Image.Image]:
+        for key, value in changes.items():
+            prompt[sampler if key in ("seed", "steps") else maps]["inputs"][key] = value
+        result = client.run(prompt)
+        assert result.status == "success", result.error
+        (sheet,) = open_pictures(client.pictures(result, shown(prompt, "FlexIPAttentionMaps")))
+        return set(result.cached), sheet
+
+    _, first = run(steps=3, seed=41)
+    cached, fewer = run(layers="mid")
+    assert sampler in cached and difference(first, fewer) > 0
+    cached, other = run(layers="", seed=42)
+    assert sampler not in cached and difference(first, other) > 0
+    _, again = run(seed=41)
+    assert difference(first, again) == 0
+    prompt[maps]["inputs"]["last_step"] = 9
+    refused = client.run(prompt)
+    assert refused.status == "error" and "3 were seen" in str(refused.error)
 
 
 @pytest.mark.promise(34)

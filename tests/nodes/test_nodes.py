@@ -33,6 +33,11 @@ FROZEN = {
         ["MODEL", "LATENT", "FLEXIP_GAMMAS"],
     ),
     "FlexIPSweepGrid": (["images", "gammas", "reference", "title"], ["IMAGE"]),
+    "FlexIPRecordAttention": (["model", "adapter"], ["MODEL", "FLEXIP_ATTENTION"]),
+    "FlexIPAttentionMaps": (
+        ["images", "latent", "recording", "branch", "kind", "first_step", "last_step", "layers", "embeds"],
+        ["IMAGE"],
+    ),
 }
 
 
