@@ -22,7 +22,7 @@ def open_template(page: Page, name: str) -> None:
     if not dialog.is_visible():  # it opens by itself on the first visit
         page.locator(".side-tool-bar-container").get_by_text("Templates").click()
     dialog.get_by_text("ComfyUI-FlexIP").first.click()
-    dialog.get_by_text("Showing 3 of 3 templates").wait_for()
+    dialog.get_by_text(f"Showing {len(ALL_WORKFLOWS)} of {len(ALL_WORKFLOWS)} templates").wait_for()
     card = dialog.get_by_test_id(f"template-workflow-{name}")
     page.wait_for_function("name => document.querySelector(`img[alt='${name}']`)?.naturalWidth > 0", arg=name)
     page.screenshot(path=ARTIFACTS / "templates.png")
