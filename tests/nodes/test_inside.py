@@ -163,3 +163,26 @@ def test_a_range_of_apply_keeps_the_steps_numbers(rig, watched):
     assert record.steps == 3 and record.at(3, SD15_SITES[0]).shape[0] == 2
     with pytest.raises(ValueError, match="nothing was seen"):
         record.at(1, SD15_SITES[0])
+
+
+def test_a_compiled_model_is_seen_as_the_plain_one_in_every_run(rig, watched):
+    """With ComfyUI's own helper and its filter, by which the compiler does not look at patches again."""
+    compiled = importlib.import_module("comfy_api.torch_helpers").set_torch_compile_wrapper
+
+    def skip(guards):
+        return ["transformer_options" not in guard.name for guard in guards]
+
+    tokens = rig.encode(*rig.prompts())
+    importlib.import_module("torch._dynamo").reset()
+    for gamma in (0.3, 0.8):
+        model, wanted = watched(rig.apply(gamma))
+        plain = rig.calls(model, *tokens)[0].out
+        for recorded in (False, True, True):
+            traced, found = watched(rig.apply(gamma)) if recorded else (rig.apply(gamma), None)
+            traced = traced.clone()
+            compiled(model=traced, backend="eager", options={"guard_filter_fn": skip})
+            assert (rig.calls(traced, *tokens)[0].out - plain).abs().max() <= 1e-5
+            if found is not None:
+                for site in SD15_SITES:
+                    own, other = (held.runs[0].record.at(1, site) for held in (found, wanted))
+                    torch.testing.assert_close(own, other, atol=1e-4, rtol=1e-3)
