@@ -28,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     from .data.cli import add_commands as add_data
     from .demo.cli import add_commands as add_demo
     from .evaluation.cli import add_commands as add_evaluate
-    from .figures.cli import add_commands as add_figures
+    from .evaluation.figures.cli import add_commands as add_figures
     from .tools.benchmark.cli import add_commands as add_benchmark
     from .train.cli import add_commands as add_train
 

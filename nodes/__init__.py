@@ -12,10 +12,10 @@ from .apply import FlexIPApply, FlexIPGammaSweep
 from .demo import FlexIPLoadDemo
 from .encode import FlexIPEncodeReference
 from .example import FlexIPExampleImage
-from .folders import register_folders
 from .grid import FlexIPSweepGrid
 from .inside import FlexIPAttentionMaps, FlexIPRecordAttention
 from .load import FlexIPLoadAdapter, FlexIPLoadEncoders
+from .loading.folders import register_folders
 
 
 def let_log_write_gamma() -> None:

@@ -15,9 +15,9 @@ from ..flexip_model.common.errors import FlexIPError
 from ..flexip_model.encoders import Encoders, load_clip, load_dino
 from ..flexip_model.files.adapter_file import load_adapter_file
 from ..flexip_model.images.pictures import on_white
-from .diffusers_folder import load_clip_text, load_unet, load_vae
-from .folders import fingerprint
 from .host import fields
+from .loading.diffusers_folder import load_clip_text, load_unet, load_vae
+from .loading.folders import fingerprint
 from .wires import FlexIPAdapterType, FlexIPEncoders, manage_adapter, manage_encoders
 
 CATEGORY = "FlexIP"

@@ -11,8 +11,8 @@ from comfy_execution.utils import get_executing_context
 
 from ..flexip_model.common.errors import FlexIPError
 from ..flexip_model.files.adapter_file import load_adapter_file
-from .folders import check, files, fingerprint, locate, preferred
 from .host import fields
+from .loading.folders import check, files, fingerprint, locate, preferred
 from .wires import FlexIPAdapterType, FlexIPEncoders, manage_adapter, manage_encoders
 
 CATEGORY = "FlexIP"

@@ -28,9 +28,9 @@ from ...flexip_model.method.adapters import FlexIPAdapter
 from ...flexip_model.method.config import FlexIPConfig
 from ...flexip_model.method.gate import gamma_tensor
 from ...flexip_model.tools.benchmark.timing import Row, alone, compare
-from ..diffusers_folder import SD15_UNET
 from ..encode import attach, embed, encode_features
 from ..host import manage
+from ..loading.diffusers_folder import SD15_UNET
 from ..patch.applied import Applied
 from ..patch.apply import apply_adapter
 from ..wires import LoadedAdapter, manage_adapter, manage_encoders

@@ -42,7 +42,7 @@ def test_demo_parts_are_those_of_diffusers(demo, tiny_folder):
 def test_the_shipped_unet_has_widths_that_are_no_multiples_of_one(pack):
     from diffusers import UNet2DConditionModel
 
-    model = importlib.import_module(f"{pack.__name__}.nodes.diffusers_folder").load_unet(SHIPPED)
+    model = importlib.import_module(f"{pack.__name__}.nodes.loading.diffusers_folder").load_unet(SHIPPED)
     theirs = UNet2DConditionModel.from_pretrained(SHIPPED / "unet")
     assert tuple(theirs.config.block_out_channels) == (64, 96, 96, 64)
     x, t, text = torch.randn(2, 4, 16, 16), torch.tensor([500.0, 500.0]), torch.randn(2, 77, 128)
@@ -59,7 +59,7 @@ def test_a_vae_of_other_widths_is_refused(pack, tiny_folder, tmp_path):
     config["block_out_channels"][1] += 16
     (tmp_path / "vae" / "config.json").write_text(json.dumps(config))
     with pytest.raises(error, match=r"block_out_channels \[32, 80, 96, 96\]; expected multiples of 32"):
-        importlib.import_module(f"{pack.__name__}.nodes.diffusers_folder").load_vae(tmp_path)
+        importlib.import_module(f"{pack.__name__}.nodes.loading.diffusers_folder").load_vae(tmp_path)
 
 
 def test_loading_the_demo_twice_shares_nothing(nodes, demo):
@@ -82,7 +82,7 @@ def test_a_damaged_demo_is_named(pack, nodes, tiny_folder, tmp_path, monkeypatch
 
 @pytest.mark.parametrize(("said", "name"), [("epsilon", "EPS"), ("v_prediction", "V_PREDICTION"), ("sample", None)])
 def test_the_model_predicts_what_its_scheduler_says(pack, tiny_folder, tmp_path, said, name):
-    folders = importlib.import_module(f"{pack.__name__}.nodes.diffusers_folder")
+    folders = importlib.import_module(f"{pack.__name__}.nodes.loading.diffusers_folder")
     error = importlib.import_module(f"{pack.__name__}.flexip_model.common.errors").FlexIPError
     folder = shutil.copytree(tiny_folder, tmp_path / "demo")
     path = folder / "scheduler" / "scheduler_config.json"

@@ -77,7 +77,7 @@ def test_paths_stay_inside_their_folders(nodes, comfy_base, tmp_path):
 
 
 def test_folders_of_others_are_kept(pack):
-    folders = importlib.import_module(f"{pack.__name__}.nodes.folders")
+    folders = importlib.import_module(f"{pack.__name__}.nodes.loading.folders")
     paths = importlib.import_module("folder_paths")
     paths.add_model_folder_path("dinov2", "/somewhere/else")
     folders.register_folders()

@@ -51,7 +51,7 @@ class Rig:
 
     def __init__(self, pack: ModuleType, folder: Path) -> None:
         self.pack, self.folder = pack, folder
-        self.model = self.part("nodes.diffusers_folder").load_unet(folder)
+        self.model = self.part("nodes.loading.diffusers_folder").load_unet(folder)
         files = self.part("flexip_model.files.adapter_file")
         info, tensors = files.load_adapter_file(folder / "flexip_demo.safetensors")
         self.info, self.tensors = info, tensors

@@ -99,7 +99,7 @@ def pickle_fallback(ground: Ground) -> None:
 
 
 def joined_paths(ground: Ground) -> None:
-    folders, load = ground.part("nodes.folders"), ground.part("nodes.load")
+    folders, load = ground.part("nodes.loading.folders"), ground.part("nodes.load")
     locate, paths = folders.locate, importlib.import_module("folder_paths")
 
     def careless(name: str, *kinds: str) -> Path:

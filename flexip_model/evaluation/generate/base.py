@@ -13,6 +13,7 @@ from torch import Tensor
 from ...common.errors import FlexIPError
 from ...encoders.weights import weights_hash
 from ...files.safefile import read_header
+from ...method import sd15
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError)
@@ -34,6 +35,7 @@ class Base:
     hash: str
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Base:
+        """Move and cast the three networks."""
         for module in (self.unet, self.vae, self.text_encoder):
             torch.nn.Module.to(module, device, dtype)  # diffusers' own warns of every cast
         return self
@@ -52,7 +54,7 @@ class Base:
     def read(self, prompts: list[str]) -> Tensor:
         """Z^(T), (B, 77, W): the last hidden state after the final norm; longer prompts are cut."""
         ids = self.tokenizer(
-            prompts, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+            prompts, padding="max_length", truncation=True, max_length=sd15.TEXT_LENGTH, return_tensors="pt"
         ).input_ids
         return self.text_encoder(ids.to(self.text_encoder.device)).last_hidden_state
 

@@ -85,7 +85,7 @@ def test_the_model_that_ships_draws_the_same_with_layers_that_are_empty_until_lo
 
 @pytest.mark.parametrize("damage", ["missing weight", "missing bias", "other shape", "one too many"])
 def test_damage_is_named_with_empty_layers_too(pack, lazy, tiny_folder, tmp_path, damage):
-    folders = importlib.import_module(f"{pack.__name__}.nodes.diffusers_folder")
+    folders = importlib.import_module(f"{pack.__name__}.nodes.loading.diffusers_folder")
     error = importlib.import_module(f"{pack.__name__}.flexip_model.common.errors").FlexIPError
     for part in ("unet", "scheduler"):
         (tmp_path / part).mkdir()
@@ -119,7 +119,7 @@ def test_models_are_managed_by_the_class_that_the_host_uses(pack, nodes, demo, r
         if hasattr(patcher_of, "cached_patcher_init"):  # a host that makes models anew without dynamic VRAM
             make, arguments = patcher_of.cached_patcher_init
             assert type(make(*arguments, disable_dynamic=True)) is patcher.ModelPatcher
-    static = rig.part("nodes.diffusers_folder").load_unet(rig.folder, disable_dynamic=True)
+    static = rig.part("nodes.loading.diffusers_folder").load_unet(rig.folder, disable_dynamic=True)
     assert type(static) is patcher.ModelPatcher
     conds = rig.encode(*rig.prompts())
     assert difference(rig.predict(rig.apply(0.5, model=static), *conds), rig.predict(rig.apply(0.5), *conds)) == 0

@@ -208,7 +208,7 @@ def test_other_dtypes_of_the_model(rig, monkeypatch, dtype):
     monkeypatch.setattr(management, "unet_dtype", lambda **_: dtype)
     cast = torch.bfloat16 if dtype == torch.float8_e4m3fn else None
     monkeypatch.setattr(management, "unet_manual_cast", lambda *_: cast)
-    model = rig.part("nodes.diffusers_folder").load_unet(rig.folder)
+    model = rig.part("nodes.loading.diffusers_folder").load_unet(rig.folder)
     conds = rig.encode(*rig.prompts())
     for settings in ({}, {"gamma_map": torch.ones(1, 8, 8)}):
         out = rig.predict(rig.apply(0.5, model=model, **settings), *conds)

@@ -89,7 +89,7 @@ def inpainting_model(rig, folder):
     more = torch.randn(CHANNELS[0], 5, 3, 3, generator=torch.Generator().manual_seed(0)) * 0.1
     tensors["conv_in.weight"] = torch.cat([tensors["conv_in.weight"], more], 1)
     save_file(tensors, weights)
-    return rig.part("nodes.diffusers_folder").load_unet(folder)
+    return rig.part("nodes.loading.diffusers_folder").load_unet(folder)
 
 
 def inpainting(rig, conds):

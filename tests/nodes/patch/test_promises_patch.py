@@ -350,7 +350,8 @@ def test_deep_shrink_at_every_factor(rig, factor, block, figures):
 
 def rounded(rig, dtype, monkeypatch):
     """The base model in a dtype, and one in float32 with the same rounded weights."""
-    management, load = importlib.import_module("comfy.model_management"), rig.part("nodes.diffusers_folder").load_unet
+    management = importlib.import_module("comfy.model_management")
+    load = rig.part("nodes.loading.diffusers_folder").load_unet
     eight = dtype == torch.float8_e4m3fn
     with monkeypatch.context() as patched:
         patched.setattr(management, "unet_dtype", lambda **_: dtype)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .attention_maps import Generation
 
-SHIPPED = Path(__file__).resolve().parents[2] / "models" / "demo"
+SHIPPED = Path(__file__).resolve().parents[3] / "models" / "demo"
 """The model that ships with the pack."""
 
 
@@ -50,9 +50,9 @@ def run(options: argparse.Namespace) -> None:
     """
     from PIL import Image
 
-    from ..common.device import pick_device
-    from ..common.errors import FlexIPError
-    from ..method.sites import choose_sites
+    from ...common.device import pick_device
+    from ...common.errors import FlexIPError
+    from ...method.sites import choose_sites
     from .attention_maps import attention_maps, load_models
 
     given = (options.adapter, options.base, options.clip)
@@ -107,7 +107,7 @@ def read_step_range(text: str) -> tuple[int, int]:
     Raises:
         FlexIPError: something else.
     """
-    from ..common.errors import FlexIPError
+    from ...common.errors import FlexIPError
 
     if not text.strip():
         return 1, 0

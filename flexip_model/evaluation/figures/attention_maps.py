@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..common.errors import FlexIPError
-from ..encoders import Encoders, load_clip, load_dino
-from ..encoders.pair import check_encoders
-from ..files.adapter_file import build_adapter, load_adapter_file
-from ..hosts.denoise import denoise
-from ..hosts.diffusers import Condition, inject
-from ..images.map_sheet import MapRows, draw_map_sheet
-from ..method.adapters import Adapter, ReferenceFeatures
-from ..method.gate import gamma_tensor
-from ..method.inside.record import AttentionRecord
-from ..method.inside.retrieval import on_grid, retrieval_maps
-from ..method.sites import SD15_SITES, Site
-from .base import Base, load_base
+from ...common.errors import FlexIPError
+from ...encoders import Encoders, load_clip, load_dino
+from ...encoders.pair import check_encoders
+from ...files.adapter_file import build_adapter, load_adapter_file
+from ...hosts.denoise import denoise
+from ...hosts.diffusers import Condition, inject
+from ...images.map_sheet import MapRows, draw_map_sheet
+from ...method.adapters import Adapter, ReferenceFeatures
+from ...method.gate import gamma_tensor
+from ...method.inside.record import AttentionRecord
+from ...method.inside.retrieval import on_grid, retrieval_maps
+from ...method.sites import SD15_SITES, Site
+from ..generate.base import Base, load_base
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,7 +91,7 @@ def load_models(adapter: Path, base: Path, clip: Path, dino: Path | None, device
     for module in filter(None, (encoders.clip, encoders.dino)):
         module.float().to(device)
     built = build_adapter(info, {name: tensor.float() for name, tensor in tensors.items()})
-    return Models(load_base(base).to(device), built.to(device).eval().requires_grad_(False), encoders)
+    return Models(load_base(base).to(device, torch.float32), built.to(device).eval().requires_grad_(False), encoders)
 
 
 @torch.no_grad()

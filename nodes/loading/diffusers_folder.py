@@ -27,9 +27,9 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..flexip_model.common.errors import FlexIPError
-from ..flexip_model.method import sd15
-from .host import fields, load_weights, manage, reload_with
+from ...flexip_model.common.errors import FlexIPError
+from ...flexip_model.method import sd15
+from ..host import fields, load_weights, manage, reload_with
 
 SD15_UNET = {
     "image_size": 32,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..flexip_model.common.errors import FlexIPError
+from ...flexip_model.common.errors import FlexIPError
 
 NONE_FOUND = "(no file found)"
 EXTENSIONS = (".safetensors", ".sft")

@@ -7,8 +7,8 @@ from PIL import Image
 
 from flexip_model.__main__ import main
 from flexip_model.common.errors import FlexIPError
-from flexip_model.figures import attention_maps as module
-from flexip_model.figures.cli import read_step_range
+from flexip_model.evaluation.figures import attention_maps as module
+from flexip_model.evaluation.figures.cli import read_step_range
 from flexip_model.hosts import diffusers as host_module
 from flexip_model.method.inside.record import AttentionRecord
 from flexip_model.method.sites import choose_sites
@@ -85,7 +85,7 @@ def test_what_is_shown_is_what_was_asked_for(tiny_folder, monkeypatch):
         (["--strength", "0"], "strength above 0"),
         (["--steps", "0"], "at least one step"),
         (["--dino", "none.safetensors"], "none.safetensors"),
-        (["--base", "nowhere"], "nowhere has no folder unet"),
+        (["--base", "nowhere"], "there is no base nowhere"),
     ],
 )
 def test_a_mistake_is_one_sentence(arguments, changes, message, capsys, tmp_path):
