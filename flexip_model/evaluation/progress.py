@@ -9,7 +9,7 @@ EVERY = 2.0
 """Seconds between two lines."""
 
 
-class Progress:
+class TimeLeft:
     """A line on stderr about how much is done and how many minutes are left, from the mean of what was done so far."""
 
     def __init__(self, count: int, what: str, quiet: bool = False) -> None:

@@ -24,7 +24,7 @@ from ...hosts.diffusers import inject
 from ...method.adapters import Adapter, ReferenceFeatures, create_adapter
 from ...method.gate import gamma_tensor
 from ..benchmarks.opening import open_benchmark
-from ..progress import Progress
+from ..progress import TimeLeft
 from ..reading import read_picture
 from .base import load_base
 from .plan import Job, batches, plan
@@ -198,7 +198,7 @@ def generate(settings: Settings, share: Share) -> None:
     own = batches(jobs, settings.batch)[share.rank :: share.world_size]
     todo = [batch for batch in own if not all(_done(settings.out, job, record) for job in batch)]
     what = "pictures" if share.world_size == 1 else f"pictures (process {share.rank + 1} of {share.world_size})"
-    progress = Progress(sum(map(len, todo)), what)
+    progress = TimeLeft(sum(map(len, todo)), what)
     for batch in todo:
         for job, pixels in zip(batch, drawer.draw(batch), strict=True):
             _save(settings.out, job, pixels, record)

@@ -15,7 +15,7 @@ from ..benchmarks.benchmark import Benchmark
 from ..metrics.definitions import DEFINITIONS
 from ..metrics.measure import Item, Measure, Score
 from ..pictures.picture import Picture, PictureSet
-from ..progress import Progress
+from ..progress import TimeLeft
 from ..reading import read_picture
 from .store import PICTURES, RUN, SCORES, SWEEPS, Entry, Lines, as_line, write_json
 from .sweeps import distances, find_sweeps
@@ -66,7 +66,7 @@ def score(
         entry = store.entries.get((method, picture.id, metric))
         if entry is None or entry["stamp"] != stamp:
             work.setdefault((method, picture), []).append((metric, stamp))
-    progress = Progress(len(work), "pictures", quiet)
+    progress = TimeLeft(len(work), "pictures", quiet)
     todo = list(work.items())
     for start in range(0, len(todo), batch):
         part = todo[start : start + batch]
