@@ -13,9 +13,8 @@ from ..common.errors import FlexIPError
 from ..data.cache.manifest import Manifest, latents_manifest
 from ..encoders import ClipEncoder, DinoEncoder, Encoders, load_clip, load_dino
 from ..encoders.weights import weights_hash
+from ..hosts.base import freeze_parts, load_parts
 from .configs.options import TrainConfig
-
-_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 @dataclass
@@ -108,42 +107,18 @@ def load_frozen(config: TrainConfig) -> Frozen:
     Raises:
         FlexIPError: the base is no SD1.5 in diffusers' layout, or an encoder file is not the wanted one.
     """
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
     base = Path(config.base)
     if base.is_file():
         raise FlexIPError(
             f"{base} is a file; the base is a diffusers folder: turn it into one with diffusers' "
             "`StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)`"
         )
-    missing = [p for p in _PARTS if base.exists() and not (base / p).is_dir()]
-    if missing:
-        raise FlexIPError(f"{base} has no folder {missing[0]}; the base is an SD1.5 model in diffusers' layout")
     clip, dino = load_clip(config.clip), load_dino(config.dino)
-    kinds = {
-        "unet": UNet2DConditionModel,
-        "vae": AutoencoderKL,
-        "text_encoder": CLIPTextModel,
-        "tokenizer": CLIPTokenizer,
-        "scheduler": DDPMScheduler,
-    }
-    try:
-        parts: dict[str, Any] = {
-            name: kind.from_pretrained(config.base, subfolder=name) for name, kind in kinds.items()
-        }
-    except (OSError, ValueError) as error:
-        raise FlexIPError(
-            f"the base {config.base} cannot be loaded ({' '.join(str(error).split())[:300]}); "
-            "give a folder of SD1.5 in diffusers' layout, or its name on a hub that can be reached"
-        ) from error
-    for module in (parts["unet"], parts["vae"], parts["text_encoder"], clip, dino):
-        module.float().eval().requires_grad_(False)
+    for encoder in (clip, dino):
+        encoder.float().eval().requires_grad_(False)
+    parts = freeze_parts(load_parts(config.base))
     manifest = latents_manifest(parts["vae"], config.size)
-    frozen = Frozen(**parts, encoders=Encoders(clip, dino), latents_manifest=manifest)
-    if frozen.scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
-        raise FlexIPError(f"the base predicts {frozen.scheduler.config.prediction_type}; expected ε or v")
-    return frozen
+    return Frozen(**parts, encoders=Encoders(clip, dino), latents_manifest=manifest)
 
 
 def pick_dtype(precision: str) -> torch.dtype:

@@ -13,9 +13,9 @@ from torch import Tensor
 from ...common.errors import FlexIPError
 from ...encoders.weights import weights_hash
 from ...files.safefile import read_header
+from ...hosts.base import PARTS, freeze_parts, load_parts, part_classes
 from ...method import sd15
 
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError)
 
 
@@ -80,34 +80,11 @@ def load_base(place: Path, configs: Path | None = None) -> Base:
     if place.is_file():
         parts = _from_file(place, configs)
     elif place.is_dir():
-        parts = _from_folder(place)
+        parts = load_parts(place, local_files_only=True)
     else:
         raise FlexIPError(f"there is no base {place}; give a folder in diffusers' layout or a .safetensors checkpoint")
-    for name in ("unet", "vae", "text_encoder"):
-        parts[name].float().eval().requires_grad_(False)
-    if parts["scheduler"].config.prediction_type not in ("epsilon", "v_prediction"):
-        raise FlexIPError(f"the base predicts {parts['scheduler'].config.prediction_type}; expected ε or v")
+    freeze_parts(parts)
     return Base(**parts, hash=weights_hash(parts["unet"].state_dict()))
-
-
-def _kinds() -> dict[str, Any]:
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    kinds = (UNet2DConditionModel, AutoencoderKL, CLIPTextModel, CLIPTokenizer, DDPMScheduler)
-    return dict(zip(PARTS, kinds, strict=True))
-
-
-def _from_folder(folder: Path) -> dict[str, Any]:
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
-    if missing:
-        raise FlexIPError(f"{folder} has no folder {missing[0]}; the base is an SD1.5 model in diffusers' layout")
-    try:
-        return {
-            name: kind.from_pretrained(folder, subfolder=name, local_files_only=True) for name, kind in _kinds().items()
-        }
-    except ERRORS as error:
-        raise FlexIPError(f"the base {folder} cannot be loaded ({' '.join(str(error).split())[:300]})") from error
 
 
 def _from_file(file: Path, configs: Path | None) -> dict[str, Any]:
@@ -119,14 +96,13 @@ def _from_file(file: Path, configs: Path | None) -> dict[str, Any]:
         )
     from diffusers import StableDiffusionPipeline
 
-    kinds = _kinds()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # about the pipeline's own scheduler, which is not used
             pipeline = StableDiffusionPipeline.from_single_file(
                 str(file), config=str(configs), local_files_only=True, safety_checker=None, feature_extractor=None
             )
-        scheduler = kinds["scheduler"].from_pretrained(configs, subfolder="scheduler", local_files_only=True)
+        scheduler = part_classes()["scheduler"].from_pretrained(configs, subfolder="scheduler", local_files_only=True)
     except ERRORS as error:
         raise FlexIPError(f"the base {file} cannot be loaded ({' '.join(str(error).split())[:300]})") from error
     parts = {name: getattr(pipeline, name) for name in PARTS}
