@@ -81,7 +81,7 @@ def _remembered(encoders: LoadedEncoders, name: str, make: Callable[[], Referenc
     """What was made under this name before, else made now and kept on the CPU."""
     recent = encoders.recent
     if name not in recent:
-        recent[name] = on_device(make(), comfy.model_management.intermediate_device())
+        recent[name] = make().to(comfy.model_management.intermediate_device())
     recent.move_to_end(name)
     while len(recent) > RECENT:
         recent.popitem(last=False)
@@ -105,10 +105,10 @@ def embed(loaded: LoadedAdapter, features: ReferenceFeatures, null: ReferenceFea
     device = loaded.load()
     to = comfy.model_management.intermediate_device()
     with torch.no_grad():
-        p = loaded.adapter.preservation(on_device(features, device))
-        empty = loaded.adapter.preservation(on_device(null, device))
+        p = loaded.adapter.preservation(features.to(device))
+        empty = loaded.adapter.preservation(null.to(device))
     cls = features.cls.mean(0, keepdim=True).to(to)
-    return Embeds(loaded.tag, p.flatten(0, 1)[None].to(to), empty.to(to), cls, on_device(features, to))
+    return Embeds(loaded.tag, p.flatten(0, 1)[None].to(to), empty.to(to), cls, features.to(to))
 
 
 def attach(loaded: LoadedAdapter, conditioning: Conditioning, p: Tensor, cls: Tensor) -> Conditioning:
@@ -151,12 +151,6 @@ def attach(loaded: LoadedAdapter, conditioning: Conditioning, p: Tensor, cls: Te
         extras["model_conds"] = conds
         out.append([text, extras])
     return out
-
-
-def on_device(features: ReferenceFeatures, device: torch.device) -> ReferenceFeatures:
-    """The same on another device."""
-    keep = None if features.keep is None else features.keep.to(device)
-    return ReferenceFeatures(features.cls.to(device), features.patches.to(device), keep)
 
 
 class FlexIPEncodeReference(io.ComfyNode):

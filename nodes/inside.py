@@ -11,11 +11,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..flexip_model.common.errors import FlexIPError
-from ..flexip_model.images.map_sheet import COLUMNS, KINDS, MapRows, draw_map_sheet
+from ..flexip_model.images.map_sheet import COLUMNS, KINDS, UNREAD, MapRows, draw_map_sheet, rows_of
 from ..flexip_model.method.inside.record import AttentionRecord
-from ..flexip_model.method.inside.retrieval import on_grid, retrieval_maps
+from ..flexip_model.method.inside.retrieval import on_grids, retrieval_maps
 from ..flexip_model.method.sites import choose_sites
-from .encode import on_device
 from .grid import pictures_of
 from .host import fields
 from .patch.look import Recording
@@ -25,7 +24,6 @@ CATEGORY = "FlexIP"
 NAME = "flexip_look"
 ALL, BOTH = "all", "both"
 BRANCHES = {ALL: tuple(COLUMNS), "queries": ("queries",), "CLS": ("cls",), "S": ("s",), "text": ("text",)}
-ABSENT = {"s": "S reads no patch,\nonly the [CLS]", "text": "the text does not\nread the reference"}
 
 
 class FlexIPRecordAttention(io.ComfyNode):
@@ -133,17 +131,8 @@ def picture_rows(record: AttentionRecord, images: Tensor, sites: Any, first: int
             f"there are {len(images)} pictures and the recorded run made {record.pictures}; connect those that were "
             "decoded from this latent"
         )
-    absent = dict.fromkeys(maps.missing, "takes no part")
-    return [
-        MapRows(
-            f"picture {number + 1}" if len(images) > 1 else "picture",
-            picture,
-            {group: values[number] for group, values in maps.weights.items() if group not in absent},
-            {group: values[number] for group, values in maps.contributions.items() if group not in absent},
-            absent,
-        )
-        for number, picture in enumerate(pictures_of(images))
-    ]
+    labels = [f"picture {number + 1}" for number in range(len(images))] if len(images) > 1 else ["picture"]
+    return rows_of(labels, pictures_of(images), maps.weights, maps.contributions, maps.absent)
 
 
 def reference_rows(loaded: LoadedAdapter, embeds: Embeds) -> list[MapRows]:
@@ -156,14 +145,6 @@ def reference_rows(loaded: LoadedAdapter, embeds: Embeds) -> list[MapRows]:
         raise FlexIPError(f"the embeds are of another adapter than {loaded.name}; connect those of the same adapter")
     if embeds.seen is None:
         return []
-    found = retrieval_maps(loaded.adapter, on_device(embeds.features, loaded.load()))
-    return [
-        MapRows(
-            "reference",
-            picture,
-            {group: on_grid(maps.weights)[number] for group, maps in found.items()},
-            {group: on_grid(maps.contributions)[number] for group, maps in found.items()},
-            ABSENT,
-        )
-        for number, picture in enumerate(pictures_of(embeds.seen))
-    ]
+    found = retrieval_maps(loaded.adapter, embeds.features.to(loaded.load()))
+    pictures = pictures_of(embeds.seen)
+    return rows_of(["reference"] * len(pictures), pictures, *on_grids(found), UNREAD)

@@ -23,6 +23,8 @@ ABOVE = (
     "above: attention weights,\neach from its lowest (black)\nto its highest (white)\n\n"
     "here: contributions, all on\none scale, black 0, white "
 )
+UNREAD = {"s": "S reads no patch,\nonly the [CLS]", "text": "the text does not\nread the reference"}
+"""Why a reference has no maps of these groups."""
 SIDE = 224
 """Pixels of a cell (our choice)."""
 
@@ -42,6 +44,24 @@ class MapRows(NamedTuple):
     weights: Mapping[str, Tensor]
     contributions: Mapping[str, Tensor]
     absent: Mapping[str, str]
+
+
+def rows_of(
+    labels: Sequence[str],
+    pictures: Sequence[Image],
+    weights: Mapping[str, Tensor],
+    contributions: Mapping[str, Tensor],
+    absent: Mapping[str, str],
+) -> list[MapRows]:
+    """The maps of a batch, picture by picture: weights and contributions (B, h, w) by group, without absent groups."""
+
+    def of(kind: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+        return {group: values[number] for group, values in kind.items() if group not in absent}
+
+    return [
+        MapRows(label, picture, of(weights, number), of(contributions, number), absent)
+        for number, (label, picture) in enumerate(zip(labels, pictures, strict=True))
+    ]
 
 
 def draw_map_sheet(

@@ -16,19 +16,16 @@ from ...encoders.pair import check_encoders
 from ...files.adapter_file import build_adapter, load_adapter_file
 from ...hosts.denoise import denoise
 from ...hosts.diffusers import Condition, inject
-from ...images.map_sheet import MapRows, draw_map_sheet
+from ...images.map_sheet import UNREAD, draw_map_sheet, rows_of
 from ...method.adapters import Adapter, ReferenceFeatures
 from ...method.gate import gamma_tensor
 from ...method.inside.record import AttentionRecord
-from ...method.inside.retrieval import on_grid, retrieval_maps
+from ...method.inside.retrieval import on_grids, retrieval_maps
 from ...method.sites import SD15_SITES, Site
 from ..generate.base import Base, load_base
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-ABSENT = {"s": "S reads no patch,\nonly the [CLS]", "text": "the text does not\nread the reference"}
-"""Why the reference has no maps of these."""
 
 
 @dataclass(frozen=True)
@@ -123,26 +120,14 @@ def attention_maps(
     _check_size(generation.size, models.base)
     adapter, encoders = models.adapter, models.encoders
     views = encoders.look(reference, crop="pad")
-    features = _to(encoders.features(views, type(adapter)), models.device)
+    features = encoders.features(views, type(adapter)).to(models.device)
     retrieved = retrieval_maps(adapter, features)
     picture, record = _draw(models, features, generation)
     maps = record.mean(sites, first, last)
-    missing = dict.fromkeys(maps.missing, "takes no part")
+    seen, drawn = (to_pil_image(pixels) for pixels in (encoders.preview(views)[0].permute(2, 0, 1), picture))
     shown = [
-        MapRows(
-            "reference",
-            to_pil_image(encoders.preview(views)[0].permute(2, 0, 1)),
-            {group: on_grid(found.weights)[0] for group, found in retrieved.items()},
-            {group: on_grid(found.contributions)[0] for group, found in retrieved.items()},
-            ABSENT,
-        ),
-        MapRows(
-            f"gamma {generation.gamma:g}",
-            to_pil_image(picture),
-            {group: values[0] for group, values in maps.weights.items() if group not in missing},
-            {group: values[0] for group, values in maps.contributions.items() if group not in missing},
-            missing,
-        ),
+        *rows_of(["reference"], [seen], *on_grids(retrieved), UNREAD),
+        *rows_of([f"gamma {generation.gamma:g}"], [drawn], maps.weights, maps.contributions, maps.absent),
     ]
     return draw_map_sheet(shown)
 
@@ -150,7 +135,7 @@ def attention_maps(
 def _draw(models: Models, features: ReferenceFeatures, generation: Generation) -> tuple[Tensor, AttentionRecord]:
     """The picture, (3, S, S) in [0, 1] on the CPU, and what its positive half attended to."""
     adapter, base = models.adapter, models.base
-    null = _to(models.encoders.null(1, type(adapter)), models.device)
+    null = models.encoders.null(1, type(adapter)).to(models.device)
     text = base.read([generation.prompt, generation.negative])
     p = torch.cat([adapter.preservation(features), adapter.preservation(null)])
     s = adapter.personalization(text, torch.cat([features.cls, null.cls])) if adapter.has_personalization else None
@@ -171,11 +156,6 @@ def _draw(models: Models, features: ReferenceFeatures, generation: Generation) -
     finally:
         host.eject()
     return base.decode(latents)[0], record
-
-
-def _to(features: ReferenceFeatures, device: torch.device) -> ReferenceFeatures:
-    keep = None if features.keep is None else features.keep.to(device)
-    return ReferenceFeatures(features.cls.to(device), features.patches.to(device), keep)
 
 
 def _check_size(size: int | None, base: Base) -> None:

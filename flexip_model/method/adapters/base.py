@@ -30,6 +30,11 @@ class ReferenceFeatures(NamedTuple):
     patches: Tensor
     keep: Tensor | None = None
 
+    def to(self, device: torch.device) -> ReferenceFeatures:
+        """The same on another device."""
+        keep = None if self.keep is None else self.keep.to(device)
+        return ReferenceFeatures(self.cls.to(device), self.patches.to(device), keep)
+
 
 class EncoderOutputs(Protocol):
     """What the frozen encoders make of B references, or of no reference (the null image).

@@ -40,6 +40,11 @@ class Maps(NamedTuple):
     contributions: dict[str, Tensor]
     missing: tuple[str, ...]
 
+    @property
+    def absent(self) -> dict[str, str]:
+        """The missing groups, each with the words that stand in its map's place."""
+        return dict.fromkeys(self.missing, "takes no part")
+
 
 class AttentionRecord:
     """What one generation shows, by step, layer and picture.

@@ -11,6 +11,7 @@ Letters: B batch, N tokens of X, M retrieval tokens, H heads, E head width, d wi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -97,3 +98,11 @@ def on_grid(values: Tensor) -> Tensor:
     """
     side = int(values.shape[1] ** 0.5)
     return values[:, values.shape[1] - side**2 :].reshape(len(values), side, side)
+
+
+def on_grids(found: Mapping[str, RetrievalMap]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Attention weights and contributions of `retrieval_maps` by group, each (B, √M, √M)."""
+    return (
+        {group: on_grid(maps.weights) for group, maps in found.items()},
+        {group: on_grid(maps.contributions) for group, maps in found.items()},
+    )
