@@ -51,6 +51,7 @@ class Progress:
         describe: how far the work is, from the number of things done.
         who: what each line begins with, such as the process's name (`Share.name`).
         unit: what is done, for "12.3 frames/s" at the line's end; empty for no rate.
+        total: how many things there are, for the time left at the line's end; 0 for no such time.
         seconds: the least time between two lines.
 
     Attributes:
@@ -58,11 +59,14 @@ class Progress:
         complaints: sentences, one for each thing that could not be done.
     """
 
-    def __init__(self, describe: Callable[[int], str], *, who: str = "", unit: str = "", seconds: float = 20.0) -> None:
+    def __init__(
+        self, describe: Callable[[int], str], *, who: str = "", unit: str = "", total: int = 0, seconds: float = 20.0
+    ) -> None:
         self.done = 0
         self.complaints: list[str] = []
         self._describe, self._who, self._unit, self._seconds = describe, who, unit, seconds
-        self._started = self._said = time.monotonic()
+        self._total, self._started = total, time.monotonic()
+        self._said = self._started
 
     def add(self, count: int, complaints: Iterable[str] = ()) -> None:
         """Count what was done, and say so if it is time."""
@@ -75,4 +79,7 @@ class Progress:
         """Log the line now."""
         self._said = time.monotonic()
         rate = self.done / max(self._said - self._started, 1e-6)
-        log.info(f"{self._who}{self._describe(self.done)}" + (f", {rate:.1f} {self._unit}/s" if self._unit else ""))
+        line = f"{self._who}{self._describe(self.done)}" + (f", {rate:.1f} {self._unit}/s" if self._unit else "")
+        if self._total and self.done:
+            line += f", {(self._total - self.done) / rate / 60:.1f} min left"
+        log.info(line)

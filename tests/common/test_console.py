@@ -62,3 +62,13 @@ def test_the_loggers_of_the_package_lie_under_one_name() -> None:
     for path in (ROOT / "flexip_model").rglob("*.py"):
         text = Path(path).read_text(encoding="utf-8")
         assert "getLogger(" not in text or "getLogger(__name__)" in text or path.name == "console.py", path
+
+
+def test_progress_with_a_total_says_how_long_the_rest_takes(capsys, monkeypatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("flexip_model.common.console.time.monotonic", lambda: now[0])
+    with shown_log():
+        progress = Progress(lambda done: f"{done} of 8 pictures", total=8, seconds=20)
+        now[0] += 30
+        progress.add(2)
+    assert capsys.readouterr().out == "2 of 8 pictures, 1.5 min left\n"

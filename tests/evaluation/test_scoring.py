@@ -144,7 +144,7 @@ def test_nan_is_named_and_marked(world, tmp_path, monkeypatch):
     measure = Measure(Weights({"dino": world / "dino"}), ["dino-i"], CPU)
     monkeypatch.setattr(Measure, "_alike", lambda self, items, family: [Score(math.nan)] * len(items))
     benchmark = open_benchmark(world / "benchmark")
-    score(benchmark, [read_pictures("other", world / "other", benchmark)], measure, tmp_path, quiet=True)
+    score(benchmark, [read_pictures("other", world / "other", benchmark)], measure, tmp_path)
     assert {(s["score"], s["note"]) for s in Run(tmp_path).scores} == {(None, "dino-i is nan")}
     json.loads((tmp_path / "scores.jsonl").read_text().splitlines()[0], parse_constant=lambda name: pytest.fail(name))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...common.errors import FlexIPError
 from ...files.safefile import atomic
-from .judges import STYLES
+from .judges import JUDGED_STYLES
 from .summary import MEASURES
 
 BEGIN, END = "<!-- figures: written by `demo-model evaluate` -->\n", "<!-- end of figures -->\n"
@@ -69,24 +69,26 @@ def tables(record: dict[str, Any]) -> str:
         f"| the same, 95th percentile of the subjects | {_number(steps['p95'])} |",
         f"| γ between 0 and 1 with the most pictures in which all holds | {figures['best_gamma']:g} |",
         "",
-        "| Text fidelity, by the style asked for | " + " | ".join(STYLES) + " |",
-        "|---" * (len(STYLES) + 1) + "|",
+        "| Text fidelity, by the style asked for | " + " | ".join(JUDGED_STYLES) + " |",
+        "|---" * (len(JUDGED_STYLES) + 1) + "|",
     ]
-    styles = [figures["fidelity_by_style"][style] for style in STYLES]
+    styles = [figures["fidelity_by_style"][style] for style in JUDGED_STYLES]
     for gamma in figures["gammas"]:
         lines.append(f"| γ = {gamma} | " + " | ".join(_number(style["gammas"][gamma]) for style in styles) + " |")
     lines += [
         "| Spearman's ρ over γ, median | " + " | ".join(_number(style["spearman"]) for style in styles) + " |",
         "",
-        f"| The base alone, trained subjects, {base['prompts_per_style']} prompts each | " + " | ".join(STYLES) + " |",
-        "|---" * (len(STYLES) + 1) + "|",
+        f"| The base alone, trained subjects, {base['prompts_per_style']} prompts each | "
+        + " | ".join(JUDGED_STYLES)
+        + " |",
+        "|---" * (len(JUDGED_STYLES) + 1) + "|",
     ]
     for name, label in (
         ("subject", "top-1 retrieval accuracy: the subject is the judge's first of 51"),
         ("style", "style"),
         ("background", "background"),
     ):
-        lines.append(f"| {label} | " + " | ".join(f"{100 * base[style][name]:.0f} %" for style in STYLES) + " |")
+        lines.append(f"| {label} | " + " | ".join(f"{100 * base[style][name]:.0f} %" for style in JUDGED_STYLES) + " |")
     lines += [
         "",
         "| Of a picture's variance of latents | inside, median | 95th percentile | outline, median | 95th percentile |",

@@ -28,7 +28,7 @@ from ..scenes.store import Store
 from ..stages.sampling import mean_step, sample
 from ..stages.vae import through_vae, to_pixels
 from .judge import Judge, raw_pixels
-from .judges import STYLES, Asked, BackgroundJudge, Gallery, StyleJudge, compose
+from .judges import JUDGED_STYLES, Asked, BackgroundJudge, Gallery, StyleJudge, compose
 from .shipped import Shipped
 
 log = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ class Evaluation:
             preservation.append(float(cosines[number] - others))
         background = np.array([self.backgrounds.right(p, a.background) for p, a in zip(pictures, asked, strict=True)])
         chances = self.styles(pictures)
-        wanted = torch.tensor([STYLES.index(a.style) for a in asked])
+        wanted = torch.tensor([JUDGED_STYLES.index(a.style) for a in asked])
         style = (chances.argmax(-1) == wanted).numpy()
         chance = chances[torch.arange(len(asked)), wanted].numpy()
         fidelity = background * chance
@@ -180,7 +180,7 @@ class Evaluation:
             "text": background & style,
             "fidelity": fidelity,
             "both": background & style & np.array(first),
-            **{f"fidelity_{STYLES[n]}": fidelity[(wanted == n).numpy()] for n in wanted.unique().tolist()},
+            **{f"fidelity_{JUDGED_STYLES[n]}": fidelity[(wanted == n).numpy()] for n in wanted.unique().tolist()},
         }
         return {name: round(float(np.mean(value)), 4) for name, value in values.items()}
 

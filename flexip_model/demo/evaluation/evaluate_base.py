@@ -13,7 +13,7 @@ from ..scenes.compose import Composer
 from ..stages.sampling import sample
 from ..stages.vae import psnr, through_vae
 from .evaluate import CONCEPTS, STEPS, Evaluation
-from .judges import BACKGROUNDS, STYLES, Asked, compose
+from .judges import BACKGROUNDS, JUDGED_STYLES, Asked, compose
 
 PER_STYLE = 30
 
@@ -28,7 +28,7 @@ def base_figures(evaluation: Evaluation, out: Path) -> dict[str, Any]:
     seen, model = evaluation.seen, evaluation.model
     figures: dict[str, Any] = {"prompts_per_style": PER_STYLE}
     rows = []
-    for style in STYLES:
+    for style in JUDGED_STYLES:
         subjects = [s for s in seen.store.subjects if style in seen.store.styles_of(s.code)]
         named = [subjects[i] for i in rng.choice(len(subjects), PER_STYLE, replace=False)]
         asked = [Asked(style, BACKGROUNDS[i]) for i in rng.integers(len(BACKGROUNDS), size=PER_STYLE)]
@@ -46,7 +46,7 @@ def base_figures(evaluation: Evaluation, out: Path) -> dict[str, Any]:
         figures[style] = {
             "subject": float(np.mean(first)),
             "background": float(np.mean(background)),
-            "style": round(float((chances.argmax(-1) == STYLES.index(style)).float().mean()), 4),
+            "style": round(float((chances.argmax(-1) == JUDGED_STYLES.index(style)).float().mean()), 4),
         }
     draw_cells([("", picture) for row in rows for picture in row], len(rows[0])).save(out / "base.png")
     figures["judges_on_true_pictures"] = _true_pictures(evaluation)

@@ -21,7 +21,7 @@ from ..scenes.concepts import Subject
 from .judge import Judge, raw_pixels
 
 SIDE = 128
-STYLES = ("3d", "flat", "line")
+JUDGED_STYLES = ("3d", "flat", "line")
 """Fluent's, which version 4 of the shipped model draws."""
 BACKGROUNDS = (*(f"plain:{name}" for name in COLORS), *(f"scene:{name}" for name in SCENES))
 _CENTER = (14, 14, 114, 114)
@@ -100,8 +100,8 @@ class StyleJudge:
         self.judge = judge
         features, truth = self.examples(composer, per_style, seed)
         self.mean, self.std = features.mean(0), features.std(0) + 1e-4
-        self.weight = torch.zeros(len(STYLES), features.shape[1], requires_grad=True)
-        self.bias = torch.zeros(len(STYLES), requires_grad=True)
+        self.weight = torch.zeros(len(JUDGED_STYLES), features.shape[1], requires_grad=True)
+        self.bias = torch.zeros(len(JUDGED_STYLES), requires_grad=True)
         solver = torch.optim.LBFGS([self.weight, self.bias], max_iter=100)
 
         def loss() -> Tensor:
@@ -114,11 +114,11 @@ class StyleJudge:
             solver.step(loss)
 
     def examples(self, composer: Composer, per_style: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Textures of composed pictures of every style, and its number in `STYLES`."""
+        """Textures of composed pictures of every style, and its number in `JUDGED_STYLES`."""
         rng = np.random.default_rng(seed)
         pictures, truth = [], []
         subjects = composer.store.subjects
-        for number, style in enumerate(STYLES):
+        for number, style in enumerate(JUDGED_STYLES):
             found = 0
             while found < per_style:
                 asked = Asked(style, BACKGROUNDS[rng.integers(len(BACKGROUNDS))])

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...evaluation.statistics import interval, largest_step, spearman
 from .evaluate import FINE, GAMMAS
-from .judges import STYLES
+from .judges import JUDGED_STYLES
 
 MEASURES = ("first", "first_raw", "preservation", "background", "style", "text", "fidelity", "both")
 TOLERANCE = 0.05
@@ -53,7 +53,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
                 },
                 "spearman": interval(ranks(f"fidelity_{style}"), np.median),
             }
-            for style in STYLES
+            for style in JUDGED_STYLES
         },
         "largest_step_over_mean": {
             "median": interval(steps, np.median),

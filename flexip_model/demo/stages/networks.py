@@ -23,9 +23,8 @@ ENCODER_WIDTH = 128
 ENCODER_SIDE = 112
 CHANNELS = (48, 128, 128, 64)
 """Widths of the UNet's levels. Version 4's (64, 96, 96, 64) spend most of their arithmetic on the 16 × 16 level, where
-few of the weights are. These hold 9.9 M weights in place of 7.1 M at the same speed (25 samples/s on one core of an
-Intel Xeon; there bf16 takes 1.6 times as long, channels last 1.15, `torch.compile` 1.13), and learn the much noised
-steps a little better: 0.595 against 0.611 after 2,720 samples of 12 words (t ≥ 800, one seed)."""
+few of the weights are. These hold 9.9 M weights in place of 7.1 M at about the same speed, and
+seemed to learn the much noised steps a little better (tried once, on twelve words; no command prints it)."""
 GRID = 16
 """Patches of the DINO-like encoder, queries of the adapter and places of a latent: so many a side of each."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...common.console import Progress
 from ...common.device import pick_device
 from ...common.errors import FlexIPError
 from ...common.processes import Share
@@ -24,10 +26,11 @@ from ...hosts.diffusers import inject
 from ...method.adapters import Adapter, ReferenceFeatures, create_adapter
 from ...method.gate import gamma_tensor
 from ..benchmarks.opening import open_benchmark
-from ..progress import TimeLeft
 from ..reading import read_picture
 from .base import load_base
 from .plan import Job, batches, plan
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ class Drawer:
             info, tensors = load_adapter_file(path)
             self.adapter, encoders = build_adapter(info, tensors), info.encoders
             if not info.trained:
-                print(f"warning: {path} was never trained: a bootstrap, whose pictures mean nothing")
+                log.warning(f"warning: {path} was never trained: a bootstrap, whose pictures mean nothing")
         else:
             config, tensors, _ = convert_ip_adapter(path)
             self.adapter, encoders = create_adapter(config), {}
@@ -168,7 +171,7 @@ class Drawer:
         dino = load_dino(settings.dino).float().to(self.device) if settings.dino and reads_dino else None
         check_encoders(self.adapter.config, clip, dino)
         for warning in other_weights(encoders, clip, dino):
-            print(f"warning: {warning}")
+            log.warning(f"warning: {warning}")
         self.encoders = Encoders(clip, dino)
         self.made_for = {"clip": clip.weights_hash} | ({"dino": dino.weights_hash} if dino else {})
 
@@ -197,12 +200,12 @@ def generate(settings: Settings, share: Share) -> None:
         raise FlexIPError("two pictures would get one name: give subjects ids, and knobs values, that differ more")
     own = batches(jobs, settings.batch)[share.rank :: share.world_size]
     todo = [batch for batch in own if not all(_done(settings.out, job, record) for job in batch)]
-    what = "pictures" if share.world_size == 1 else f"pictures (process {share.rank + 1} of {share.world_size})"
-    progress = TimeLeft(sum(map(len, todo)), what)
+    count = sum(map(len, todo))
+    progress = Progress(lambda done: f"{done} of {count} pictures", who=share.name, total=count, seconds=2.0)
     for batch in todo:
         for job, pixels in zip(batch, drawer.draw(batch), strict=True):
             _save(settings.out, job, pixels, record)
-        progress.step(len(batch))
+        progress.add(len(batch))
 
 
 def _save(out: Path, job: Job, pixels: Tensor, record: dict[str, Any]) -> None:

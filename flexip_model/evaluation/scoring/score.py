@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...common.console import Progress
 from ...common.errors import FlexIPError
 from ...files.safefile import atomic, sha256
 from ..benchmarks.benchmark import Benchmark
 from ..metrics.definitions import DEFINITIONS
 from ..metrics.measure import Item, Measure, Score
 from ..pictures.picture import Picture, PictureSet
-from ..progress import TimeLeft
 from ..reading import read_picture
 from .store import PICTURES, RUN, SCORES, SWEEPS, Entry, Lines, as_line, write_json
 from .sweeps import distances, find_sweeps
@@ -27,9 +27,7 @@ ROUND = 6
 """Decimals of a score in the file, so that a rerun on another batch size writes the same."""
 
 
-def score(
-    benchmark: Benchmark, sets: Sequence[PictureSet], measure: Measure, out: Path, batch: int = 8, quiet: bool = False
-) -> None:
+def score(benchmark: Benchmark, sets: Sequence[PictureSet], measure: Measure, out: Path, batch: int = 8) -> None:
     """Score every picture by every metric that can be computed; what is in `out` already is kept.
 
     A picture that cannot be read gets no score and a note, as does one whose score is NaN. Files in `out` are the same
@@ -66,13 +64,13 @@ def score(
         entry = store.entries.get((method, picture.id, metric))
         if entry is None or entry["stamp"] != stamp:
             work.setdefault((method, picture), []).append((metric, stamp))
-    progress = TimeLeft(len(work), "pictures", quiet)
+    progress = Progress(lambda done: f"{done} of {len(work)} pictures", total=len(work), seconds=2.0)
     todo = list(work.items())
     for start in range(0, len(todo), batch):
         part = todo[start : start + batch]
         store.add(_scored(part, measure))
         measure.next_batch()
-        progress.step(len(part))
+        progress.add(len(part))
     store.finish(wanted)
     _sweeps(sets, measure, known, out)
     write_json(out / RUN, {**record, "finished": True})
