@@ -168,7 +168,7 @@ def dropped_clone(ground: Ground) -> None:
 def deep_copies(ground: Ground) -> None:
     import copy
 
-    applied = ground.part("nodes.patch.applied").Applied
+    applied, wrappers = ground.part("nodes.patch.applied").Applied, ground.part("nodes.patch.wrappers").Wrappers
 
     def copied(self: Any, memo: dict) -> Any:
         twin = copy.copy(self)
@@ -176,7 +176,11 @@ def deep_copies(ground: Ground) -> None:
         object.__setattr__(twin, "gamma", self.gamma.clone())
         return twin
 
+    # Hosts differ in which of the two they reach first.
     ground.set(applied, "__deepcopy__", copied)
+    ground.set(
+        wrappers, "__deepcopy__", lambda self, memo: dataclasses.replace(self, applied=copied(self.applied, memo))
+    )
 
 
 def tokens_in_another_order(ground: Ground) -> None:
