@@ -36,7 +36,7 @@ _load_package("flexip_model", ROOT / "flexip_model")
 
 from .support.comfy_server import client, server  # noqa: E402, F401  # fixtures; they need flexip_model
 from .support.editor import browser, editor  # noqa: E402, F401
-from .support.encoder_files import clip_models, dino_model  # noqa: E402, F401
+from .support.encoder_files import clip_models, dino_model, whole_clip  # noqa: E402, F401
 from .support.reliability import (  # noqa: E402, F401
     figures,
     planted,

@@ -55,6 +55,7 @@ class ClipEncoder(nn.Module):
         hidden_width: W, of the hidden states.
         tokens: 1 + M, hidden states per picture.
         weights_hash: see `weights.weights_hash`; empty until loaded.
+        file: where the weights are from; None until loaded. A whole CLIP's text tower is there too (`load_text`).
     """
 
     def __init__(self, spec: Spec) -> None:
@@ -67,6 +68,7 @@ class ClipEncoder(nn.Module):
         self.hidden_width, self.width = self.visual.proj.shape
         self.tokens = self.visual.positional_embedding.shape[0]
         self.weights_hash = ""
+        self.file: Path | None = None
 
     def forward(self, pixels: Tensor, hidden: bool = False) -> ClipFeatures:
         """Normalized pixels (B, 3, S, S), in the weights' dtype and on their device → features in that dtype.
@@ -116,5 +118,5 @@ def load_clip(path: str | Path) -> ClipEncoder:
     dtype = check_parts(path, header, parts, encoder.visual)
     tensors = read_parts(path, parts)
     assign_weights(encoder.visual, tensors, dtype)
-    encoder.weights_hash = weights_hash(tensors)
+    encoder.weights_hash, encoder.file = weights_hash(tensors), path
     return encoder.eval()

@@ -41,9 +41,44 @@ def clip_transformers(header: Header) -> Parts | None:
         "pre_layrnorm.": "ln_pre.",
         "post_layernorm.": "ln_post.",
     }
+    return {"proj": Part(("visual_projection.weight",), transpose=True), **_transformers_tower(header, prefix, plain)}
+
+
+def text_open_clip(header: Header) -> Parts | None:
+    """open_clip: the text tower at the root of a whole model, or under `text.`."""
+    prefix = "text." if "text.text_projection" in header.tensors else ""
+    if not {f"{prefix}{name}" for name in TEXT_TOWER} <= set(header.tensors):
+        return None
+    other = ("visual.", "logit_")
+    return {
+        key.removeprefix(prefix): Part((key,))
+        for key in header.tensors
+        if key.startswith(prefix) and not key.startswith(other)
+    }
+
+
+def text_transformers(header: Header) -> Parts | None:
+    """transformers: the text half of a whole `CLIPModel`, or `CLIPTextModelWithProjection`."""
+    prefix = "text_model."
+    if not {f"{prefix}embeddings.token_embedding.weight", "text_projection.weight"} <= set(header.tensors):
+        return None
+    plain = {
+        "embeddings.token_embedding.": "token_embedding.",
+        "embeddings.position_embedding.weight": "positional_embedding",
+        "final_layer_norm.": "ln_final.",
+    }
+    projection = Part(("text_projection.weight",), transpose=True)
+    return {"text_projection": projection, **_transformers_tower(header, prefix, plain)}
+
+
+TEXT_TOWER = ("token_embedding.weight", "positional_embedding", "ln_final.weight", "text_projection")
+
+
+def _transformers_tower(header: Header, prefix: str, plain: Mapping[str, str]) -> Parts:
+    """One tower of transformers' CLIP under open_clip's names; `plain` renames what is outside the layers."""
     inner = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
     inner["self_attn.out_proj"] = "attn.out_proj"
-    parts: Parts = {"proj": Part(("visual_projection.weight",), transpose=True)}
+    parts: Parts = {}
     for key in header.tensors:
         name = key.removeprefix(prefix)
         if name == key or name == "embeddings.position_ids":
@@ -130,6 +165,7 @@ def _rename(name: str, table: Mapping[str, str]) -> str:
 
 CLIP_FORMATS: tuple[Format, ...] = (clip_transformers, clip_open_clip, clip_visual)
 DINO_FORMATS: tuple[Format, ...] = (dino_transformers, dino_facebook)
+TEXT_FORMATS: tuple[Format, ...] = (text_transformers, text_open_clip)
 
 
 def find_parts(header: Header, formats: tuple[Format, ...]) -> Parts | None:

@@ -114,7 +114,7 @@ class _Outputs:
 
     def clip_hidden(self) -> tuple[Tensor, Tensor | None]:
         clip = self.encoders.clip
-        found = clip(_input(self.views.clip.pixels, clip), hidden=True)
+        found = clip(encoder_input(self.views.clip.pixels, clip), hidden=True)
         self._cls = found.cls.float()  # the same pass: where both are asked for, hidden states first
         keep = keep_patches(self.views.clip.subject, clip.patch)
         if keep is not None:
@@ -123,12 +123,12 @@ class _Outputs:
 
     def clip_cls(self) -> Tensor:
         if self._cls is None:
-            self._cls = self.encoders.clip(_input(self.views.clip.pixels, self.encoders.clip)).cls.float()
+            self._cls = self.encoders.clip(encoder_input(self.views.clip.pixels, self.encoders.clip)).cls.float()
         return self._cls
 
     def dino_patches(self) -> tuple[Tensor, Tensor | None]:
         dino = self.encoders.need_dino()
-        patches = dino(_input(self.views.dino.pixels, dino)).float()
+        patches = dino(encoder_input(self.views.dino.pixels, dino)).float()
         keep = keep_patches(self.views.dino.subject, dino.patch)
         return patches, None if keep is None else keep.to(patches.device)
 
@@ -145,7 +145,7 @@ class _NullOutputs:
     def clip_hidden(self) -> tuple[Tensor, Tensor | None]:
         clip = self.encoders.clip
         zeros = torch.zeros(1, 3, clip.image_size, clip.image_size)
-        hidden = clip(_input(zeros, clip, raw=True), hidden=True).hidden
+        hidden = clip(encoder_input(zeros, clip, raw=True), hidden=True).hidden
         return hidden.float().expand(self.batch, -1, -1), None
 
     def clip_cls(self) -> Tensor:
@@ -199,7 +199,7 @@ def other_weights(made_for: Mapping[str, Mapping[str, str]], clip: ClipEncoder, 
     return found
 
 
-def _input(pixels: Tensor, encoder: ClipEncoder | DinoEncoder, raw: bool = False) -> Tensor:
+def encoder_input(pixels: Tensor, encoder: ClipEncoder | DinoEncoder, raw: bool = False) -> Tensor:
     """Pixels as the encoder takes them: normalized (unless raw), in its parameters' dtype and on their device."""
     weight: nn.Parameter = next(encoder.parameters())
     pixels = pixels.to(weight.device)

@@ -59,3 +59,31 @@ def dino_model():
 
     torch.manual_seed(1)
     return scramble(Dinov2Model(Dinov2Config(**DINO)))
+
+
+@pytest.fixture(scope="session")
+def whole_clip():
+    """A whole CLIP of transformers, random; its picture tower is that of `CLIP_SPEC`, its tokens are CLIP's own."""
+    from transformers import CLIPConfig, CLIPModel
+
+    torch.manual_seed(2)
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 8,
+        "hidden_act": "gelu",
+    }
+    text = {
+        "hidden_size": 128,
+        "intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "hidden_act": "gelu",
+        "vocab_size": 49408,
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+    }
+    return scramble(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)))

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ...common.errors import FlexIPError
-from ...encoders import load_clip, load_dino
-from ...images.preprocess import normalize, prepare
+from ...encoders import clip_vectors, dino_vectors, load_clip, load_dino, unit
+from ...images.preprocess import prepare
 from .loading import folder_hash, load_model, load_part
 
 if TYPE_CHECKING:
@@ -52,9 +51,9 @@ class Clip:
     def pictures(self, pictures: Sequence[Image]) -> Tensor:
         """Unit vectors, (B, C) float32 on the CPU."""
         if self.own is not None:
-            return _unit(self.own(_own_input(self.own, pictures)).cls)
+            return clip_vectors(self.own, _own_input(self.own, pictures))
         pixels = self.images(images=list(pictures), return_tensors="pt")["pixel_values"]
-        return _unit(_features(self.model.get_image_features(pixels.to(self.model.device))))
+        return unit(_features(self.model.get_image_features(pixels.to(self.model.device))))
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -67,7 +66,7 @@ class Clip:
             raise FlexIPError(f"{self.name} reads no text; CLIP-T needs a whole CLIP in transformers' folder form")
         found = self.tokenizer(list(texts), padding=True, truncation=True, max_length=77, return_tensors="pt")
         found = {key: found[key].to(self.model.device) for key in ("input_ids", "attention_mask")}
-        return _unit(_features(self.model.get_text_features(**found)))
+        return unit(_features(self.model.get_text_features(**found)))
 
 
 class Dino:
@@ -91,9 +90,9 @@ class Dino:
     def pictures(self, pictures: Sequence[Image]) -> Tensor:
         """Unit vectors of the [CLS] after the final norm, (B, C) float32 on the CPU."""
         if self.own is not None:
-            return _unit(self.own(_own_input(self.own, pictures)).mean(1))
+            return dino_vectors(self.own, _own_input(self.own, pictures))
         pixels = self.images(images=list(pictures), return_tensors="pt")["pixel_values"]
-        return _unit(self.model(pixel_values=pixels.to(self.model.device)).last_hidden_state[:, 0])
+        return unit(self.model(pixel_values=pixels.to(self.model.device)).last_hidden_state[:, 0])
 
 
 def describe_processor(processor: Any) -> str:
@@ -113,14 +112,9 @@ def _features(found: Any) -> Tensor:
     return found if isinstance(found, Tensor) else found.pooler_output
 
 
-def _unit(features: Tensor) -> Tensor:
-    return F.normalize(features.float().cpu(), dim=-1)
-
-
 def _own_preparation(encoder: Any) -> str:
     return f"as the adapter sees it: center square, {encoder.image_size} px, bicubic with antialias"
 
 
 def _own_input(encoder: Any, pictures: Sequence[Image]) -> Tensor:
-    pixels = prepare(list(pictures), encoder.image_size).pixels
-    return normalize(pixels, encoder.mean, encoder.std).to(next(encoder.parameters()).device)
+    return prepare(list(pictures), encoder.image_size).pixels

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...encoders import cosines
 from .definitions import DEFINITIONS
 from .embedding import Clip, Dino
 from .judge import CRITERIA, Judge, read_number
@@ -191,4 +192,4 @@ class Measure:
 
 
 def _cosines(a: Tensor, b: Tensor) -> list[Score]:
-    return [Score(value) for value in (a * b).sum(-1).tolist()]
+    return [Score(value) for value in cosines(a, b).tolist()]
