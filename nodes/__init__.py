@@ -16,6 +16,8 @@ from .grid import FlexIPSweepGrid
 from .inside import FlexIPAttentionMaps, FlexIPRecordAttention
 from .load import FlexIPLoadAdapter, FlexIPLoadEncoders
 from .loading.folders import register_folders
+from .scores.find_gamma import FlexIPFindGamma
+from .scores.score import FlexIPScore
 
 
 def let_log_write_gamma() -> None:
@@ -48,6 +50,8 @@ NODE_CLASS_MAPPINGS = {
     "FlexIPSweepGrid": FlexIPSweepGrid,
     "FlexIPRecordAttention": FlexIPRecordAttention,
     "FlexIPAttentionMaps": FlexIPAttentionMaps,
+    "FlexIPScore": FlexIPScore,
+    "FlexIPFindGamma": FlexIPFindGamma,
 }
 NODE_DISPLAY_NAME_MAPPINGS = {
     "FlexIPLoadEncoders": "Load FlexIP Encoders",
@@ -60,6 +64,8 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FlexIPSweepGrid": "FlexIP Sweep Grid",
     "FlexIPRecordAttention": "FlexIP Record Attention",
     "FlexIPAttentionMaps": "FlexIP Attention Maps",
+    "FlexIPScore": "FlexIP Score",
+    "FlexIPFindGamma": "FlexIP Find γ",
 }
 
 

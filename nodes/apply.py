@@ -32,7 +32,8 @@ def _adapter() -> io.Input:
     return FlexIPAdapterType.Input("adapter", tooltip=tip)
 
 
-def _strength(optional: bool) -> list[io.Input]:
+def strength_inputs(optional: bool) -> list[io.Input]:
+    """strength, start and end, as every node takes them that puts an adapter on a model."""
     return [
         io.Float.Input(
             "strength",
@@ -133,7 +134,7 @@ class FlexIPApply(io.ComfyNode):
                     ),
                     types=[io.Int],
                 ),
-                *_strength(optional=False),
+                *strength_inputs(optional=False),
                 io.Mask.Input(
                     "gamma_map",
                     optional=True,
@@ -226,7 +227,7 @@ class FlexIPGammaSweep(io.ComfyNode):
                     ),
                     types=[io.Float, io.Int],
                 ),
-                *_strength(optional=True),
+                *strength_inputs(optional=True),
             ],
             outputs=[
                 io.Model.Output("patched", display_name="model", tooltip="The model with one γ per picture."),

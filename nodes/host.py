@@ -24,6 +24,7 @@ from typing import Any
 import comfy.model_patcher
 import torch
 from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
 from torch import Tensor, nn
 
 from ..flexip_model.common.errors import FlexIPError
@@ -147,6 +148,13 @@ def warn(text: str, name: str) -> None:
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is not None and server.last_node_id is not None:
         server.send_progress_text(f"⚠ {text}", server.last_node_id)
+
+
+def show_text(text: str) -> None:
+    """Show a text on the node that runs; nothing outside a server."""
+    context, server = get_executing_context(), sys.modules.get("server")
+    if context is not None and server is not None:
+        server.PromptServer.instance.send_progress_text(text, context.node_id)
 
 
 def fields(kind: Callable[..., Any], **newer: Any) -> dict[str, Any]:

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import logging
-import sys
 
 import comfy.model_management
 from comfy_api.latest import io
-from comfy_execution.utils import get_executing_context
 
 from ..flexip_model.common.errors import FlexIPError
 from ..flexip_model.files.adapter_file import load_adapter_file
-from .host import fields
+from .host import fields, show_text
 from .loading.folders import check, files, fingerprint, locate, preferred
 from .wires import FlexIPAdapterType, FlexIPEncoders, manage_adapter, manage_encoders
 
 CATEGORY = "FlexIP"
 NO_DINO = "none (enough for an imported IP-Adapter)"
-
-
-def show_text(text: str) -> None:
-    """Show a line on the node that runs; nothing outside a server."""
-    context, server = get_executing_context(), sys.modules.get("server")
-    if context is not None and server is not None:
-        server.PromptServer.instance.send_progress_text(text, context.node_id)
 
 
 class FlexIPLoadEncoders(io.ComfyNode):

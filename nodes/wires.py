@@ -1,4 +1,4 @@
-"""What travels along the pack's own wires: encoders, adapter, embeds, the γ list."""
+"""What travels along the pack's own wires: encoders, adapter, embeds, the γ list, labels of pictures."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import torch
 from comfy_api.latest import io
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..flexip_model.encoders import Encoders
+from ..flexip_model.encoders import Encoders, TextEncoder, load_text
 from ..flexip_model.files.adapter_file import AdapterInfo, build_adapter, tensors_hash
 from ..flexip_model.method.adapters import Adapter, ReferenceFeatures
 from .host import manage
@@ -24,6 +25,7 @@ FlexIPAdapterType = io.Custom("FLEXIP_ADAPTER")
 FlexIPEmbeds = io.Custom("FLEXIP_EMBEDS")
 FlexIPGammas = io.Custom("FLEXIP_GAMMAS")
 FlexIPAttention = io.Custom("FLEXIP_ATTENTION")
+FlexIPLabels = io.Custom("FLEXIP_LABELS")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,7 @@ def manage_adapter(info: AdapterInfo, tensors: Mapping[str, Tensor], name: str) 
 
 @dataclass(frozen=True, eq=False)
 class LoadedEncoders:
-    """Both image encoders under ComfyUI's memory management.
+    """Both image encoders under ComfyUI's memory management, and CLIP's text tower where its file has one.
 
     Attributes:
         encoders: the modules.
@@ -96,17 +98,29 @@ class LoadedEncoders:
         """Have ComfyUI put both encoders whole on their device: their layers do not cast on the way."""
         comfy.model_management.load_models_gpu(list(self.patchers), force_full_load=True)
 
+    @cached_property
+    def text(self) -> tuple[TextEncoder, comfy.model_patcher.ModelPatcher] | None:
+        """CLIP's text tower with its handle; None where CLIP's file holds none. It is read when first asked for.
+
+        Raises:
+            FlexIPError: as `load_text`.
+        """
+        file = self.encoders.clip.file
+        tower = None if file is None else load_text(file)
+        return None if tower is None else (tower, _manage_encoder(tower))
+
 
 def manage_encoders(encoders: Encoders) -> LoadedEncoders:
-    """Put both encoders under ComfyUI's memory management, in float32 where half precision is slow or missing."""
+    """Put both encoders under ComfyUI's memory management."""
+    return LoadedEncoders(encoders, tuple(map(_manage_encoder, filter(None, (encoders.clip, encoders.dino)))))
+
+
+def _manage_encoder(module: nn.Module) -> comfy.model_patcher.ModelPatcher:
+    """A handle on an encoder, which turns to float32 where half precision is slow or missing."""
     device = comfy.model_management.text_encoder_device()
     half = comfy.model_management.should_use_fp16(device, prioritize_performance=False)
-    offload = comfy.model_management.text_encoder_offload_device()
-    patchers = []
-    for module in filter(None, (encoders.clip, encoders.dino)):
-        module.to(torch.float16 if half else torch.float32).eval().requires_grad_(False)
-        patchers.append(manage(module, device, offload))
-    return LoadedEncoders(encoders, tuple(patchers))
+    module.to(torch.float16 if half else torch.float32).eval().requires_grad_(False)
+    return manage(module, device, comfy.model_management.text_encoder_offload_device())
 
 
 @dataclass(frozen=True, eq=False)

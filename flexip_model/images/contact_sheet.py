@@ -12,13 +12,18 @@ INK, PAPER, BOARD = (32, 32, 32), (255, 255, 255), (225, 225, 225)
 
 
 def draw_sheet(
-    rows: Sequence[Sequence[Image]], gammas: Sequence[float], references: Sequence[Image] = (), title: str = ""
+    rows: Sequence[Sequence[Image]],
+    gammas: Sequence[float],
+    references: Sequence[Image] = (),
+    title: str = "",
+    notes: Sequence[Sequence[str]] = (),
 ) -> Image:
     """Lay rows of pictures, all of one size, out in columns of equal γ, labels on top.
 
     Args:
         references: shown on the left: none, one for all rows, or one per row.
         title: a line above; empty for none.
+        notes: a text below each picture, of one line or more, in the order of `rows`; or none at all.
 
     Returns:
         RGB.
@@ -31,9 +36,9 @@ def draw_sheet(
     heading = line if title.strip() else 0
     shown = [references[min(row, len(references) - 1)] for row in range(len(rows))] if references else []
     left = width + 3 * gap if shown else 0
-    sheet = Image.new(
-        "RGB", (left + len(gammas) * (width + gap) + gap, heading + line + gap + len(rows) * (height + gap)), PAPER
-    )
+    below = line * max((note.count("\n") + 1 for row in notes for note in row), default=0)
+    step = height + gap + below
+    sheet = Image.new("RGB", (left + len(gammas) * (width + gap) + gap, heading + line + gap + len(rows) * step), PAPER)
     draw = ImageDraw.Draw(sheet)
     if heading:
         draw.text((sheet.width // 2, heading // 2 + gap), title.strip(), INK, font, anchor="mm")
@@ -48,13 +53,17 @@ def draw_sheet(
         # Pillow's own font has no γ.
         label(left + gap + column * (width + gap), f"gamma {gamma:g}")
     for number, row in enumerate(rows):
-        y = top + gap + number * (height + gap)
+        y = top + gap + number * step
         if shown:
             small = shown[number].copy()
             small.thumbnail((width, height), Image.Resampling.LANCZOS)
             sheet.paste(small, (gap + (width - small.width) // 2, y + (height - small.height) // 2))
         for column, picture in enumerate(row):
-            sheet.paste(picture, (left + gap + column * (width + gap), y))
+            x = left + gap + column * (width + gap)
+            sheet.paste(picture, (x, y))
+            if notes:
+                middle = (x + width // 2, y + height + below // 2)
+                draw.multiline_text(middle, notes[number][column], INK, font, anchor="mm", align="center")
     return sheet
 
 

@@ -41,6 +41,10 @@ SD15 = (
 """What the workflow for SD1.5 needs and makes: words, since there are no public weights to make pictures with."""
 
 
+SHEETS = {"flexip_attention_maps": "FlexIPAttentionMaps", "flexip_find_gamma": "FlexIPSweepGrid"}
+"""Workflows whose thumbnail is what a node of theirs draws, and this node."""
+
+
 def make(comfyui: Path) -> None:
     """Run the workflows that need no download and write all thumbnails; SD1.5's says what it needs.
 
@@ -53,19 +57,19 @@ def make(comfyui: Path) -> None:
     for_readme: list[tuple[str, Image.Image | str]] = []
     with ComfyServer(comfyui, cpu=not has_gpu()) as server:
         client = ComfyClient(server.url)
-        for name in ("flexip_gamma_sweep", "flexip_basic", "flexip_attention_maps"):
+        for name in ("flexip_gamma_sweep", "flexip_basic", *SHEETS):
             graph = json.loads((PACK / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
             result = client.run(graph)
             if result.status != "success":
                 raise FlexIPError(f"{name}: {result.error}")
-            files = client.pictures(result, shown(graph, "VAEDecode"))
-            pictures = [Image.open(io.BytesIO(file)) for file in files]
-            if name == "flexip_attention_maps":
-                (sheet,) = client.pictures(result, shown(graph, "FlexIPAttentionMaps"))
+            if name in SHEETS:
+                (sheet,) = client.pictures(result, shown(graph, SHEETS[name]))
                 small = Image.open(io.BytesIO(sheet)).convert("RGB")
                 small.thumbnail((640, 640))
                 _save(small, PACK / "workflows" / f"{name}.jpg")
                 continue
+            files = client.pictures(result, shown(graph, "VAEDecode"))
+            pictures = [Image.open(io.BytesIO(file)) for file in files]
             reference = Image.open(EXAMPLES / graph[only(graph, "FlexIPLoadDemo")]["inputs"]["example"])
             if name == "flexip_basic":
                 gamma = graph[only(graph, "FlexIPApply")]["inputs"]["gamma"]

@@ -31,6 +31,8 @@ NODES = (
     "FlexIPSweepGrid",
     "FlexIPRecordAttention",
     "FlexIPAttentionMaps",
+    "FlexIPScore",
+    "FlexIPFindGamma",
 )
 ENCODES = ("FlexIPLoadDemo", "CLIPTextEncode", "FlexIPEncodeReference")
 

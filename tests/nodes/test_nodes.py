@@ -32,11 +32,23 @@ FROZEN = {
         ["model", "latent", "adapter", "gammas", "strength", "start", "end"],
         ["MODEL", "LATENT", "FLEXIP_GAMMAS"],
     ),
-    "FlexIPSweepGrid": (["images", "gammas", "reference", "title"], ["IMAGE"]),
+    "FlexIPSweepGrid": (["images", "gammas", "reference", "title", "labels"], ["IMAGE"]),
     "FlexIPRecordAttention": (["model", "adapter"], ["MODEL", "FLEXIP_ATTENTION"]),
     "FlexIPAttentionMaps": (
         ["images", "latent", "recording", "branch", "kind", "first_step", "last_step", "layers", "embeds"],
         ["IMAGE"],
+    ),
+    "FlexIPScore": (
+        ["images", "encoders", "reference", "prompt"],
+        ["FLOAT", "FLOAT", "FLOAT", "FLEXIP_LABELS", "STRING"],
+    ),
+    "FlexIPFindGamma": (
+        [
+            *["model", "positive", "negative", "latent_image", "vae", "adapter", "encoders", "score", "target"],
+            *["tolerance", "most", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise"],
+            *["reference", "prompt", "strength", "start", "end"],
+        ],
+        ["FLOAT", "IMAGE", "FLOAT", "STRING"],
     ),
 }
 

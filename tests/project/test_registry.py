@@ -169,7 +169,7 @@ def test_archive_is_no_larger_than_it_must_be(archive: Path) -> None:
 def test_nodes_and_help_pages_come_with_it(installed: ComfyServer) -> None:
     registered = {name: node for name, node in installed.get("/object_info").items() if name.startswith("FlexIP")}
     assert set(registered) == NODES
-    assert len(NODES) == 10
+    assert len(NODES) == 12
     for name, node in registered.items():
         module = node["python_module"]
         assert module == f"custom_nodes.{PROJECT['name']}"

@@ -16,7 +16,7 @@ from flexip_model.comfyui.client import Prompt
 from .paths import ROOT
 
 WORKFLOWS = ROOT / "workflows"
-WITH_SHIPPED_MODEL = ("flexip_gamma_sweep", "flexip_basic", "flexip_attention_maps")
+WITH_SHIPPED_MODEL = ("flexip_gamma_sweep", "flexip_basic", "flexip_attention_maps", "flexip_find_gamma")
 ALL_WORKFLOWS = (*WITH_SHIPPED_MODEL, "flexip_gamma_sweep_sd15")
 
 

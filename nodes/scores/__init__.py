@@ -1,0 +1,1 @@
+"""Scores of pictures in the graph, and the γ at which a score reaches a target."""
