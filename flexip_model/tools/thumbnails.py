@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..comfyui.client import ComfyClient
+from ..comfyui.client import ComfyClient, Prompt
 from ..comfyui.process import PACK, ComfyServer, find_comfyui, has_gpu
 from ..common.errors import FlexIPError
 from ..common.gammas import parse_gammas
@@ -63,10 +63,13 @@ def make(comfyui: Path) -> None:
             if result.status != "success":
                 raise FlexIPError(f"{name}: {result.error}")
             if name in SHEETS:
-                (sheet,) = client.pictures(result, shown(graph, SHEETS[name]))
-                small = Image.open(io.BytesIO(sheet)).convert("RGB")
-                small.thumbnail((640, 640))
-                _save(small, PACK / "workflows" / f"{name}.jpg")
+                (file,) = client.pictures(result, shown(graph, SHEETS[name]))
+                sheet = Image.open(io.BytesIO(file)).convert("RGB")
+                sheet.thumbnail((640, 640))
+                if name == "flexip_find_gamma":
+                    (file,) = client.pictures(result, shown(graph, "FlexIPFindGamma"))
+                    sheet = _with_found(sheet, graph, Image.open(io.BytesIO(file)))
+                _save(sheet, PACK / "workflows" / f"{name}.jpg")
                 continue
             files = client.pictures(result, shown(graph, "VAEDecode"))
             pictures = [Image.open(io.BytesIO(file)) for file in files]
@@ -94,6 +97,20 @@ def make(comfyui: Path) -> None:
     (PACK / "docs" / "images").mkdir(parents=True, exist_ok=True)
     _save(draw_cells(for_readme, 6), PACK / "docs" / "images" / "sweep.jpg")
     _save(draw_cells(for_sd15, 3), PACK / "workflows" / "flexip_gamma_sweep_sd15.jpg")
+
+
+def _with_found(sweep: Image.Image, graph: Prompt, found: Image.Image) -> Image.Image:
+    """The sweep with its scores, and below it the reference beside the picture that was found."""
+    from PIL import Image
+
+    asked = graph[only(graph, "FlexIPFindGamma")]["inputs"]
+    reference = Image.open(EXAMPLES / graph[only(graph, "FlexIPLoadDemo")]["inputs"]["example"])
+    label = f"found for {asked['score']} {asked['target']:g}"
+    below = draw_cells([("reference", reference), (label, found)], 2, (sweep.width - 18) // 2)
+    whole = Image.new("RGB", (sweep.width, sweep.height + below.height), "white")
+    whole.paste(sweep, (0, 0))
+    whole.paste(below, (0, sweep.height))
+    return whole
 
 
 def _save(sheet: Image.Image, path: Path) -> None:

@@ -95,7 +95,8 @@ def test_workflow_makes_pictures(client: ComfyClient, name: str) -> None:
     prompt = api_workflow(name)
     result = client.run(prompt)
     assert result.status == "success", result.error
-    pictures = open_pictures(client.pictures(result, shown(prompt, "VAEDecode")))
+    source = "FlexIPFindGamma" if name == "flexip_find_gamma" else "VAEDecode"
+    pictures = open_pictures(client.pictures(result, shown(prompt, source)))
     assert len(pictures) == (5 if name == "flexip_gamma_sweep" else 1)
     for picture in pictures:
         assert picture.size == (128, 128)
@@ -187,6 +188,78 @@ def test_interrupt_stops_the_sampler_and_leaves_nothing_behind(client: ComfyClie
     after = client.pictures(client.run(long), shown(long, "VAEDecode"))
     (first,), (second,) = open_pictures(before), open_pictures(after)
     assert difference(first, second) < 0.5
+
+
+def test_a_search_for_gamma_is_ksamplers_picture_and_an_interrupt_leaves_nothing_behind(client: ComfyClient) -> None:
+    """The picture that is found is the one that Apply FlexIP and KSampler draw at this γ, also after an interrupt."""
+    prompt = api_workflow("flexip_find_gamma")
+    find, score = node_of(prompt, "FlexIPFindGamma"), node_of(prompt, "FlexIPScore")
+    for node in (shown(prompt, "FlexIPSweepGrid"), "FlexIPSweepGrid", "FlexIPGammaSweep", "KSampler", score):
+        prompt.pop(node if node in prompt else node_of(prompt, node))
+    decode = prompt.pop(node_of(prompt, "VAEDecode"))
+    settings = prompt[find]["inputs"]
+    settings |= {"steps": 3, "tolerance": 0.0, "most": 4}
+    result = client.run(prompt)
+    assert result.status == "success", result.error
+    before = client.pictures(result, shown(prompt, "FlexIPFindGamma"))
+    steps = [value for node, value, _ in result.progress if node == find]
+    assert steps == sorted(steps) and steps[-1] == 12, "one bar over four samplings of three steps"
+    told = [text for node, text in result.texts if node == find]
+    assert any("sampling 3 of at most 4" in text for text in told) and "given out" in told[-1]
+
+    long = json.loads(json.dumps(prompt))
+    long[find]["inputs"] |= {"steps": 200, "seed": 12}
+    second = threading.Event()
+
+    def watch(message: dict) -> None:
+        if message["type"] == "progress" and message["data"]["node"] == find and message["data"]["value"] > 201:
+            second.set()
+
+    stopper = threading.Thread(target=lambda: second.wait(200) and client.interrupt())
+    stopper.start()
+    stopped = client.run(long, watch)
+    stopper.join()
+    assert second.is_set() and stopped.status == "interrupted"
+    assert 200 < stopped.progress[-1][1] < 800
+
+    again = json.loads(json.dumps(prompt))
+    again[find]["inputs"]["strength"] = 1.0000001  # not the earlier result from the cache
+    result = client.run(again)
+    (first,), (later,) = (
+        open_pictures(files) for files in (before, client.pictures(result, shown(again, "FlexIPFindGamma")))
+    )
+    assert difference(first, later) < 0.5
+
+    plain = json.loads(json.dumps(prompt))
+    names = ("seed", "steps", "cfg", "sampler_name", "scheduler", "denoise", "positive", "negative", "latent_image")
+    inputs = {"model": settings["model"], "adapter": settings["adapter"], "strength": 1.0, "start": 0.0, "end": 1.0}
+    plain["apply"] = {"class_type": "FlexIPApply", "inputs": {**inputs, "gamma": [find, 0]}}
+    sampled = {name: settings[name] for name in names} | {"model": ["apply", 0]}
+    plain["sample"] = {"class_type": "KSampler", "inputs": sampled}
+    plain["decode"] = {**decode, "inputs": {"samples": ["sample", 0], "vae": settings["vae"]}}
+    plain["show"] = {"class_type": "PreviewImage", "inputs": {"images": ["decode", 0]}}
+    result = client.run(plain)
+    assert result.status == "success", result.error
+    (drawn,) = open_pictures(client.pictures(result, "show"))
+    assert difference(first, drawn) == 0
+
+
+def test_a_score_that_is_missing_stops_who_reads_it_with_the_reason(client: ComfyClient) -> None:
+    """CLIP-I goes on as a list; CLIP-T, which the small model has not, tells why."""
+    prompt = api_workflow("flexip_gamma_sweep")
+    prompt[node_of(prompt, "KSampler")]["inputs"]["steps"] = 2
+    pictures, demo = [node_of(prompt, "VAEDecode"), 0], node_of(prompt, "FlexIPLoadDemo")
+    inputs = {"images": pictures, "encoders": [demo, 3], "reference": [demo, 5], "prompt": "a sheep"}
+    prompt["score"] = {"class_type": "FlexIPScore", "inputs": inputs}
+    prompt["likeness"] = {"class_type": "PreviewAny", "inputs": {"source": ["score", 0]}}
+    result = client.run(prompt)
+    assert result.status == "success", result.error
+    values = [float(text) for text in result.outputs["likeness"]["text"]]
+    assert len(values) == 5 and len(set(values)) > 1 and all(-1 <= value <= 1 for value in values)
+    assert any(node == "score" and "CLIP-T is empty" in text for node, text in result.texts)
+    prompt["text_fit"] = {"class_type": "PreviewAny", "inputs": {"source": ["score", 2]}}
+    result = client.run(prompt)
+    assert result.status == "error" and "holds no text tower" in result.error
 
 
 def test_mistakes_come_back_as_sentences(client: ComfyClient) -> None:
