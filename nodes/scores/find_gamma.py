@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +15,6 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 from torch import Tensor
 
-import nodes as comfy_nodes
-
 from ...flexip_model.common.errors import FlexIPError
 from ...flexip_model.method.gate import gamma_tensor
 from ..apply import check_range, strength_inputs
@@ -27,6 +26,8 @@ from ..wires import FlexIPAdapterType, FlexIPEncoders, LoadedAdapter, LoadedEnco
 from .likeness import NO_JUDGES, SCORES, Likeness
 from .search import find_gamma, write_log
 
+COMFY_NODES: Any = importlib.import_module("nodes")
+"""ComfyUI's own nodes; by this name a type checker would find the pack's."""
 CATEGORY = "FlexIP"
 NAME = "flexip_find_gamma"
 
@@ -167,10 +168,10 @@ class FlexIPFindGamma(io.ComfyNode):
             show_text(f"sampling {progress.begun + 1} of at most {most}: γ {gamma:g}")
             applied = Applied(adapter, gamma_tensor([gamma]), strength=strength, start=start, end=end)
             patched = progress.watch(apply_adapter(model, applied))
-            (latent,) = comfy_nodes.common_ksampler(
+            (latent,) = COMFY_NODES.common_ksampler(
                 patched, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise
             )
-            (images,) = comfy_nodes.VAEDecode().decode(vae, latent)
+            (images,) = COMFY_NODES.VAEDecode().decode(vae, latent)
             values = likeness(images, [score])[score]
             value = sum(values) / len(values)
             if not math.isfinite(value):

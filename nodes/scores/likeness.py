@@ -78,7 +78,7 @@ class Likeness:
                 tower, patcher = self._tower()
                 comfy.model_management.load_models_gpu([patcher], force_full_load=True)
                 self._wanted[name] = text_vectors(tower, [self._prompt])
-            else:
+            elif self._reference is not None:
                 self._wanted[name] = torch.cat([self._look(_FAMILY[name], one[None]) for one in self._reference])
         return self._wanted[name]
 
