@@ -51,8 +51,8 @@ class Likeness:
     ) -> dict[str, list[float]]:
         """Each of these scores that can be computed, −1 to 1, one number per picture.
 
-        A picture is looked at whole, as the adapter sees a reference: the square in its middle. Against several
-        references a score is the mean over them (DreamBooth, arXiv 2208.12242).
+        Of a picture the square in its middle is seen, background included, as the adapter sees a reference. Against
+        several references a score is the mean over them (DreamBooth, arXiv 2208.12242).
 
         Args:
             images: (N, H, W, C) in [0, 1].
