@@ -104,6 +104,16 @@ def test_a_jump():
     assert found["csm_preservation"] == pytest.approx(float(np.std([1, 7, 1, 1])))
 
 
+def test_scores_in_clumps_are_what_slideredit_counts():
+    """0, 1, 8.5, 9, 10 in five bins of 2: counts 2, 0, 0, 0, 3 where 1 each is even, so (1 + 1 + 1 + 1 + 4) / 4."""
+    clumped, even = figures(on_a_line("a", [0, 1, 8.5, 9, 10])), figures(on_a_line("a", [0, 1, 2, 3, 4]))
+    assert clumped["chi_preservation"] == pytest.approx(2) == clumped["chi_fidelity"]
+    assert even["chi_preservation"] == 0 and math.isnan(figures(on_a_line("a", [3, 3, 3]))["chi_preservation"])
+    unequal = on_a_line("a", [0, 1, 4, 5], knob=[0, 0.2, 0.8, 1])
+    assert figures(unequal)["chi_preservation"] == pytest.approx(4 / 3)
+    assert figures(unequal, unequal.knob)["chi_preservation"] == pytest.approx(0)
+
+
 def test_unequal_steps_of_the_knob_are_no_jumps():
     found = figures(on_a_line("a", [0, 1, 4, 5], knob=[0, 0.2, 0.8, 1]))
     assert found["largest_jump"] == pytest.approx(1) and found["deviation"] == pytest.approx(0)
@@ -130,6 +140,7 @@ def test_a_recalibration_takes_away_what_is_the_parametrization_s_alone():
     assert found["as it is"]["largest_jump"]["value"] == pytest.approx(2.8)
     assert found["recalibrated"]["largest_jump"]["value"] == pytest.approx(1)
     assert found["recalibrated"]["csm_preservation"]["value"] == pytest.approx(0, abs=1e-9)
+    assert found["recalibrated"]["chi_preservation"]["value"] == 0 < found["as it is"]["chi_preservation"]["value"]
     assert found["as it is"]["spearman_preservation"] == found["recalibrated"]["spearman_preservation"]
     mixed = summarize([*same, on_a_line("d", [0, 1, 2, 9, 10])])
     assert mixed["recalibrated"][TAIL]["value"] > 2

@@ -32,9 +32,13 @@ DEFINITIONS = {
     "csm_preservation": "standard deviation of the preservation score's steps over equal steps of the knob (conceptual "
     "smoothness of FreeSliders, arXiv 2511.00103); lower is smoother",
     "csm_fidelity": "the same of CLIP-T",
+    "chi_preservation": "χ² over its degrees of freedom of the preservation scores, brought to 0 to 1, in as many "
+    "equal bins as pictures (continuity of SliderEdit, arXiv 2511.09715, as its authors' code computes it of scores of "
+    "picture and text); 0 is even",
+    "chi_fidelity": "the same of CLIP-T",
     "hypervolume": "area of (preservation, CLIP-T) that the sweep's pictures dominate, above the point (0, 0)",
 }
-"""What each figure is. SliderEdit's smoothness is not among them: we had no text of its definition."""
+"""What each figure is. SliderEdit's is that of its published evaluation (github.com/ArmanZarei/SliderEdit)."""
 TAIL = "largest_jump_p95"
 
 
@@ -87,6 +91,10 @@ def figures(sweep: Sweep, place: np.ndarray | None = None) -> dict[str, float]:
         "triangle_deficit": float(((steps[:-1] + steps[1:] - skip) / skip).mean()) if (skip > 0).all() else math.nan,
         "csm_preservation": _unevenness(even, sweep.preservation),
         "csm_fidelity": _unevenness(even, sweep.fidelity),
+        "chi_preservation": _clumping(
+            _resampled(even, sweep.preservation) if place is not None else sweep.preservation
+        ),
+        "chi_fidelity": _clumping(_resampled(even, sweep.fidelity) if place is not None else sweep.fidelity),
         "hypervolume": hypervolume(sweep.preservation, sweep.fidelity),
     }
     return {name: found[name] for name in DEFINITIONS}
@@ -151,6 +159,22 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> float:
 
 def _unevenness(place: np.ndarray, scores: np.ndarray) -> float:
     """Standard deviation of a score's steps over as many equal steps of the knob."""
+    return float(np.diff(_resampled(place, scores)).std())
+
+
+def _resampled(place: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Scores at as many equal steps of the knob, whose places are given from 0 to 1; NaN where that is not defined."""
     if np.isnan(scores).any() or not (np.diff(place) > 0).all():
+        return np.full(len(scores), math.nan)
+    return np.interp(np.linspace(0, 1, len(place)), place, scores)
+
+
+def _clumping(scores: np.ndarray) -> float:
+    """χ² of equal bins over its degrees of freedom: how far the scores are from being spread evenly over their range;
+    NaN where they do not change."""
+    from scipy.stats import chisquare
+
+    if np.isnan(scores).any() or np.ptp(scores) == 0:
         return math.nan
-    return float(np.diff(np.interp(np.linspace(0, 1, len(place)), place, scores)).std())
+    counts, _ = np.histogram((scores - scores.min()) / np.ptp(scores), len(scores), (0, 1))
+    return float(chisquare(counts).statistic / (len(scores) - 1))
