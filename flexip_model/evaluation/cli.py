@@ -11,9 +11,9 @@ from pathlib import Path
 from ..common.device import pick_device
 from ..common.errors import FlexIPError
 from ..common.extras import need
-from ..common.processes import run_shares
 from .benchmarks.benchmark import Benchmark, write_plain
 from .benchmarks.opening import FORMS, open_benchmark
+from .generate.cli import add_options as add_generate_options
 from .metrics.definitions import DEFINITIONS, ROLES
 from .metrics.measure import Measure
 from .metrics.weights import Weights, tell_lacking
@@ -217,62 +217,4 @@ def _study_result(options: argparse.Namespace) -> None:
 def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("generate", help="draw a benchmark's pictures with a base and an adapter")
     add_benchmark_choice(parser)
-    parser.add_argument(
-        "--base", type=Path, required=True, help="SD1.5: a diffusers folder or a .safetensors checkpoint"
-    )
-    parser.add_argument("--base-configs", type=Path, metavar="FOLDER", help="for a checkpoint: diffusers' configs")
-    parser.add_argument("--adapter", type=Path, help="FlexIP's or IP-Adapter(-Plus)'s file; without it the base alone")
-    parser.add_argument("--clip", type=Path, help="the adapter's CLIP encoder, a .safetensors file")
-    parser.add_argument("--dino", type=Path, help="the adapter's DINO encoder, a .safetensors file")
-    parser.add_argument(
-        "--seeds", type=int, default=10, help="pictures per prompt, seeds from 0 (default 10, the paper's)"
-    )
-    parser.add_argument("--gammas", default="0.6", help="γ, or IP-Adapter's scale: numbers with commas (default 0.6)")
-    parser.add_argument("--strengths", default="1", help="numbers with commas (default 1)")
-    parser.add_argument("--steps", type=int, default=50, help="of DDIM (default 50, the paper's)")
-    parser.add_argument("--guidance", type=float, default=7.5, help="default 7.5, the paper's")
-    parser.add_argument("--size", type=int, help="pixels of a side (default: the base's)")
-    parser.add_argument("--crop", choices=("center", "pad"), default="center", help="of the reference")
-    parser.add_argument("--batch", type=int, default=4, help="pictures at once (default 4)")
-    parser.add_argument("--processes", type=int, default=1, help="on this machine; or start it by accelerate launch")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--out", type=Path, required=True, help="the pictures' folder; the same one goes on with it")
-    parser.set_defaults(run=_generate)
-
-
-def _generate(options: argparse.Namespace) -> None:
-    from .generate.draw import Settings, generate
-
-    if min(options.seeds, options.steps, options.batch, options.processes) < 1:
-        raise FlexIPError("--seeds, --steps, --batch and --processes are at least 1")
-    settings = Settings(
-        benchmark=options.benchmark,
-        form=options.form,
-        base=options.base,
-        base_configs=options.base_configs,
-        adapter=options.adapter,
-        clip=options.clip,
-        dino=options.dino,
-        seeds=tuple(range(options.seeds)),
-        values=_numbers("--gammas", options.gammas, 1),
-        strengths=_numbers("--strengths", options.strengths, 10),
-        steps=options.steps,
-        guidance=options.guidance,
-        size=options.size,
-        crop=options.crop,
-        batch=options.batch,
-        device=options.device,
-        out=options.out,
-    )
-    run_shares(generate, settings, options.processes)
-    print(f"drawn: {options.out}")
-
-
-def _numbers(flag: str, text: str, highest: float) -> tuple[float, ...]:
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise FlexIPError(f"{flag} {text}: expected numbers with commas between") from error
-    if len(set(values)) < len(values) or not all(0 <= value <= highest for value in values):
-        raise FlexIPError(f"{flag} {text}: expected different numbers from 0 to {highest:g}")
-    return values
+    add_generate_options(parser)

@@ -12,7 +12,9 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def denoise(unet: Any, scheduler: Any, latents: Tensor, text: Tensor, *, steps: int, guidance: float) -> Tensor:
+def denoise(
+    unet: Any, scheduler: Any, latents: Tensor, text: Tensor, *, steps: int, guidance: float, **more: Any
+) -> Tensor:
     """Noise to latents.
 
     Args:
@@ -22,6 +24,7 @@ def denoise(unet: Any, scheduler: Any, latents: Tensor, text: Tensor, *, steps: 
         text: (2B, 77, W): what to draw, then what not to draw.
         steps: how many the sampler makes.
         guidance: the scale of classifier-free guidance; 1 is none.
+        more: what else each call of the UNet gets, for 2B samples.
 
     Returns:
         (B, 4, s, s) float32.
@@ -33,7 +36,7 @@ def denoise(unet: Any, scheduler: Any, latents: Tensor, text: Tensor, *, steps: 
     like = next(unet.parameters()).dtype
     latents = latents.float()
     for timestep in ddim.timesteps:
-        model_pred = unet(torch.cat([latents, latents]).to(like), timestep, text.to(like)).sample.float()
+        model_pred = unet(torch.cat([latents, latents]).to(like), timestep, text.to(like), **more).sample.float()
         positive, negative = model_pred.chunk(2)
         latents = ddim.step(negative + guidance * (positive - negative), timestep, latents).prev_sample
     return latents

@@ -133,38 +133,6 @@ def test_two_processes_draw_what_one_does(world, clean, monkeypatch):
     assert files(out) == files(clean)
 
 
-def test_an_ip_adapter_is_turned_by_its_scale(world):
-    """IP-Adapter's own keys at the tiny system's widths."""
-    from flexip_model.files.ip_adapter import ip_adapter_order
-
-    unet = load_base(world / "system").unet
-    torch.manual_seed(0)
-    width = int(unet.config.cross_attention_dim)
-    clip = load_clip(world / "system" / "encoders" / "clip_vision.safetensors")
-    tensors = {
-        "image_proj.proj.weight": torch.randn(4 * width, clip.width),
-        "image_proj.proj.bias": torch.zeros(4 * width),
-        "image_proj.norm.weight": torch.ones(width),
-        "image_proj.norm.bias": torch.zeros(width),
-    }
-    for number, site in enumerate(ip_adapter_order()):
-        channels = unet.config.block_out_channels[site.level]
-        for name in ("to_k", "to_v"):
-            tensors[f"ip_adapter.{2 * number + 1}.{name}_ip.weight"] = torch.randn(channels, width) * 0.3
-    save_file(tensors, world / "ip.safetensors")
-    out = world / "ip"
-    encoder = ["--clip", world / "system" / "encoders" / "clip_vision.safetensors"]
-    assert (
-        main(command(world, out, "--gammas", "0,1", "--adapter", world / "ip.safetensors", *encoder, adapter=False))
-        == 0
-    )
-    found = read_pictures("IP-Adapter", out, open_benchmark(world / "benchmark"))
-    assert found.swept_knob() == "scale" and len(found.pictures) == 12
-    assert main(command(world, world / "base", adapter=False)) == 0
-    assert files(out)["cup/0_0_scale0.png"] == files(world / "base")["cup/0_0.png"]
-    assert files(out)["cup/0_0_scale1.png"] != files(out)["cup/0_0_scale0.png"]
-
-
 def test_a_padded_reference_leaves_its_padding_out(world):
     """A reference that is not square: padded, its padding's patches do not count."""
     folder = world / "wide"
@@ -200,7 +168,11 @@ def test_two_pictures_never_get_one_name(world, tmp_path, capsys):
 def test_encoders_and_parts_that_are_missing_are_told(world, tmp_path, capsys):
     adapter = world / "system" / "flexip_demo.safetensors"
     assert main(command(world, tmp_path, "--adapter", adapter, adapter=False)) == 2
-    assert "name --clip FILE and --dino FILE" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "name --clip FILE and --dino FILE" in told and "dinov2-large" in told and "h94/IP-Adapter" in told
+    assert main(command(world, tmp_path, "--dino", tmp_path / "none.safetensors")) == 2
+    told = capsys.readouterr().err
+    assert f"there is no file {tmp_path / 'none.safetensors'}" in told and "facebook/dinov2-large" in told
     broken = tmp_path / "system"
     shutil.copytree(world / "system", broken, copy_function=os.link)
     shutil.rmtree(broken / "vae")

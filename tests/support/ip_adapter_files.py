@@ -26,13 +26,13 @@ def attention_weights(token_width: int = TOKENS, layers: tuple[int, ...] = LAYER
     }
 
 
-def plain_weights(clip_width: int = 1024) -> dict[str, Tensor]:
+def plain_weights(clip_width: int = 1024, tokens: int = TOKENS, layers: tuple[int, ...] = LAYERS) -> dict[str, Tensor]:
     return {
-        "image_proj.proj.weight": random(4 * TOKENS, clip_width),
-        "image_proj.proj.bias": random(4 * TOKENS, scale=0.1),
-        "image_proj.norm.weight": 1 + random(TOKENS, scale=0.1),
-        "image_proj.norm.bias": random(TOKENS, scale=0.1),
-        **attention_weights(),
+        "image_proj.proj.weight": random(4 * tokens, clip_width),
+        "image_proj.proj.bias": random(4 * tokens, scale=0.1),
+        "image_proj.norm.weight": 1 + random(tokens, scale=0.1),
+        "image_proj.norm.bias": random(tokens, scale=0.1),
+        **attention_weights(tokens, layers),
     }
 
 

@@ -6,9 +6,38 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from ..benchmarks.benchmark import Benchmark, Subject
+
+
+class Wanted(Protocol):
+    """A picture to draw: of a reference, by a prompt, from a seed's noise, at a γ or scale and a strength."""
+
+    @property
+    def reference(self) -> Path: ...
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def strength(self) -> float: ...
+
+
+AnyWanted = TypeVar("AnyWanted", bound=Wanted)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A picture of a figure, see `Wanted`; without a benchmark."""
+
+    reference: Path
+    prompt: str
+    seed: int = 0
+    value: float = 0.0
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -27,6 +56,10 @@ class Job:
     knob: str | None
     value: float
     strength: float
+
+    @property
+    def reference(self) -> Path:
+        return self.subject.reference
 
     @property
     def prompt(self) -> str:
@@ -70,10 +103,15 @@ def plan(
     ]
 
 
-def batches(jobs: Sequence[Job], size: int) -> list[list[Job]]:
-    """Jobs of one strength in batches, always the same ones: what is drawn together does not hang on what is done."""
+def batches(jobs: Sequence[AnyWanted], size: int, one_value: bool = False) -> list[list[AnyWanted]]:
+    """Jobs of one strength (and of one value where that is asked for) in batches, always the same ones: what is drawn
+    together does not hang on what is done."""
+
+    def alike(job: AnyWanted) -> tuple[float, float | None]:
+        return job.strength, job.value if one_value else None
+
     found = []
-    for strength in dict.fromkeys(job.strength for job in jobs):
-        own = [job for job in jobs if job.strength == strength]
+    for kind in dict.fromkeys(map(alike, jobs)):
+        own = [job for job in jobs if alike(job) == kind]
         found += [own[start : start + size] for start in range(0, len(own), size)]
     return found

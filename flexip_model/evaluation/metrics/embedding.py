@@ -17,7 +17,7 @@ from torch import Tensor
 from ...common.errors import FlexIPError
 from ...encoders import clip_vectors, dino_vectors, load_clip, load_dino, unit
 from ...images.preprocess import prepare
-from .loading import folder_hash, load_model, load_part
+from ..loading import folder_hash, load_model, load_part
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...common.errors import FlexIPError
-from .loading import folder_hash, load_model, load_part
+from ..loading import folder_hash, load_model, load_part
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,7 +17,7 @@ from ...common.errors import FlexIPError
 from ...encoders.weights import weights_hash
 from ...files.safefile import load_tensors
 from ...images.preprocess import CLIP_MEAN, CLIP_STD, normalize
-from .loading import ERRORS
+from ..loading import ERRORS
 
 if TYPE_CHECKING:
     from PIL.Image import Image

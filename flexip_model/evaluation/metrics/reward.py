@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ...common.errors import FlexIPError
 from ...files.safefile import load_tensors
 from ...images.preprocess import CLIP_MEAN, CLIP_STD
-from .loading import ERRORS, folder_hash, load_part
+from ..loading import ERRORS, folder_hash, load_part
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .loading import folder_hash, load_model, load_part
+from ..loading import folder_hash, load_model, load_part
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ...common.errors import FlexIPError
-from ...encoders.weights import weights_hash
-from ...files.safefile import load_tensors
+from ..common.errors import FlexIPError
+from ..encoders.weights import weights_hash
+from ..files.safefile import load_tensors
 
 ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError)
 
