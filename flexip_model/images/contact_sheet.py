@@ -17,6 +17,7 @@ def draw_sheet(
     references: Sequence[Image] = (),
     title: str = "",
     notes: Sequence[Sequence[str]] = (),
+    knob: str = "gamma",
 ) -> Image:
     """Lay rows of pictures, all of one size, out in columns of equal γ, labels on top.
 
@@ -24,6 +25,7 @@ def draw_sheet(
         references: shown on the left: none, one for all rows, or one per row.
         title: a line above; empty for none.
         notes: a text below each picture, of one line or more, in the order of `rows`; or none at all.
+        knob: what the columns' numbers are of; Pillow's own font has no γ.
 
     Returns:
         RGB.
@@ -50,8 +52,7 @@ def draw_sheet(
     if shown:
         label(gap, "reference")
     for column, gamma in enumerate(gammas):
-        # Pillow's own font has no γ.
-        label(left + gap + column * (width + gap), f"gamma {gamma:g}")
+        label(left + gap + column * (width + gap), f"{knob} {gamma:g}")
     for number, row in enumerate(rows):
         y = top + gap + number * step
         if shown:

@@ -76,8 +76,15 @@ class Models:
         return next(self.adapter.parameters()).device
 
 
-def load_models(adapter: Path, base: Path, clip: Path, dino: Path | None, device: torch.device) -> Models:
-    """Load everything in fp32.
+def load_models(
+    adapter: Path,
+    base: Path,
+    clip: Path,
+    dino: Path | None,
+    device: torch.device,
+    base_configs: Path | None = None,
+) -> Models:
+    """Load everything in fp32; base and base_configs are `load_base`'s.
 
     Raises:
         FlexIPError: a file or folder that is missing or of another kind; encoders of other widths.
@@ -88,7 +95,9 @@ def load_models(adapter: Path, base: Path, clip: Path, dino: Path | None, device
     for module in filter(None, (encoders.clip, encoders.dino)):
         module.float().to(device)
     built = build_adapter(info, {name: tensor.float() for name, tensor in tensors.items()})
-    return Models(load_base(base).to(device, torch.float32), built.to(device).eval().requires_grad_(False), encoders)
+    return Models(
+        load_base(base, base_configs).to(device, torch.float32), built.to(device).eval().requires_grad_(False), encoders
+    )
 
 
 @torch.no_grad()

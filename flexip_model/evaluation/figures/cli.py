@@ -6,15 +6,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .commands import add_figure
+from .options import SHIPPED, SHIPPED_GUIDANCE, check_out
+
 if TYPE_CHECKING:
     from .attention_maps import Generation
 
-SHIPPED = Path(__file__).resolve().parents[3] / "models" / "demo"
-"""The model that ships with the pack."""
-
 
 def add_commands(commands: Any) -> None:
-    """Add `attention-maps` to an argparse sub-parser collection."""
+    """Add `attention-maps` and `figure` to an argparse sub-parser collection."""
+    add_figure(commands)
     parser = commands.add_parser(
         "attention-maps",
         help="see inside (Fig. 7): what the picture's places and the reference's patches are attended by, as a picture",
@@ -24,7 +25,8 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("out", type=Path, help="the new PNG")
     files = parser.add_argument_group("files (default: the model that ships)")
     files.add_argument("--adapter", type=Path, help="a FlexIP adapter, or an IP-Adapter converted by `convert`")
-    files.add_argument("--base", type=Path, help="a folder of SD1.5 in diffusers' layout")
+    files.add_argument("--base", type=Path, help="SD1.5: a diffusers folder or a .safetensors checkpoint")
+    files.add_argument("--base-configs", type=Path, metavar="FOLDER", help="for a checkpoint: diffusers' configs")
     files.add_argument("--clip", type=Path, help="the adapter's CLIP image encoder")
     files.add_argument("--dino", type=Path, help="its DINOv2")
     drawing = parser.add_argument_group("the picture")
@@ -59,10 +61,7 @@ def run(options: argparse.Namespace) -> None:
     shipped = not any(given) and options.dino is None
     if not shipped and not all(given):
         raise FlexIPError("--adapter, --base and --clip go together (and --dino for FlexIP); or none, for what ships")
-    if options.out.suffix.lower() != ".png" or not options.out.absolute().parent.is_dir():
-        raise FlexIPError(
-            f"the picture is to be {options.out}; expected a name that ends in .png, in a folder there is"
-        )
+    check_out(options.out)
     generation = _generation(options, shipped)
     sites, (first, last) = choose_sites(options.layers), read_step_range(options.step_range)
     if last > options.steps or first > options.steps:
@@ -79,6 +78,7 @@ def run(options: argparse.Namespace) -> None:
         options.clip or encoders / "clip_vision.safetensors",
         encoders / "dinov2.safetensors" if shipped else options.dino,
         pick_device(options.device),
+        options.base_configs,
     )
     sheet = attention_maps(models, reference, generation, sites=sites, first=first, last=last)
     sheet.save(options.out)
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
 def _generation(options: argparse.Namespace, shipped: bool) -> Generation:
     from .attention_maps import Generation
 
-    guidance = options.guidance if options.guidance is not None else 3.0 if shipped else 7.5
+    guidance = options.guidance if options.guidance is not None else SHIPPED_GUIDANCE if shipped else 7.5
     return Generation(
         options.prompt,
         options.negative,

@@ -38,15 +38,10 @@ class OwnIPAdapter:
         from transformers import CLIPVisionModelWithProjection
 
         config, _, origin = convert_ip_adapter(file)  # to refuse by name what diffusers would fail on
-        if image_encoder is None or not image_encoder.is_dir():
-            found = "" if image_encoder is None else f"there is no folder {image_encoder}; "
-            raise FlexIPError(
-                f"{found}diffusers' own IP-Adapter needs its image encoder: name --image-encoder FOLDER "
-                f"({ENCODER_FILES})"
-            )
+        folder = check_folder(image_encoder)
         if crop != "center":
             raise FlexIPError(f"--crop is {crop}; diffusers' own IP-Adapter takes the center alone")
-        encoder = load_model(CLIPVisionModelWithProjection, image_encoder, device)
+        encoder = load_model(CLIPVisionModelWithProjection, folder, device)
         _check(config, encoder.config, base)
         self.base, self.device = base, device
         self.pipeline: Any = StableDiffusionPipeline(
@@ -69,7 +64,7 @@ class OwnIPAdapter:
         base.unet.eval().requires_grad_(False)
         self.record: dict[str, Any] = {
             "adapter": origin["source_sha256"],
-            "encoders": {"clip": folder_hash(image_encoder)},
+            "encoders": {"clip": folder_hash(folder)},
             "drawn_by": "diffusers' own IP-Adapter",
         }
         self._embeds: dict[Path, tuple[Tensor, Tensor]] = {}
@@ -94,6 +89,20 @@ class OwnIPAdapter:
             negative, positive = both.chunk(2)
             self._embeds[path] = positive, negative
         return self._embeds[path]
+
+
+def check_folder(image_encoder: Path | None) -> Path:
+    """The image encoder's folder.
+
+    Raises:
+        FlexIPError: it is not named or not there; what is wanted, and from where.
+    """
+    if image_encoder is None or not image_encoder.is_dir():
+        found = "" if image_encoder is None else f"there is no folder {image_encoder}; "
+        raise FlexIPError(
+            f"{found}diffusers' own IP-Adapter needs its image encoder: name --image-encoder FOLDER ({ENCODER_FILES})"
+        )
+    return image_encoder
 
 
 def _check(config: FlexIPConfig, encoder: Any, base: Base) -> None:
