@@ -183,7 +183,7 @@ def test_strip_and_style_of_the_model_that_ships(tmp_path):
         ("strip", ["--seeds", "0"], "--seeds is 0"),
         ("strip", ["--steps", "0"], "--steps is 0"),
         ("strip", ["--batch", "0"], "--batch is 0"),
-        ("strip", ["--ip-adapter", "x.safetensors"], "a strip turns one knob"),
+        ("strip", ["--ip-adapter", "PLUS"], "a strip turns one knob"),
         ("dial", ["--gammas", "0,1"], "at least three, rising"),
         ("dial", ["--gammas", "1,0.5,0"], "at least three, rising"),
         ("dial", ["--weights", "judge"], "expected ROLE=FOLDER"),
