@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 
 import pytest
@@ -52,10 +53,8 @@ def test_the_page_s_commands_are_of_this_program():
 
     text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     lines = re.sub(r"\\\n\s*", " ", text).splitlines()
-    commands = [
-        line.split("flexip_model ", 1)[1] for line in lines if line.startswith("python -m flexip_model evaluate")
-    ]
-    assert len(commands) >= 9
+    commands = [line.split("flexip_model ", 1)[1] for line in lines if line.startswith("python -m flexip_model ")]
+    assert len(commands) >= 14
     for command in commands:
         if "--help" not in command:
-            _parser().parse_args(command.replace("$D", "models/demo").split())
+            _parser().parse_args(shlex.split(command))

@@ -3,6 +3,10 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -22,7 +26,7 @@ from flexip_model.hosts.denoise import denoise
 from flexip_model.hosts.diffusers import inject
 from flexip_model.method.gate import gamma_tensor
 
-from ..support.paths import SHIPPED
+from ..support.paths import ROOT, SHIPPED
 from ..support.tiny_system import write_system
 from .making import tiny_benchmark
 
@@ -119,6 +123,55 @@ def test_what_was_cut_off_goes_on_to_the_same_end(world, clean, monkeypatch):
 def test_other_settings_are_refused_in_the_same_folder(world, clean, capsys):
     assert main(command(world, clean, "--gammas", "0,0.5,1", "--guidance", "3")) == 2
     assert "was drawn with other settings" in capsys.readouterr().err
+
+
+def test_killed_half_way_two_processes_end_as_a_clean_run(world, clean):
+    """`--processes 2`, all of it ended by SIGKILL when two batches are there; the same command then goes on."""
+    out = world / "killed"
+    arguments = [sys.executable, "-m", "flexip_model", *command(world, out, "--gammas", "0,0.5,1", "--processes", 2)]
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
+    )
+    began = time.monotonic()
+    while process.poll() is None and time.monotonic() - began < 300:
+        if len(list(out.rglob("*.json"))) >= 2:
+            process.send_signal(signal.SIGKILL)
+        time.sleep(0.002)
+    assert process.wait() == -signal.SIGKILL
+    count = -1
+    while count != (count := len(files(out))):  # until what it started has ended too
+        time.sleep(1)
+    assert 2 <= len(list(out.rglob("*.json"))) < 18
+    assert subprocess.run(arguments, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode == 0
+    assert files(out) == files(clean)
+
+
+def test_a_reference_that_cannot_be_read_leaves_its_subject_out(world, tmp_path, capsys):
+    """It is named; the others are drawn; scores count its pictures as missing. The base alone reads no reference."""
+    folder = tmp_path / "benchmark"
+    shutil.copytree(world / "benchmark", folder)
+    (folder / "cup.png").write_bytes(b"no picture")
+    named = ["--benchmark", folder]
+    assert main(command(world, tmp_path / "out", *named)) == 0
+    assert f"problem: subject cup: {folder / 'cup.png'} cannot be read" in capsys.readouterr().out
+    assert {path.parent.name for path in (tmp_path / "out").rglob("*.png")} == {"dog", "hat"}
+    found = read_pictures("mine", tmp_path / "out", open_benchmark(folder))
+    assert any("cup" in problem for problem in found.problems)
+    assert main(command(world, tmp_path / "base", *named, adapter=False)) == 0
+    assert {path.parent.name for path in (tmp_path / "base").rglob("*.png")} == {"cup", "dog", "hat"}
+    for name in ("dog.png", "hat.png"):
+        (folder / name).write_bytes(b"no picture")
+    assert main(command(world, tmp_path / "none", *named)) == 2
+    assert "none of the references" in capsys.readouterr().err
+
+
+def test_a_prompt_that_is_cut_is_told_once(world, tmp_path, capsys):
+    folder = tmp_path / "benchmark"
+    shutil.copytree(world / "benchmark", folder)
+    (folder / "prompts.csv").write_text(f"subject,prompt\n,a {{}} {'x ' * 90}\ncup,short\n", encoding="utf-8")
+    assert main(command(world, tmp_path / "out", "--benchmark", folder, adapter=False, seeds=6)) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "77 first are read" in line]
+    assert len(told) == 3 and not any("short" in line for line in told)
 
 
 def test_two_processes_draw_what_one_does(world, clean, monkeypatch):

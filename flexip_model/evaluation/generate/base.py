@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ...files.safefile import read_header
 from ...hosts.base import PARTS, freeze_parts, load_parts, part_classes
 from ...method import sd15
 
+log = logging.getLogger(__name__)
 ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError)
 
 
@@ -33,6 +35,7 @@ class Base:
     tokenizer: Any
     scheduler: Any
     hash: str
+    _cut: set[str] = field(default_factory=set, repr=False)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Base:
         """Move and cast the three networks."""
@@ -52,7 +55,15 @@ class Base:
 
     @torch.no_grad()
     def read(self, prompts: list[str]) -> Tensor:
-        """Z^(T), (B, 77, W): the last hidden state after the final norm; longer prompts are cut."""
+        """Z^(T), (B, 77, W): the last hidden state after the final norm; longer prompts are cut, which the log says
+        once of each."""
+        for prompt in dict.fromkeys(prompts):
+            tokens = len(self.tokenizer(prompt, verbose=False).input_ids)
+            if tokens > sd15.TEXT_LENGTH and prompt not in self._cut:
+                self._cut.add(prompt)
+                log.warning(
+                    f"warning: the prompt {prompt!r} has {tokens} tokens; the {sd15.TEXT_LENGTH} first are read"
+                )
         ids = self.tokenizer(
             prompts, padding="max_length", truncation=True, max_length=sd15.TEXT_LENGTH, return_tensors="pt"
         ).input_ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from ...common.errors import FlexIPError
 from ...common.processes import Share
 from ...files.safefile import atomic
 from ..benchmarks.opening import open_benchmark
+from ..reading import why_unreadable
 from .drawer import Drawer, Files, Sampling
 from .plan import Job, batches, plan
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,16 @@ class Settings:
 def generate(settings: Settings, share: Share) -> None:
     """Draw this process's share of the batches; what is in `out` with equal settings is kept.
 
+    What is wrong with the benchmark is said, and a subject whose reference cannot be read is left out: `score` counts
+    its pictures as missing.
+
     Raises:
-        FlexIPError: whatever loading raises; a reference that cannot be read.
+        FlexIPError: whatever loading raises; none of the references can be read.
     """
     benchmark = open_benchmark(settings.benchmark, settings.form)
+    if share.rank == 0:
+        for problem in benchmark.problems:
+            log.warning(f"problem: {problem}")
     device = pick_device(settings.device, share.local_rank)
     drawer = Drawer(settings.files, settings.sampling, device)
     if drawer.one_value and settings.strengths != (1.0,):
@@ -58,6 +68,11 @@ def generate(settings: Settings, share: Share) -> None:
     if len({job.file for job in jobs}) < len(jobs):
         raise FlexIPError("two pictures would get one name: give subjects ids, and knobs values, that differ more")
     own = batches(jobs, settings.batch, drawer.one_value)[share.rank :: share.world_size]
+    if drawer.addition is not None:
+        lost = {subject.id for subject in benchmark if why_unreadable(subject.reference)}
+        if len(lost) == len(benchmark):
+            raise FlexIPError(f"none of the references of the benchmark {benchmark.name} can be read")
+        own = [kept for batch in own if (kept := [job for job in batch if job.subject.id not in lost])]
     todo = [batch for batch in own if not all(_done(settings.out, job, record) for job in batch)]
     count = sum(map(len, todo))
     progress = Progress(lambda done: f"{done} of {count} pictures", who=share.name, total=count, seconds=2.0)
