@@ -264,3 +264,15 @@ def test_a_single_file_is_the_folder_it_was_made_of(world, tmp_path, comfy):
         a, b = (getattr(base, name).state_dict() for base in (folder, loaded))
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     assert torch.equal(folder.read(["a dog"]), loaded.read(["a dog"]))
+    pictures = {}
+    for name, base in (("folder", [world / "system"]), ("file", [file, "--base-configs", configs])):
+        system, few = world / "system", ["--steps", 2, "--device", "cpu"]
+        encoders = [system / "encoders" / f"{encoder}.safetensors" for encoder in ENCODERS]
+        drawn = ["--base", *base, "--adapter", system / "flexip_demo.safetensors", "--clip", encoders[0]]
+        subject = [world / "benchmark" / "cup.png", "a cup"]
+        for figure in (["figure", "strip"], ["attention-maps"]):
+            out = tmp_path / f"{name}-{figure[-1]}.png"
+            assert main([*figure, *map(str, [*subject, out, *drawn, "--dino", encoders[1], *few])]) == 0
+            pictures[name, figure[-1]] = out.read_bytes()
+    assert pictures["folder", "strip"] == pictures["file", "strip"]
+    assert pictures["folder", "attention-maps"] == pictures["file", "attention-maps"]
