@@ -5,6 +5,7 @@ What this pack makes of the same file (`gated.Gated`) is the same method in othe
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,12 +56,17 @@ class OwnIPAdapter:
             image_encoder=encoder,
             requires_safety_checker=False,
         )
+        told = logging.getLogger("diffusers.models.modeling_utils")
+        level = told.level
         try:
+            told.setLevel(logging.ERROR)  # its loader casts a UNet and then warns of casts
             self.pipeline.load_ip_adapter(
                 str(file.parent), subfolder="", weight_name=file.name, image_encoder_folder=None, local_files_only=True
             )
         except ERRORS as error:
             raise FlexIPError(f"diffusers cannot load {file} ({' '.join(str(error).split())[:300]})") from error
+        finally:
+            told.setLevel(level)
         base.unet.eval().requires_grad_(False)
         self.record: dict[str, Any] = {
             "adapter": origin["source_sha256"],
