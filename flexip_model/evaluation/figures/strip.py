@@ -34,7 +34,7 @@ def strip(
     rows = [[Request(reference, prompt, seed, value) for value in values] for seed in seeds]
     drawn = draw_pictures(files, drawing, [request for row in rows for request in row])
     pictures = [[drawn.pictures[request] for request in row] for row in rows]
-    sheet = draw_sheet(pictures, values, [shown], prompt, drawn.knob or "")
+    sheet = draw_sheet(pictures, values, [shown], prompt, knob=drawn.knob or "")
     return below(sheet, drawing.notes), {
         "figure": "strip (Fig. 5)",
         "reference": describe(reference),
