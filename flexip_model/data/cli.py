@@ -167,6 +167,8 @@ def _validate(options: argparse.Namespace) -> None:
             "are above; pack the datasets that they name again"
         )
     print(f"{options.folder}: {check.groups:,} groups, {check.frames:,} frames, no error")
+    for sentence in check.captions.sentences():
+        print(sentence)
 
 
 def _show(options: argparse.Namespace) -> None:

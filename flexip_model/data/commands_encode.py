@@ -20,9 +20,10 @@ def add_caption_and_cache(commands: argparse._SubParsersAction) -> None:
 def _add_caption(commands: argparse._SubParsersAction) -> None:
     caption = commands.add_parser(
         "caption",
-        help="write a caption for every frame that has none",
-        description="Write a caption of under 60 tokens for every frame that has none. What is finished stays: run the "
-        "same command again after an interruption. Under torchrun or accelerate launch the shards are shared out.",
+        help="write a caption for every frame that has none of its own",
+        description="Write a caption for every frame that has none, or shares it with all frames of its clip. What is "
+        "finished stays: run the same command again after an interruption. Under torchrun or accelerate launch the "
+        "shards are shared out.",
     )
     caption.add_argument("folder", type=Path, metavar="DATA", help="made by `data pack`")
     caption.add_argument(
@@ -45,6 +46,11 @@ def _add_caption(commands: argparse._SubParsersAction) -> None:
         help="for file: JSON lines with frame_id and caption, or a folder of FRAME_ID.txt",
     )
     caption.add_argument("--again", action="store_true", help="caption what has captions too, and replace them")
+    caption.add_argument(
+        "--keep-shared",
+        action="store_true",
+        help="leave a text that stands under all frames of a clip; the paper wants one for each frame (4.1)",
+    )
     _add_device(caption, ("auto", "float32", "bfloat16", "float16"))
     caption.set_defaults(run=_caption)
 
@@ -97,6 +103,7 @@ def _caption(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         threads=options.threads,
         again=options.again,
+        keep_shared=options.keep_shared,
     )
     try:
         report = caption(task, options.processes)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ..common.errors import FlexIPError
+from .format.captions import CaptionCount, count_captions
 from .format.dataset import Dataset, index_names
 from .format.schema import (
     GROUP_KINDS,
@@ -40,6 +41,7 @@ class Validation:
     frames: int = 0
     errors: int = 0
     first: list[str] = field(default_factory=list)
+    captions: CaptionCount = field(default_factory=CaptionCount)
 
     def error(self, text: str) -> None:
         self.errors += 1
@@ -93,6 +95,7 @@ def _dataset(folder: Path, name: str, found: Validation, *, quick: bool, heldout
     ids, groups = array("Q"), array("Q")
     reader = _Reader(folder, quick)
     for batch in _batches(folder, name):
+        found.captions = found.captions.plus(count_captions([batch]))
         for row in batch.to_pylist():
             group = Group.from_row(row)
             where = f"{name}, group {group.group_id!r}"

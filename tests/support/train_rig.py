@@ -45,10 +45,17 @@ def png(picture: Image.Image) -> bytes:
 
 
 def pack(
-    folder: Path, images: int = 7, variants: int = 5, broken: int = 0, quality: str = "base", name: str = "drawn"
+    folder: Path,
+    images: int = 7,
+    variants: int = 5,
+    broken: int = 0,
+    quality: str = "base",
+    name: str = "drawn",
+    captioned: int | None = None,
+    shared: bool = False,
 ) -> Path:
     """Write `images` groups of one frame and `variants` groups of three; the pictures of the last
-    `broken` of either are cut short."""
+    `broken` of either are cut short. Only the first `captioned` groups have captions; `shared`: one for all frames."""
     composer = Composer(shapes(), scene_variants=2)
     writer = ShardWriter(folder, name, "CC0", note="drawn for a test", max_bytes=1 << 16)
     for number in range(images + variants):
@@ -57,10 +64,12 @@ def pack(
         image = number < images
         recipes = [recipe] if image else [recipe, composer.variant(recipe, rng), composer.variant(recipe, rng)]
         frames = []
+        prompt = composer.prompt(recipe, rng)
         spoiled = (number >= images - broken) if image else (number >= images + variants - broken)
         for drawn in recipes:
             picture, mask = composer.picture_and_mask(drawn)
             content = png(picture)[:200] if spoiled else png(picture)
+            text = prompt if shared else composer.prompt(drawn, rng)
             frames.append(
                 NewFrame(
                     content,
@@ -68,7 +77,7 @@ def pack(
                     1.0,
                     f"{number:016x}",
                     mask=png(mask),
-                    captions=(composer.prompt(drawn, rng),),
+                    captions=(text,) if captioned is None or number < captioned else (),
                 )
             )
         writer.add(NewGroup(f"{name}-{number:04}", "image" if image else "video", tuple(frames), quality=quality))

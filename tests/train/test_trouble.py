@@ -62,6 +62,25 @@ def test_a_side_without_groups_is_named(tmp_path: Path) -> None:
     train(data, tmp_path / "run", image_share=1, stages=[{"steps": 1}])
 
 
+def test_samples_without_captions_are_refused_above_a_share_and_told_below_it(tmp_path: Path, caplog) -> None:
+    data = pack(tmp_path / "data", images=7, variants=4, captioned=9)
+    with pytest.raises(FlexIPError, match=r"6 of the 12 target frames of variant groups .* \(50\.0%\).*data caption"):
+        train(data, tmp_path / "run", stages=[{"steps": 1}])
+    with caplog.at_level("INFO", "flexip_model"):
+        train(data, tmp_path / "run", stages=[{"steps": 1}], uncaptioned=0.5)
+    assert "variant groups: 6 of 12 target frames have no caption (50.0%)" in caplog.text
+    caplog.clear()
+    with pytest.raises(FlexIPError, match="7 of the 7 target frames of image groups"):
+        train(pack(tmp_path / "bare", captioned=0), tmp_path / "run2", image_share=1)
+
+
+def test_groups_that_share_one_caption_are_told_before_the_first_step(tmp_path: Path, caplog) -> None:
+    data = pack(tmp_path / "data", shared=True)
+    with caplog.at_level("INFO", "flexip_model"):
+        train(data, tmp_path / "run", stages=[{"steps": 1}])
+    assert "variant groups: 5 of 5 variant groups have one caption for all of their frames" in caplog.text
+
+
 @pytest.mark.promise(47)
 def test_too_little_memory_is_said_in_one_sentence(data: Path, tmp_path: Path, monkeypatch) -> None:
     trainer = Trainer(config(data, tmp_path, stages=[{"steps": 3}], save_every=1))

@@ -23,6 +23,7 @@ from ...common.prefetch import load_batches
 from ...common.processes import Share, given_share, run_shares
 from ...common.signals import sigterm_interrupts
 from ..format import Dataset, Frame
+from ..format.captions import shared_frames
 from ..format.walk import ShardRows, list_shards, read_frames, rewrite_frames
 from .captioners import CAPTIONERS, Captioner, CaptionerChoice, FileCaptioner
 from .captionlog import Entry, ShardLog, read_captions_of, remove_logs
@@ -49,7 +50,9 @@ class CaptionTask:
         batch: pictures at a time.
         device, dtype: what the model computes on and in; `auto` takes a GPU where there is one, and bfloat16 on it.
         threads: how many decode pictures, per process.
-        again: caption anew what has captions already; otherwise such frames are left alone.
+        again: caption anew what has captions already; otherwise such frames are left alone,
+        keep_shared: also those of a variant group whose frames all have the same ones, as those of a clip do; they
+            are replaced unless this is set, because §4.1 of the paper wants one of its own for each frame.
     """
 
     folder: Path
@@ -63,6 +66,7 @@ class CaptionTask:
     dtype: str = "auto"
     threads: int = 4
     again: bool = False
+    keep_shared: bool = False
 
 
 @dataclass
@@ -96,7 +100,7 @@ class CaptionReport:
 
 
 def caption(task: CaptionTask, processes: int = 1) -> CaptionReport:
-    """Caption what has no caption yet, and put the captions into the index, also when stopped (Ctrl-C, SIGTERM).
+    """Caption what has no caption of its own, and put the captions into the index, also when stopped (Ctrl-C, SIGTERM).
 
     Raises:
         FlexIPError: no such captioner, model or file; a full disk; a process that was killed.
@@ -178,12 +182,13 @@ def _work(task: CaptionTask, share: Share) -> None:
         shard_log = ShardLog(task.folder, name, rows.shard, _writer(task))
         if shard_log.is_finished():
             continue
-        seen = shard_log.seen()
-        frames = [
-            frame
-            for frame in read_frames(table, rows)
-            if frame.frame_id not in seen and (task.again or not frame.captions)
-        ]
+        every = read_frames(table, rows)
+        wanted = {frame.frame_id for frame in every if task.again or not frame.captions} | shard_log.unanswered()
+        if not task.keep_shared:
+            wanted |= shared_frames(table, rows)
+        wanted -= shard_log.seen()
+        shard_log.plan(wanted)
+        frames = [frame for frame in every if frame.frame_id in wanted]
         try:
             if frames and captioner is None:
                 captioner = _captioner(task, share)
@@ -260,7 +265,13 @@ def _writer(task: CaptionTask) -> dict[str, object]:
     if task.captions is not None and task.captions.exists():
         status = task.captions.stat()
         file = [str(task.captions), status.st_size, status.st_mtime_ns]
-    return {"captioner": task.captioner, "model": task.model, "file": file, "again": task.again}
+    return {
+        "captioner": task.captioner,
+        "model": task.model,
+        "file": file,
+        "again": task.again,
+        "shared": task.keep_shared,
+    }
 
 
 def _is_complete(task: CaptionTask, dataset: Dataset) -> bool:
@@ -277,7 +288,7 @@ def _merge(task: CaptionTask, dataset: Dataset) -> None:
 
         def change(frame_id: str, shard: str, old: list[str], captions: Any = captions) -> list[str]:
             text = captions(shard).get(frame_id)
-            return [text] if text and (task.again or not old) else old
+            return [text] if text else old
 
         rewrite_frames(task.folder, name, "captions", change)
     if complete:

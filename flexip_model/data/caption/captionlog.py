@@ -1,7 +1,8 @@
 """Finished captions until they are in the index: JSON lines, a file per shard, in `index/NAME.captions/`.
 
 A shard's lines grow in `SHARD.jsonl.part`, which becomes `SHARD.jsonl` when every frame of it was seen. The first line
-tells who writes: another captioner does not go on with this one's work.
+tells who writes: another captioner does not go on with this one's work. The second tells which frames were to be
+captioned: once some of a group's captions are in the index, that can no longer be seen from the others.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -33,6 +34,7 @@ class ShardLog:
         self.part = self.done.with_name(self.done.name + ".part")
         self._writer = json.dumps({"writer": dict(writer)}, sort_keys=True)
         self._file: TextIO | None = None
+        self._wanted: set[str] = set()
 
     def is_finished(self) -> bool:
         """Whether this writer has seen every frame of the shard."""
@@ -41,6 +43,14 @@ class ShardLog:
     def seen(self) -> set[str]:
         """The frames that this writer has seen before it was interrupted."""
         return {frame_id for frame_id, _ in _read(self.part)} if self._is_ours(self.part) else set()
+
+    def unanswered(self) -> set[str]:
+        """The frames that whoever wrote here last was to caption and has not seen."""
+        return _asked(self.part) - {frame_id for frame_id, _ in _read(self.part)}
+
+    def plan(self, frame_ids: Collection[str]) -> None:
+        """Say which frames are to be captioned; it is written with the first of them."""
+        self._wanted = set(frame_ids)
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Append and sync, so that a kill loses the batch in hand alone.
@@ -76,7 +86,8 @@ class ShardLog:
         self.part.parent.mkdir(parents=True, exist_ok=True)
         self.done.unlink(missing_ok=True)
         if not self._is_ours(self.part):
-            self.part.write_text(self._writer + "\n", encoding="utf-8")
+            asked = json.dumps({"asked": sorted(self._wanted)})
+            self.part.write_text(f"{self._writer}\n{asked}\n", encoding="utf-8")
         file = self.part.open("r+", encoding="utf-8")
         file.seek(0, os.SEEK_END)
         # A line that a kill cut short ends here, and is passed over when read.
@@ -107,6 +118,15 @@ def read_captions_of(folder: Path, dataset: str, shard: str) -> dict[str, str]:
 def remove_logs(folder: Path, dataset: str) -> None:
     """Delete a dataset's lines, which are in the index now."""
     shutil.rmtree(log_folder(folder, dataset), ignore_errors=True)
+
+
+def _asked(path: Path) -> set[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            file.readline()
+            return set(json.loads(file.readline())["asked"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _read(path: Path) -> list[Entry]:

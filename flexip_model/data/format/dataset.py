@@ -6,7 +6,7 @@ import io
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -120,6 +120,15 @@ class Dataset:
             [column for table in self.tables.values() for column in table.column(name).chunks], SCHEMA.field(name).type
         )
         return whole.take(pa.array(self.rows)).combine_chunks()
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows of the chosen groups, in order, some thousands at a time."""
+        for start, batch in zip(self._batch_starts, self._batches, strict=False):
+            first, last = np.searchsorted(self.rows, (start, start + batch.num_rows))
+            if last - first == batch.num_rows:
+                yield batch
+            elif last > first:
+                yield batch.take(pa.array(self.rows[first:last] - start))
 
     def group(self, number: int) -> Group:
         """The group at this place, 0 ≤ number < len."""

@@ -146,6 +146,8 @@ class TrainConfig:
         preview_every: steps between γ sweeps of validation subjects; 0 for none.
         preview_steps, guidance: of those.
         bad_share: share of unreadable samples at which the run stops.
+        uncaptioned: largest share of target frames without a caption on either side of the gate: such a frame trains
+            with an empty prompt (our choice: as many as App. B.1 drops the text of on purpose).
         title, license: of the adapter file.
     """
 
@@ -188,6 +190,7 @@ class TrainConfig:
     preview_steps: Count = 25
     guidance: Number = 5.0
     bad_share: Share = 0.01
+    uncaptioned: Share = 0.05
     title: str = "FlexIP adapter"
     license: str = ""
 

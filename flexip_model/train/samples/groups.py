@@ -15,6 +15,7 @@ from torch import Tensor
 from ...common.errors import FlexIPError
 from ...data.cache.manifest import CacheReader, check_cache, clip_manifest, dino_manifest, list_caches
 from ...data.format import Dataset
+from ...data.format.captions import CaptionCount, count_captions
 from ..configs.options import TrainConfig
 from ..frozen import Frozen
 
@@ -50,7 +51,8 @@ class Groups:
 
     Attributes:
         counts: how many there are on either side.
-        remarks: sentences for the person who started the run: which caches are read, which are stale.
+        remarks: sentences for the person who started the run: which caches are read, which are stale, what captions
+            lack.
     """
 
     def __init__(
@@ -86,6 +88,13 @@ class Groups:
         folder = int(np.searchsorted(starts, number, "right")) - 1
         dataset = self._sides[side][folder]
         return Subject(dataset.group(number - int(starts[folder])), dataset, self._caches[dataset.folder])
+
+    def captions(self, side: int) -> CaptionCount:
+        """What the captions on one side of the gate are like."""
+        found = CaptionCount()
+        for dataset in self._sides[side]:
+            found = found.plus(count_captions(dataset.batches()))
+        return found
 
     def validation(self, count: int) -> list[Subject]:
         """Up to `count` groups, the same at every call: of the split `val`, else of `train`; variants first, because

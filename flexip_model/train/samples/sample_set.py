@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +17,7 @@ from ..configs.options import TrainConfig
 from ..frozen import Frozen
 from ..preview import SUBJECTS, Preview
 from .batch import Reference, Sample
+from .checks import check_groups
 from .groups import Groups, Subject
 from .sampler import SIDES, Ticket, TicketSampler
 
@@ -151,18 +151,11 @@ def open_samples(config: TrainConfig, frozen: Frozen, stage: int, world_size: in
     """A stage's samples from the config's data folders.
 
     Raises:
-        FlexIPError: no groups on a side that the batch needs.
+        FlexIPError: as `check_groups`.
     """
     groups = Groups.open(config, frozen, config.stages[stage].quality)
     images = round(config.batch * config.image_share)
-    for side, wanted in enumerate((images, config.batch - images)):
-        if wanted and not groups.counts[side]:
-            share = 1 - side
-            raise FlexIPError(
-                f"stage {stage + 1} has no {SIDES[side]} groups in {', '.join(map(str, map(Path, config.data)))}; pack "
-                f"some, or set image_share: {1 - share} to train on {SIDES[1 - side]} groups alone (the gate then "
-                "learns one side only)"
-            )
+    check_groups(groups, config, stage, (images, config.batch - images))
     sampler = TicketSampler(
         groups.counts, images=images, batch=config.batch, world_size=world_size, seed=config.seed, stage=stage
     )

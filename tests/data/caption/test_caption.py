@@ -21,6 +21,7 @@ from flexip_model.data.format import Dataset, Frame
 
 from ...support.paths import ROOT
 from ..data_folder import scene, write_folder
+from ..pack.table_3 import openvid_1m
 from .tiny_captioners import write_blip, write_qwen2_vl
 
 FIRST = "a disc"
@@ -221,6 +222,48 @@ def test_shards_are_shared_out_under_torchrun_and_the_first_process_writes_the_i
     assert captioners[0].asked and captioners[1].asked and not set(captioners[0].asked) & set(captioners[1].asked)
     with pytest.raises(FlexIPError, match="cannot be used under torchrun"):
         caption(CaptionTask(data, "blip"), processes=2)
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """OpenVid-1M in miniature, packed: every frame of a clip has the clip's caption."""
+    openvid_1m(tmp_path / "openvid")
+    data = tmp_path / "clips"
+    assert main(["data", "pack", "openvid-1m", str(tmp_path / "openvid"), str(data), "--frames", "4"]) == 0
+    return data
+
+
+def texts_by_group(folder: Path) -> list[list[tuple[str, ...]]]:
+    dataset = Dataset.open(folder)
+    return [[frame.captions for frame in dataset.group(i).frames] for i in range(len(dataset))]
+
+
+def test_frames_that_share_their_clips_caption_get_one_of_their_own(clips, monkeypatch, capsys) -> None:
+    before = texts_by_group(clips)
+    assert before and all(len(texts) > 1 and len(set(texts)) == 1 and texts[0] for texts in before)
+    assert main(["data", "validate", str(clips)]) == 0
+    assert f"{len(before)} of {len(before)} variant groups have one caption for all" in capsys.readouterr().out
+    monkeypatch.setitem(CAPTIONERS, "blip", lambda choice: Counter())
+    assert main(["data", "caption", str(clips), "--captioner", "blip", "--keep-shared"]) == 0
+    assert texts_by_group(clips) == before
+    assert main(["data", "caption", str(clips), "--captioner", "blip"]) == 0
+    after = texts_by_group(clips)
+    assert all(len(set(texts)) == len(texts) and texts[0][0].startswith("thing") for texts in after)
+    capsys.readouterr()
+    assert main(["data", "validate", str(clips)]) == 0
+    assert "one caption for all" not in capsys.readouterr().out
+
+
+def test_a_stop_in_the_middle_of_a_clip_leaves_no_frame_with_the_clips_caption(clips, monkeypatch) -> None:
+    monkeypatch.setitem(CAPTIONERS, "blip", lambda choice: Counter(2, stop))
+    with pytest.raises(KeyboardInterrupt):
+        caption(CaptionTask(clips, "blip", batch=1))
+    assert sum(texts[0].startswith("thing") for group in texts_by_group(clips) for texts in group) == 1
+    rest = Counter()
+    monkeypatch.setitem(CAPTIONERS, "chat", lambda choice: rest)
+    caption(CaptionTask(clips, "chat", batch=1))
+    every = [texts[0] for group in texts_by_group(clips) for texts in group]
+    assert all(text.startswith("thing") for text in every) and len(rest.asked) == len(every) - 1
 
 
 def test_mistakes_get_one_sentence(data, qwen, tmp_path, capsys) -> None:
