@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..flexip_model.common.errors import FlexIPError
 from ..flexip_model.encoders import Views, check_encoders, other_weights
-from ..flexip_model.images.preprocess import CROPS
+from ..flexip_model.images.preprocess import AS_TRAINED, CROPS, trained_crop
 from ..flexip_model.method.adapters import Adapter, ReferenceFeatures
 from .host import fields
 from .wires import Embeds, FlexIPAdapterType, FlexIPEmbeds, FlexIPEncoders, LoadedAdapter, LoadedEncoders
@@ -153,6 +153,17 @@ def attach(loaded: LoadedAdapter, conditioning: Conditioning, p: Tensor, cls: Te
     return out
 
 
+def _trained(adapter: LoadedAdapter, masked: bool) -> str:
+    """The crop that the adapter's references had in training; the log says so where its file does not tell."""
+    info = adapter.info
+    if info.crop not in CROPS:
+        told = "does not say how its references were cropped" if info.crop is None else f"names a crop {info.crop!r}"
+        logging.info("FlexIP: %s %s; Encode Reference takes center, the middle", adapter.name, told)
+    if masked and info.white == 0:
+        logging.info("FlexIP: %s was trained without masks; the picture may be kept better without one", adapter.name)
+    return trained_crop(info.crop, masked)
+
+
 class FlexIPEncodeReference(io.ComfyNode):
     """A reference onto the prompts."""
 
@@ -176,10 +187,10 @@ class FlexIPEncodeReference(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "crop",
-                    options=list(CROPS),
-                    default=CROPS[0],
-                    tooltip="How the picture becomes square. center: the middle; pad: all of it, on white; subject: a "
-                    "square around the mask.",
+                    options=[AS_TRAINED, *CROPS],
+                    default=AS_TRAINED,
+                    tooltip="How the picture becomes square. as trained: as the adapter's file says its references "
+                    "were; center: the middle; pad: all of it, on white; subject: a square around the mask.",
                 ),
                 io.Mask.Input(
                     "mask",
@@ -221,6 +232,8 @@ class FlexIPEncodeReference(io.ComfyNode):
         check_encoders(adapter.adapter.config, clip, dino)
         for sentence in other_weights(adapter.info.encoders, clip, dino):
             logging.warning("FlexIP: %s: %s", adapter.name, sentence)
+        if crop == AS_TRAINED:
+            crop = _trained(adapter, mask is not None)
         views = encoders.encoders.look(image, mask, crop)
         features, null = encode_features(encoders, views, type(adapter.adapter))
         seen = encoders.encoders.preview(views)

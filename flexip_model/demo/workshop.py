@@ -234,6 +234,7 @@ class Workshop:
             "pictures": parts * PART,
             "data": [f"{p.name}@{p.version} ({p.license})" for p in PACKAGES],
             "kinds": "image and variant, half and half, gamma spread over the dial",
+            "references": {"crop": "center", "white": 0.5},
             **training_info,
         }
         export.export(

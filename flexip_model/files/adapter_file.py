@@ -4,7 +4,8 @@ Metadata keys:
     flexip.format_version   "1"
     flexip.config           `FlexIPConfig.to_json`
     flexip.encoders         JSON {"clip": {"name", "hash"}, "retrieval": {"name", "hash"}}; hash may be ""
-    flexip.training         JSON {"trained": bool, …}: steps, data, licenses, source; free beyond `trained`
+    flexip.training         JSON {"trained": bool, …}: steps, data, licenses, source; free beyond `trained`;
+                            "references": {"crop", "white"}, how references were shown (see `AdapterInfo`)
     modelspec.*             Stability's ModelSpec 1.0.0
 """
 
@@ -48,6 +49,23 @@ class AdapterInfo:
     training: dict[str, Any] = field(default_factory=dict)
     encoders: dict[str, dict[str, str]] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def crop(self) -> str | None:
+        """How references were made square in training (`images.preprocess.CROPS`); None where the file does not say."""
+        found = self._references.get("crop")
+        return found if isinstance(found, str) else None
+
+    @property
+    def white(self) -> float | None:
+        """The share of references with a known mask that were shown on white; None where the file does not say."""
+        found = self._references.get("white")
+        return float(found) if isinstance(found, (int, float)) else None
+
+    @property
+    def _references(self) -> dict[str, Any]:
+        found = self.training.get("references")
+        return found if isinstance(found, dict) else {}
 
 
 def expected_shapes(config: FlexIPConfig) -> dict[str, tuple[int, ...]]:

@@ -71,6 +71,7 @@ def convert_ip_adapter(path: str | Path) -> tuple[FlexIPConfig, dict[str, Tensor
         "source": path.name,
         "source_kind": "IP-Adapter-Plus" if plus else "IP-Adapter",
         "source_sha256": sha256(path),
+        "references": {"crop": "center", "white": 0.0},  # as its makers' training code does
         "note": "imported: preservation only; whether and on what it was trained is its makers' word",
     }
     return config, read_parts(path, parts), provenance

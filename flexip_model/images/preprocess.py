@@ -18,9 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..common.errors import FlexIPError
+from .crops import region
 from .pictures import Images, Masks, Picture, open_masks, open_pictures
 
 CROPS = ("center", "pad", "subject")
+FOLLOW = "follow"
+"""The crop mode that nobody chooses: what `center` is in training, see `reference_crop`."""
+AS_TRAINED = "as trained"
+"""Where a person chooses a crop: the one that the adapter's file records, see `trained_crop`."""
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -70,8 +75,9 @@ def prepare(images: Images, size: int, mask: Masks = None, crop: str | Box = "ce
         mask: subject mask (B, H, W) or (H, W) in [0, 1], 1 on the subject; `"alpha"` takes the pictures' alpha. The
             background turns white and `Prepared.subject` tells where the subject is.
         crop: `center`: the largest square in the middle; `pad`: the whole picture, padded with white, the padding
-            counted as background; `subject`: a square around the mask with a little room; or a box (left, top, right,
-            bottom) in pixels of the picture, widened to a square.
+            counted as background; `subject`: a square around the mask with a little room; `follow`: the largest square
+            as near to the mask's middle as the picture allows (`crops.region`); or a box (left, top, right, bottom) in
+            pixels of the picture, widened to a square.
 
     Returns:
         `Prepared`, on the tensors' own device. A mask of ones gives exactly what no mask gives.
@@ -80,7 +86,7 @@ def prepare(images: Images, size: int, mask: Masks = None, crop: str | Box = "ce
         FlexIPError: see `pictures.open_pictures` and `pictures.open_masks`; a mask that marks nothing, or nothing in
             the region; a box outside the picture; an unknown crop.
     """
-    if isinstance(crop, str) and crop not in CROPS:
+    if isinstance(crop, str) and crop not in (*CROPS, FOLLOW):
         raise FlexIPError(f"crop is {crop!r}; expected one of {', '.join(CROPS)}, or a box (left, top, right, bottom)")
     pictures = open_pictures(images)
     masks: Sequence[Tensor | None] = [None] * len(pictures)
@@ -94,6 +100,39 @@ def prepare(images: Images, size: int, mask: Masks = None, crop: str | Box = "ce
     pixels = torch.stack([rgb for rgb, _ in fitted])
     subject = torch.stack([weight for _, weight in fitted])
     return Prepared(pixels, None if bool((subject >= 1 - 1e-5).all()) else subject)
+
+
+def reference_crop(crop: str, size: tuple[int, int], box: Sequence[float] | None, masked: bool) -> str | Box:
+    """Which part of a frame training shows as a reference, from the config's `references.crop`.
+
+    `center` follows the subject's box as targets do, so that a subject at the side is not cut off; without a mask
+    `subject` is `pad`, as there is nothing to crop to (our choice).
+
+    Args:
+        crop: one of `CROPS`.
+        size: of the frame, width and height.
+        box: of the subject, x0, y0, x1, y1 in pixels, or None.
+        masked: whether the frame is shown with its mask.
+    """
+    if crop == "center" and box is not None:
+        left, top, side = region(*size, box)
+        return left, top, left + side, top + side
+    return "pad" if crop == "subject" and not masked else crop
+
+
+def trained_crop(recorded: str | None, masked: bool) -> str:
+    """The crop mode of `prepare` that shows a picture as an adapter's references were shown in its training.
+
+    Args:
+        recorded: what the adapter's file says (`AdapterInfo.crop`); anything but one of `CROPS` counts as `center`, as
+            the nodes took it before files said it.
+        masked: whether there is a subject mask.
+    """
+    if recorded == "pad" or (recorded == "subject" and not masked):
+        return "pad"
+    if recorded == "subject":
+        return "subject"
+    return FOLLOW if recorded == "center" and masked else "center"
 
 
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -204,6 +243,9 @@ def _region(picture: Picture, bounds: Box | None, crop: str | Box) -> Region:
     if crop == "center" or crop == "pad":
         side = min(height, width) if crop == "center" else max(height, width)
         return Region((height - side) // 2, (width - side) // 2, side)
+    if crop == FOLLOW:
+        left, top, side = region(width, height, bounds)
+        return Region(top, left, side)
     if crop == "subject":
         if bounds is None:
             raise FlexIPError("the crop mode subject needs a subject mask; give one, or use center or pad")

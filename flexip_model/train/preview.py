@@ -12,6 +12,7 @@ from torch import Tensor
 from ..hosts.denoise import denoise
 from ..hosts.diffusers import Condition, inject
 from ..images.contact_sheet import draw_sheet
+from ..images.preprocess import Box
 from ..method.adapters import FlexIPAdapter, ReferenceFeatures
 from ..method.gate import gamma_tensor
 from .configs.options import TrainConfig
@@ -26,9 +27,10 @@ SUBJECTS = 4
 
 @dataclass(frozen=True)
 class Preview:
-    """Validation subjects: a reference picture and a prompt each."""
+    """Validation subjects: a reference picture, how it is cropped (`preprocess.prepare`), and a prompt each."""
 
     references: list[Image]
+    crops: list[str | Box]
     prompts: list[str]
 
 
@@ -63,8 +65,7 @@ def sweep(
     columns = len(gammas)
     own = inject(frozen.unet, adapter)
     try:
-        crop = config.references.crop.replace("subject", "pad")
-        seen = frozen.encoders.encode([preview.references[number]], crop=crop)
+        seen = frozen.encoders.encode([preview.references[number]], crop=preview.crops[number])
         cls, patches = seen.cls.to(device), seen.patches.to(device)
         keep = None if seen.keep is None else torch.cat([seen.keep, torch.ones_like(seen.keep)]).to(device)
         features = ReferenceFeatures(

@@ -29,6 +29,7 @@ A FlexIP adapter for models of Stable Diffusion 1.5's structure, trained by `pyt
 | Base | `{base}` |
 | Encoders | {encoders} |
 | Begun from | {start} |
+| References | crop {crop}; {white} of those with a mask on white |
 | Learning rate | {lr}, weight decay {weight_decay}, {schedule} after {warmup} steps of warm-up |
 | Unreadable samples, skipped steps | {unreadable}, {skipped} |
 
@@ -72,6 +73,7 @@ def write(
         "data": about["data"],
         "base": _name(config.base),
         "start": _name(config.start),
+        "references": {"crop": config.references.crop, "white": config.references.white},
         "seed": config.seed,
         "date": date.today().isoformat(),
     }
@@ -105,6 +107,8 @@ def write(
         base=_name(config.base),
         encoders=names,
         start=_name(config.start),
+        crop=config.references.crop,
+        white=f"{config.references.white:.0%}",
         lr=config.lr,
         weight_decay=config.weight_decay,
         schedule=config.schedule,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flexip_model.common.errors import FlexIPError
 from flexip_model.encoders import Encoders, load_clip
-from flexip_model.files.adapter_file import build_adapter, load_adapter_file
+from flexip_model.files.adapter_file import build_adapter, load_adapter_file, read_info
 from flexip_model.files.ip_adapter import convert_file, convert_ip_adapter
 from flexip_model.hosts.diffusers import Condition, inject
 from flexip_model.method.adapters import IPAdapter, IPAdapterPlus, ReferenceFeatures
@@ -64,7 +64,7 @@ def test_gamma_is_the_scale_of_diffusers_ip_adapter(kind: str, gammas: list[floa
     cls, hidden = torch.randn(1, 1024), torch.randn(1, 257, 1280)
 
     config = convert_file(source, tmp_path / "adapter.safetensors")
-    assert config.kind == kind
+    assert config.kind == kind and read_info(tmp_path / "adapter.safetensors").crop == "center"
     adapter = build_adapter(*load_adapter_file(tmp_path / "adapter.safetensors"))
     with torch.no_grad():
         host = inject(unet, adapter)

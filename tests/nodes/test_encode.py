@@ -139,6 +139,35 @@ def test_other_weights_of_the_right_sizes_are_told(nodes, demo, caplog):
     assert len(told) == 1 and "another CLIP (0123456789abcdef)" in told[0]
 
 
+def test_the_crop_is_as_trained_unless_one_is_chosen(nodes, demo, caplog):
+    _, clip, _, encoders, adapter, _ = demo
+    wide = torch.rand(1, 40, 90, 3, generator=torch.Generator().manual_seed(3))
+    side = torch.zeros(1, 40, 90)
+    side[:, 10:30, 70:85] = 1
+    choice = next(i for i in nodes["FlexIPEncodeReference"].define_schema().inputs if i.id == "crop")
+    assert (choice.options, choice.default) == (["as trained", *CROPS], "as trained")
+
+    def seen(crop, recorded=None, mask=None):
+        training = {**adapter.info.training, **({"references": recorded} if recorded else {})}
+        made = dataclasses.replace(adapter, info=dataclasses.replace(adapter.info, training=training))
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            given = (encoders, made, wide, prompt(clip, "x"), prompt(clip, ""), crop, mask)
+            return nodes["FlexIPEncodeReference"].execute(*given).args[2].seen
+
+    assert torch.equal(seen("as trained"), seen("center"))
+    seen("as trained")
+    assert "does not say how its references were cropped" in caplog.text
+    assert torch.equal(seen("as trained", {"crop": "pad", "white": 0.5}), seen("pad")) and not caplog.text
+    assert torch.equal(seen("as trained", {"crop": "subject", "white": 0.5}), seen("pad"))
+    assert torch.equal(seen("as trained", {"crop": "subject", "white": 0.5}, side), seen("subject", mask=side))
+    followed = seen("as trained", {"crop": "center", "white": 0.5}, side)  # "center" alone would miss the subject
+    assert (followed < 0.95).any()
+    seen("as trained", {"crop": "center", "white": 0.0}, side)
+    assert "was trained without masks" in caplog.text
+    assert torch.equal(seen("center", {"crop": "pad", "white": 0.5}), seen("center"))
+
+
 @pytest.mark.parametrize("kind", ["ip-adapter", "ip-adapter-plus"])
 def test_an_imported_adapter_through_the_nodes_needs_clip_alone(pack, nodes, demo, rig, kind):
     model, clip, _, encoders, _, example = demo

@@ -24,6 +24,8 @@ def test_the_papers_numbers_are_the_default() -> None:
     assert (paper.size, paper.batch, paper.lr, paper.weight_decay) == (512, 16, 1e-4, 0.01)
     assert [(s.steps, s.quality) for s in paper.stages] == [(100_000, "any"), (40_000, "high")]
     assert (paper.dropout.image, paper.dropout.text, paper.dropout.both) == (0.05, 0.05, 0.05)
+    assert (paper.references.flip_image, paper.references.flip_variant) == (0, 0)
+    assert {load_config(name).references.crop for name in ("paper", "one_card")} == {"pad"}
     assert paper.min_snr is None and paper.image_share == 0.5 and paper.gamma_spread == 0
 
 
@@ -47,6 +49,7 @@ def test_the_papers_numbers_are_the_default() -> None:
         ("stages: []", "no stage"),
         ("dropout: {text: 0.95}", "sum of the dropouts"),
         ("references: {white: 2}", "references.white is 2; it should be less than or equal to 1"),
+        ("references: {crop: middle}", "references.crop is 'middle'; it should be 'center', 'pad' or 'subject'"),
         ("adapter: {depht: 3}", "no field depht"),
         ("adapter: {alpha: high}", "adapter.alpha is 'high'; it should be a valid number"),
         ("preview_steps: 0", "preview_steps is 0; it should be greater than or equal to 1"),

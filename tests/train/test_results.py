@@ -28,6 +28,9 @@ def test_the_run_ends_with_a_file_for_the_nodes_a_card_and_a_log(data: Path, tmp
     path = trainer.export()
     info, held = load_adapter_file(path)
     build_adapter(info, held)
+    assert (info.crop, info.white) == ("center", 0.5) and "crop center; 50% of those with a mask" in (
+        path.with_suffix(".md").read_text()
+    )
     assert info.trained and info.training["steps"] == 2 and info.training["data"][0]["license"] == "CC0"
     assert info.encoders["clip"]["hash"] == trainer.frozen.clip.weights_hash
     ema = state.load(tmp_path / "checkpoints", 2).parts["ema"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...common.errors import FlexIPError
 from ...encoders import ClipEncoder, DinoEncoder, load_clip, load_dino
 from ...images.crops import square
-from ...images.preprocess import keep_patches, normalize, prepare
+from ...images.preprocess import keep_patches, normalize, prepare, reference_crop
 from .manifest import Manifest, clip_manifest, dino_manifest, latents_manifest, tensor_name
 
 if TYPE_CHECKING:
@@ -99,12 +99,12 @@ class ReferenceMaker:
 
     def views(self, picture: Image, mask: Tensor | None, frame: Frame) -> Views:
         size = self.encoder.image_size
-        # Without a mask there is no subject to crop to, so training falls back to the whole picture.
-        plain = prepare(picture, size, None, "pad" if self.crop == "subject" else self.crop)
+        plain = prepare(picture, size, None, reference_crop(self.crop, picture.size, frame.box, False))
         pixels, kept, complaint = {"": plain.pixels[0]}, self._keep("", plain.subject), ""
         try:
             if mask is not None:
-                seen = prepare(picture, size, mask[None], self.crop)
+                crop = reference_crop(self.crop, picture.size, frame.box, True)
+                seen = prepare(picture, size, mask[None], crop)
                 pixels["white"] = seen.pixels[0]
                 kept |= self._keep("white", seen.subject)
         except FlexIPError as error:

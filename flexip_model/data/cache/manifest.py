@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ...common.errors import FlexIPError
+from ...common.errors import FlexIPError, UnreadableError
 from ...encoders import ClipEncoder, DinoEncoder
 from ...encoders.weights import weights_hash
 from ...files.safefile import atomic
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from ..format import Frame
 
 CACHE_KINDS = {"latents": "VAE latents", "clip": "CLIP [CLS] embeddings", "dino": "DINO patch features"}
-REFERENCE_VERSION = 2
-"""The version of what a cache holds of references, as `preprocess.prepare` makes them; raise it when that changes."""
+REFERENCE_VERSION = {"center": 3, "pad": 2, "subject": 2}
+"""The version of what a cache holds of references in each crop mode, as `preprocess.prepare` and `reference_crop` make
+them; raise it when that changes. `center` follows the subject's box since 3."""
 OPEN_FILES = 64
 MANIFEST = "manifest.json"
 
@@ -96,14 +97,14 @@ def latents_manifest(vae: Any, size: int) -> Manifest:
 def clip_manifest(encoder: ClipEncoder, crop: str = "pad", flips: bool = False) -> Manifest:
     """Describe a CLIP encoder's [CLS] of references in this crop mode (`preprocess.prepare`)."""
     return Manifest(
-        "clip", encoder.weights_hash, size=encoder.image_size, crop=crop, version=REFERENCE_VERSION, flips=flips
+        "clip", encoder.weights_hash, size=encoder.image_size, crop=crop, version=REFERENCE_VERSION[crop], flips=flips
     )
 
 
 def dino_manifest(encoder: DinoEncoder, crop: str = "pad", flips: bool = False) -> Manifest:
     """Describe a DINO encoder's patch features of references in this crop mode (`preprocess.prepare`)."""
     return Manifest(
-        "dino", encoder.weights_hash, size=encoder.image_size, crop=crop, version=REFERENCE_VERSION, flips=flips
+        "dino", encoder.weights_hash, size=encoder.image_size, crop=crop, version=REFERENCE_VERSION[crop], flips=flips
     )
 
 
@@ -206,7 +207,7 @@ class CacheReader:
             projected [CLS]; DINO: (M, W), the patches in row order.
 
         Raises:
-            FlexIPError: the cache's file of this shard is missing or damaged.
+            UnreadableError: the cache's file of this shard is missing or damaged.
         """
         value = self._read(frame, "-".join(["white"] * white + ["flip"] * flip))
         return None if value is None else value.float()
@@ -235,13 +236,13 @@ class CacheReader:
         found = self._files.pop(shard, None)
         if found is None:
             path = cache_file(self.folder, self.key, shard)
-            if self.remote is not None:
-                path = self.remote.fetch(path.relative_to(self.folder).as_posix())
             try:
+                if self.remote is not None:
+                    path = self.remote.fetch(path.relative_to(self.folder).as_posix())
                 file = safe_open(str(path), framework="pt")
                 found = file, frozenset(file.keys())
             except (OSError, SafetensorError) as error:
-                raise FlexIPError(
+                raise UnreadableError(
                     f"{path} cannot be read ({error}); delete it and run `python -m flexip_model data cache` again"
                 ) from error
             while len(self._files) >= OPEN_FILES:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...common.errors import FlexIPError
 from ...common.processes import run_shares
+from ...images.preprocess import AS_TRAINED
 
 if TYPE_CHECKING:
     from .drawer import Files, Sampling
@@ -46,7 +47,12 @@ def add_sampling(parser: argparse._ActionsContainer, guidance: float | None = 7.
     parser.add_argument("--steps", type=int, default=50, help="of DDIM (default 50, the paper's)")
     parser.add_argument("--guidance", type=float, default=guidance, help="default 7.5, the paper's")
     parser.add_argument("--size", type=int, help="pixels of a side (default: the base's)")
-    parser.add_argument("--crop", choices=("center", "pad"), default="center", help="of the reference")
+    parser.add_argument(
+        "--crop",
+        choices=(AS_TRAINED, "center", "pad"),
+        default=AS_TRAINED,
+        help="of the reference (default: what the adapter's file records, center where it does not)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
 

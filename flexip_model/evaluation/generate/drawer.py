@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...common.errors import FlexIPError
 from ...hosts.denoise import denoise
+from ...images.preprocess import AS_TRAINED, trained_crop
 from .base import load_base
 from .gated import Gated
 from .own_ip_adapter import OwnIPAdapter
@@ -57,13 +58,13 @@ class Sampling:
     Attributes:
         steps, guidance: of DDIM; the paper's are 50 and 7.5 (App. B.1).
         size: pixels of a side; None takes the base's own.
-        crop: of the reference (`images.preprocess.CROPS`).
+        crop: of the reference: one of `images.preprocess.CROPS`, or `AS_TRAINED`.
     """
 
     steps: int = 50
     guidance: float = 7.5
     size: int | None = None
-    crop: str = "center"
+    crop: str = AS_TRAINED
 
 
 class Addition(Protocol):
@@ -116,7 +117,7 @@ class Drawer:
             "steps": self.sampling.steps,
             "guidance": self.sampling.guidance,
             "size": self.size,
-            "crop": self.sampling.crop,
+            "crop": trained_crop(None, masked=False) if self.sampling.crop == AS_TRAINED else self.sampling.crop,
             "sampler": "DDIM",
             **({} if self.addition is None else self.addition.record),
         }

@@ -18,6 +18,7 @@ from ...files.ip_adapter import convert_ip_adapter
 from ...files.safefile import read_header, sha256
 from ...hosts.condition import Condition
 from ...hosts.diffusers import inject
+from ...images.preprocess import AS_TRAINED, trained_crop
 from ...method.adapters import Adapter, ReferenceFeatures, create_adapter
 from ...method.gate import gamma_tensor
 from ..reading import read_picture
@@ -44,16 +45,17 @@ class Gated:
     def __init__(
         self, base: Base, file: Path, clip: Path | None, dino: Path | None, crop: str, device: torch.device
     ) -> None:
-        self.base, self.crop, self.device = base, crop, device
+        self.base, self.device = base, device
         if "flexip.format_version" in read_header(file).metadata:
             info, tensors = load_adapter_file(file)
-            self.adapter, made_for = build_adapter(info, tensors), info.encoders
+            self.adapter, made_for, recorded = build_adapter(info, tensors), info.encoders, info.crop
             if not info.trained:
                 log.warning(f"warning: {file} was never trained: a bootstrap, whose pictures mean nothing")
         else:
-            config, tensors, _ = convert_ip_adapter(file)
-            self.adapter, made_for = create_adapter(config), {}
+            config, tensors, origin = convert_ip_adapter(file)
+            self.adapter, made_for, recorded = create_adapter(config), {}, origin["references"]["crop"]
             self.adapter.load_state_dict(tensors)
+        self.crop = trained_crop(recorded, masked=False) if crop == AS_TRAINED else crop
         self.adapter.float().to(device).eval().requires_grad_(False)
         self.encoders = _load_encoders(self.adapter, clip, dino)
         both = [encoder for encoder in (self.encoders.clip, self.encoders.dino) if encoder is not None]
@@ -63,7 +65,7 @@ class Gated:
             log.warning(f"warning: {warning}")
         self.knob = "gamma" if self.adapter.has_personalization else "scale"
         hashes = dict(zip(("clip", "dino"), (encoder.weights_hash for encoder in both), strict=False))
-        self.record: dict[str, Any] = {"adapter": sha256(file), "encoders": hashes}
+        self.record: dict[str, Any] = {"adapter": sha256(file), "crop": self.crop, "encoders": hashes}
         self._features: dict[Path, ReferenceFeatures] = {}
 
     @contextmanager

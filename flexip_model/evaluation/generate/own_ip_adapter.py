@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...common.errors import FlexIPError
 from ...files.ip_adapter import convert_ip_adapter
+from ...images.preprocess import AS_TRAINED
 from ...method.config import FlexIPConfig
 from ..loading import ERRORS, folder_hash, load_model
 from ..reading import read_picture
@@ -40,7 +41,7 @@ class OwnIPAdapter:
 
         config, _, origin = convert_ip_adapter(file)  # to refuse by name what diffusers would fail on
         folder = check_folder(image_encoder)
-        if crop != "center":
+        if crop not in (AS_TRAINED, "center"):
             raise FlexIPError(f"--crop is {crop}; diffusers' own IP-Adapter takes the center alone")
         encoder = load_model(CLIPVisionModelWithProjection, folder, device)
         _check(config, encoder.config, base)

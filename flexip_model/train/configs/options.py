@@ -71,17 +71,18 @@ class References:
 
     Attributes:
         white: share of references whose background is white, where a mask is known (our choice).
-        flip_image, flip_variant: share of mirrored references per kind of data (our choice: an image sample teaches to
-            keep what is seen, a variant sample not to copy it).
-        crop: `center`, `pad` or `subject` (see `preprocess.prepare`); without a mask `subject` falls back to `pad`.
+        flip_image, flip_variant: share of mirrored references per kind of data. The paper has none; a short training
+            with them laid the subject over its own mirror image at middle γ (docs/small-model.md).
+        crop: `center`, `pad` or `subject` (see `preprocess.prepare`): `center` follows the subject's box where it is
+            known, `subject` is `pad` without a mask. The adapter's file records it, and the nodes crop so.
     """
 
     __pydantic_config__ = CLOSED
 
     white: Share = 0.5
     flip_image: Share = 0.0
-    flip_variant: Share = 0.5
-    crop: str = "pad"
+    flip_variant: Share = 0.0
+    crop: Literal["center", "pad", "subject"] = "pad"
 
 
 @dataclass(frozen=True)
