@@ -18,6 +18,7 @@ from .frozen import Frozen, load_frozen, pick_dtype
 from .samples.batch import Batch, collate
 from .samples.sample_set import SampleSet, open_samples
 from .samples.sampler import TicketBatchSampler
+from .samples.unreadable import Unreadable
 from .shared import state
 from .shared.loop import Loop
 from .start import begin
@@ -44,6 +45,7 @@ class Trainer(Loop[FlexIPAdapter]):
             self.frozen.unet.compile_repeated_blocks()
         self.seen, self.unreadable = 0, 0
         self.about: dict[str, Any] = {"encoders": self.frozen.hashes(), "data": []}
+        self._trouble = Unreadable()
         self._watch: Watch | None = None
 
     @property
@@ -111,11 +113,7 @@ class Trainer(Loop[FlexIPAdapter]):
         self.watch.waited(time.perf_counter() - waited)
         self.seen += len(batch) * self.world_size
         self.unreadable += self.sum_over_ranks(int(batch.unreadable.sum()))
-        if self.unreadable > max(10, self.config.bad_share * self.seen):
-            raise FlexIPError(
-                f"{self.unreadable} of {self.seen} samples could not be read, more than {self.config.bad_share:.1%}; "
-                "run `python -m flexip_model data validate` on the data, or raise bad_share"
-            )
+        self._trouble.met(batch.complaints, self.unreadable, self.seen, self.config.bad_share)
         return batch
 
     def loss(self, batch: Batch) -> Tensor:

@@ -110,6 +110,6 @@ def tensors_of(batch: Movable) -> dict[str, Tensor]:
         value = getattr(batch, field.name)
         if isinstance(value, Movable):
             found |= {f"{field.name}.{name}": tensor for name, tensor in tensors_of(value).items()}
-        elif value is not None:
+        elif isinstance(value, Tensor):
             found[field.name] = value
     return found

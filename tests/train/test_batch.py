@@ -27,7 +27,7 @@ def sample(number: int, cached: bool = False) -> Sample:
         timestep=number,
         noise=torch.zeros(4, 1, 1),
         gamma_drawn=number / 8,
-        unreadable=0,
+        complaints=("it is gone",) * (0),
     )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from flexip_model.common.errors import FlexIPError
 from flexip_model.data.format import NewFrame, NewGroup, ShardWriter
 from flexip_model.train.configs.options import ConditioningDropout
 from flexip_model.train.samples.batch import collate
@@ -110,3 +113,47 @@ def test_padding_is_read_neither_in_training_nor_in_the_nodes(tmp_path: Path) ->
     assert keep.unflatten(0, (16, 16))[4:12].all() and keep.float().mean() == 0.5
     seen = frozen.encoders.encode([picture], crop="pad").keep
     assert seen is not None and torch.equal(keep, seen[0])
+
+
+def wide(folder: Path, mask: np.ndarray) -> Path:
+    """One image group: a picture of 160 × 64 whose subject is what the mask (64, 160) marks, in red."""
+    pixels = np.full((64, 160, 3), 90, np.uint8)
+    pixels[mask] = (220, 0, 0)
+    rows, columns = mask.nonzero()
+    box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    picture, shape = Image.fromarray(pixels), Image.fromarray(mask.astype(np.uint8) * 255)
+    frame = NewFrame(
+        png(picture), 160, 64, 1.0, "0" * 16, mask=png(shape), box=tuple(map(float, box)), captions=("a red thing",)
+    )
+    writer = ShardWriter(folder, "wide", "CC0", max_bytes=1 << 16)
+    writer.add(NewGroup("wide-0", "image", (frame,)))
+    writer.close()
+    return folder
+
+
+def test_a_subject_at_the_side_is_in_target_and_reference_alike(tmp_path: Path) -> None:
+    from flexip_model.train.frozen import load_frozen
+
+    mask = np.zeros((64, 160), bool)
+    mask[16:48, 112:152] = True
+    data = wide(tmp_path / "data", mask)
+    for white in (0.0, 1.0):
+        c = config(data, tmp_path, image_share=1, references={"crop": "center", "white": white})
+        sample = open_samples(c, load_frozen(c), 0, 1)[Ticket(0, 0, 0)]
+        target = torch.nn.functional.interpolate(sample.pixels[None] / 2 + 0.5, 112, mode="bicubic", antialias=True)[0]
+        red = [(pixels[0] - pixels[1] > 0.4).float() for pixels in (target, sample.reference.clip_pixels)]
+        assert red[0].mean() > 0.25 and float((red[0] - red[1]).abs().mean()) < 0.02
+
+
+def test_what_the_config_asks_for_and_a_group_cannot_give_is_no_unreadable_file(tmp_path: Path) -> None:
+    from flexip_model.train.frozen import load_frozen
+
+    mask = np.zeros((64, 160), bool)
+    mask[:, :8], mask[:, -8:] = True, True  # the square in the middle of its box has nothing of it
+    c = config(wide(tmp_path / "data", mask), tmp_path, image_share=1, references={"crop": "center", "white": 1.0})
+    samples = open_samples(c, load_frozen(c), 0, 1)
+    with pytest.raises(
+        FlexIPError, match=r"wide, group 'wide-0' cannot be a sample .*crop mode subject or pad"
+    ) as told:
+        samples[Ticket(0, 0, 0)]
+    assert "references.crop" in str(told.value) and "could not be read" not in str(told.value)

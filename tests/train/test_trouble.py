@@ -9,6 +9,7 @@ import torch
 
 from flexip_model.common.errors import FlexIPError
 from flexip_model.train.samples.sample_set import open_samples
+from flexip_model.train.samples.unreadable import Unreadable
 from flexip_model.train.shared import state
 from flexip_model.train.trainer import Trainer
 
@@ -49,10 +50,43 @@ def test_unreadable_samples_are_replaced_and_counted_and_too_many_end_the_run(tm
     data = pack(tmp_path / "data", broken=1)
     trainer = train(data, tmp_path / "run", stages=[{"steps": 4}], bad_share=1.0)
     samples = open_samples(trainer.config, trainer.frozen, 0, 1)
-    drawn = [samples[t].unreadable for step in range(4) for t in samples.sampler.tickets(step, 0)]
+    drawn = [len(samples[t].complaints) for step in range(4) for t in samples.sampler.tickets(step, 0)]
     assert trainer.unreadable == sum(drawn) > 0
-    with pytest.raises(FlexIPError, match="could not be read, more than"):
+    with pytest.raises(
+        FlexIPError,
+        match=r"\d+ of \d+ groups that were tried could not be read, more than 1.0%, the last: drawn, group",
+    ):
         train(pack(tmp_path / "worse", broken=4), tmp_path / "run2", stages=[{"steps": 30}], bad_share=0.01)
+
+
+def test_a_missing_tar_is_said_and_retries_are_no_samples(tmp_path: Path, caplog) -> None:
+    data = pack(tmp_path / "data", images=40, variants=5)
+    shards = sorted((data / "shards").iterdir())
+    shards[0].unlink()
+    with caplog.at_level("WARNING", "flexip_model"):
+        trainer = train(data, tmp_path / "run", stages=[{"steps": 12}], bad_share=1.0)
+    assert "group takes its place: drawn, group 'drawn-00" in caplog.text and shards[0].name in caplog.text
+    assert sum("takes its place" in record.message for record in caplog.records) <= 5 < trainer.unreadable
+    with pytest.raises(FlexIPError, match="groups that were tried could not be read") as told:
+        Unreadable().met(["it is gone"], 15, 12, 0.5)
+    assert str(told.value).startswith("15 of 27 groups") and "the last: it is gone" in str(told.value)
+
+
+def test_a_damaged_picture_among_the_previews_subjects_is_passed_over(tmp_path: Path, caplog) -> None:
+    data = pack(tmp_path / "data", variants=8, captioned=13)
+    trainer = Trainer(config(data, tmp_path / "run", uncaptioned=0.5))
+    samples = open_samples(trainer.config, trainer.frozen, 0, 1)
+    whole = samples.preview(6)
+    assert whole is not None and all(whole.prompts)
+    first = next(samples.groups.validation()).group.frames
+    with (data / "shards" / first[0].shard).open("r+b") as shard:
+        for frame in first:
+            shard.seek(frame.offset)
+            shard.write(bytes(frame.bytes))
+    with caplog.at_level("WARNING", "flexip_model"):
+        found = open_samples(trainer.config, trainer.frozen, 0, 1).preview(6)
+    assert found is not None and len(found.references) == 6 and "left out of the previews" in caplog.text
+    assert found.prompts[:5] == whole.prompts[1:]
 
 
 def test_a_side_without_groups_is_named(tmp_path: Path) -> None:

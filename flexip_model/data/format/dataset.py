@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ...common.errors import FlexIPError
+from ...common.errors import FlexIPError, UnreadableError
 from ...files.safefile import atomic
 from .remote import Remote, is_remote
 from .schema import (
@@ -140,7 +140,7 @@ class Dataset:
         """The encoded picture (JPEG or PNG).
 
         Raises:
-            FlexIPError: the shard is missing or shorter than the index says.
+            UnreadableError: the shard is missing or shorter than the index says.
         """
         return self._read(frame, frame.offset, frame.bytes)
 
@@ -154,7 +154,7 @@ class Dataset:
         """The picture, decoded, RGB.
 
         Raises:
-            FlexIPError: as `read`, or the bytes are no picture.
+            UnreadableError: as `read`, or the bytes are no picture.
         """
         return _decode(self.read(frame), "RGB", f"{frame.shard}: {frame.frame_id}")
 
@@ -162,7 +162,7 @@ class Dataset:
         """The subject's mask, (height, width) float32 from 0 (background) to 1 (subject); None where none is known.
 
         Raises:
-            FlexIPError: as `read`, or the bytes are no picture.
+            UnreadableError: as `read`, or the bytes are no picture.
         """
         content = self.read_mask(frame)
         if content is None:
@@ -175,9 +175,9 @@ class Dataset:
         try:
             content = self._shards.read(path, offset, count)
         except (OSError, ValueError) as error:
-            raise FlexIPError(f"{path} cannot be read ({error})") from error
+            raise UnreadableError(f"{path} cannot be read ({error})") from error
         if len(content) != count:
-            raise FlexIPError(f"{path} is too short: {frame.frame_id} should end at byte {offset + count}")
+            raise UnreadableError(f"{path} is too short: {frame.frame_id} should end at byte {offset + count}")
         return content
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -215,7 +215,7 @@ def _decode(content: bytes, mode: str, what: str) -> Image:
     try:
         return Image.open(io.BytesIO(content)).convert(mode)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FlexIPError(f"{what} cannot be decoded ({error})") from error
+        raise UnreadableError(f"{what} cannot be decoded ({error})") from error
 
 
 def index_names(folder: Path) -> list[str]:

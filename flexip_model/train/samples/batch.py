@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ M = TypeVar("M", bound="Movable")
 
 @dataclass(frozen=True, eq=False)
 class Movable:
-    """A dataclass of tensors (or of others of its kind, or None) that goes where tensors go.
+    """A dataclass whose tensors (and others of its kind) go where tensors go; what else it holds stays.
 
     `to` and `pin_memory` are the names that accelerate's `send_to_device` and torch's `DataLoader` look for. A
     NamedTuple would need neither, but it is a sequence: `len` and iteration would be those of its fields.
@@ -30,9 +30,10 @@ class Movable:
     def pin_memory(self: M) -> M:
         return self._map(lambda value: value.pin_memory())
 
-    def _map(self: M, change: Callable[[Tensor], Tensor]) -> M:
+    def _map(self: M, change: Callable[[Any], Any]) -> M:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: change(value) for name, value in values.items() if value is not None})
+        moved = {name: change(value) for name, value in values.items() if isinstance(value, (Tensor, Movable))}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,7 @@ class Sample:
         timestep: of the noise, from 0.
         noise: (4, s, s) float32, standard normal.
         gamma_drawn: evenly from [0, 1), for `spread_gamma`.
-        unreadable: groups that could not be read before this one.
+        complaints: why each group that was tried before this one could not be read.
     """
 
     variant: bool
@@ -81,7 +82,7 @@ class Sample:
     timestep: int
     noise: Tensor
     gamma_drawn: float
-    unreadable: int = 0
+    complaints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +127,7 @@ class Batch(Movable):
         timesteps: (B,) int64.
         noise: (B, 4, s, s) float32.
         gamma_drawn: (B,) float32.
-        unreadable: (B,) int64.
+        unreadable: (B,) int64, groups that were tried before each and could not be read; `complaints` says why.
     """
 
     variant: Tensor
@@ -140,6 +141,7 @@ class Batch(Movable):
     noise: Tensor
     gamma_drawn: Tensor
     unreadable: Tensor
+    complaints: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.variant)
@@ -159,7 +161,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         timesteps=torch.tensor([s.timestep for s in samples]),
         noise=torch.stack([s.noise for s in samples]),
         gamma_drawn=torch.tensor([s.gamma_drawn for s in samples]),
-        unreadable=torch.tensor([s.unreadable for s in samples]),
+        unreadable=torch.tensor([len(s.complaints) for s in samples]),
+        complaints=tuple(sentence for s in samples for sentence in s.complaints),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,17 +96,13 @@ class Groups:
             found = found.plus(count_captions(dataset.batches()))
         return found
 
-    def validation(self, count: int) -> list[Subject]:
-        """Up to `count` groups, the same at every call: of the split `val`, else of `train`; variants first, because
-        their reference is another picture."""
-        found: list[Subject] = []
+    def validation(self) -> Iterator[Subject]:
+        """Groups to show, the same at every call: of the split `val`, then of `train`; variants first, because their
+        reference is another picture."""
         for dataset in self._validation:
             kinds = dataset.column("kind").to_numpy(zero_copy_only=False)
-            order = np.argsort(kinds == "image", kind="stable")[: count - len(found)]
-            found += [Subject(dataset.group(int(i)), dataset, {}) for i in order]
-            if len(found) >= count:
-                break
-        return found
+            for place in np.argsort(kinds == "image", kind="stable"):
+                yield Subject(dataset.group(int(place)), dataset, {})
 
     def describe(self) -> list[dict[str, Any]]:
         """Per data set: name, license, train groups and kinds; for the model card."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from ...common.errors import FlexIPError
+from ...common.errors import FlexIPError, UnreadableError
 from ...images.crops import square
-from ...images.preprocess import Prepared, keep_patches, prepare
+from ...images.preprocess import MARKED, Box, Prepared, keep_patches, prepare, reference_crop
 from ..configs.options import TrainConfig
 from ..frozen import Frozen
 from ..preview import SUBJECTS, Preview
@@ -26,8 +28,11 @@ if TYPE_CHECKING:
 
     from ...data.format import Frame, Group
 
+log = logging.getLogger(__name__)
 ATTEMPTS = 8
 """Groups that are tried for one sample before an unreadable place ends the run (our choice)."""
+LOOKED_AT = 50
+"""Validation groups that are looked at for each subject of a preview."""
 
 
 class SampleSet(TorchDataset[Sample]):
@@ -49,19 +54,25 @@ class SampleSet(TorchDataset[Sample]):
         """A sample; where a group cannot be read, another one of its side takes its place and is counted.
 
         Raises:
-            FlexIPError: `ATTEMPTS` groups in a row could not be read.
+            FlexIPError: `ATTEMPTS` groups in a row could not be read, or the config asks for what a group cannot give.
         """
         rng = self.sampler.rng(ticket)
         number = self.sampler.group(ticket)
-        complaint: Exception | None = None
-        for attempt in range(ATTEMPTS):
+        complaints: list[str] = []
+        for _ in range(ATTEMPTS):
+            subject = self.groups.get(ticket.side, number)
+            name = f"{subject.group.dataset}, group {subject.group.group_id!r}"
             try:
-                sample = self._make(self.groups.get(ticket.side, number), ticket.side == 1, rng)
-                return replace(sample, unreadable=attempt)
+                sample = self._make(subject, ticket.side == 1, rng)
+                return replace(sample, complaints=tuple(complaints))
             except (OSError, ValueError, SyntaxError) as error:
-                complaint = error
+                if isinstance(error, FlexIPError) and not isinstance(error, UnreadableError):
+                    raise FlexIPError(f"{name} cannot be a sample of this config: {error}") from error
+                complaints.append(f"{name}: {error}")
                 number = int(rng.integers(self.sampler.counts[ticket.side]))
-        raise FlexIPError(f"{ATTEMPTS} {SIDES[ticket.side]} groups in a row could not be read, the last: {complaint}")
+        raise FlexIPError(
+            f"{ATTEMPTS} {SIDES[ticket.side]} groups in a row could not be read, the last: {complaints[-1]}"
+        )
 
     def _make(self, subject: Subject, variant: bool, rng: np.random.Generator) -> Sample:
         # Another order of what is read and drawn would give other samples: a picture that cannot be read ends it early.
@@ -101,11 +112,16 @@ class SampleSet(TorchDataset[Sample]):
         side = self.dino_size // self.dino_patch
         if cls is None or patches is None:
             mask = subject.mask(frame) if white else None
-            crop = "pad" if mask is None and self.config.references.crop == "subject" else self.config.references.crop
+            if mask is not None and float(mask.max()) < MARKED:
+                raise UnreadableError(f"the mask of {frame.frame_id} marks nothing; pack its dataset again")
             picture = subject.picture(frame)
+            crop = reference_crop(self.config.references.crop, picture.size, frame.box, mask is not None)
 
             def seen(size: int) -> Prepared:
-                return prepare(picture, size, None if mask is None else mask[None], crop)
+                try:
+                    return prepare(picture, size, None if mask is None else mask[None], crop)
+                except FlexIPError as error:
+                    raise FlexIPError(f"{frame.frame_id}: {error} (references.crop in the config)") from error
 
             def flipped(grid: Tensor) -> Tensor:
                 return grid.flip(-1) if flip else grid
@@ -122,20 +138,48 @@ class SampleSet(TorchDataset[Sample]):
         return Reference(keep, cls, clip_pixels, patches, dino_pixels)
 
     def preview(self, count: int = SUBJECTS) -> Preview | None:
-        """Up to `count` subjects of the split `val`, else of training; None without any."""
-        references: list[Image] = []
-        prompts: list[str] = []
-        for subject in self.groups.validation(count):
-            target, reference = choose(subject.group, subject.group.variant, np.random.default_rng(0))
-            references.append(subject.picture(reference))
-            prompts.append(next((text for text in target.captions if text), ""))
-        return Preview(references, prompts) if references else None
+        """Up to `count` subjects of the split `val`, else of training, those with captions first; None without any.
+
+        What cannot be read is said and passed over.
+        """
+        found: list[tuple[Image, str | Box, str]] = []
+        for subject, target, reference in self._shown(count):
+            try:
+                picture = subject.picture(reference)
+            except UnreadableError as error:
+                log.warning(f"left out of the previews: {error}")
+                continue
+            crop = reference_crop(self.config.references.crop, picture.size, reference.box, masked=False)
+            found.append((picture, crop, next((text for text in target.captions if text), "")))
+            if len(found) == count:
+                break
+        return Preview(*map(list, zip(*found, strict=True))) if found else None
+
+    def _shown(self, count: int) -> Iterator[tuple[Subject, Frame, Frame]]:
+        """Validation subjects with a target and a reference: those with a caption, then those without, of which only
+        a few times `count` are looked at."""
+        bare = []
+        for place, subject in enumerate(self.groups.validation()):
+            if place >= LOOKED_AT * count:
+                break
+            try:
+                target, reference = choose(subject.group, subject.group.variant, np.random.default_rng(0))
+            except UnreadableError as error:
+                log.warning(f"left out of the previews: {error}")
+                continue
+            if any(target.captions):
+                yield subject, target, reference
+            else:
+                bare.append((subject, target, reference))
+        yield from bare
 
 
 def choose(group: Group, variant: bool, rng: np.random.Generator) -> tuple[Frame, Frame]:
     """Target and reference of a group: two frames of a variant sample (§4.1); of an image sample the same frame, or one
     that was packed as its reference (the same picture, framed or cut out by whoever made the data)."""
     targets = [f for f in group.frames if f.role in ("any", "target")]
+    if not targets:
+        raise UnreadableError(f"{group.group_id} has no frame to be the target")
     target = targets[int(rng.integers(len(targets)))]
     if not variant:
         made = [f for f in group.frames if f.role == "reference"]
@@ -143,7 +187,7 @@ def choose(group: Group, variant: bool, rng: np.random.Generator) -> tuple[Frame
     # A pair may have one reference only; a packer never makes a variant group of one frame.
     others = [f for f in group.frames if f.role in ("any", "reference") and f.frame_id != target.frame_id]
     if not others:
-        raise FlexIPError(f"{group.group_id} has no second frame to be the reference")
+        raise UnreadableError(f"{group.group_id} has no second frame to be the reference")
     return target, others[int(rng.integers(len(others)))]
 
 
