@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ..common.errors import FlexIPError
+from ..common.texts import LOST
 from .format.captions import CaptionCount, count_captions
 from .format.dataset import Dataset, index_names
 from .format.schema import (
@@ -30,7 +31,10 @@ from .format.schema import (
     shard_path,
 )
 from .format.shards import HEADER
-from .pack.pixels import UNREADABLE
+from .pack.pixels import MARKED, UNREADABLE, highest
+
+SHOWN = 3
+"""Captions of a dataset that `show` prints."""
 
 
 @dataclass
@@ -116,6 +120,8 @@ def _dataset(folder: Path, name: str, found: Validation, *, quick: bool, heldout
                 ids.append(_number(frame.frame_id))
                 if group.split == "heldout":
                     heldout.add(frame.hash)
+                if any(LOST in caption for caption in frame.captions):
+                    found.error(f"{where}: {frame.frame_id}: a caption lost characters; save its file as UTF-8")
                 for text in reader.check(frame):
                     found.error(f"{where}: {frame.frame_id}: {text}")
     if twice := len(groups) - len(np.unique(np.array(groups))):
@@ -172,7 +178,10 @@ class _Reader:
             yield f"its bytes in {frame.shard} do not have its hash"
             return
         try:
-            size = Image.open(io.BytesIO(content)).size
+            picture = Image.open(io.BytesIO(content))
+            size = picture.size
+            if ending and highest(picture.convert("L")) < MARKED:
+                yield "its mask marks nothing"
         except UNREADABLE as error:
             yield f"its {'mask' if ending else 'picture'} cannot be read ({error})"
             return
@@ -181,7 +190,7 @@ class _Reader:
 
 
 def show(folder: Path) -> str:
-    """A table of what a data folder holds, and the licenses."""
+    """A table of what a data folder holds, the licenses, and some captions of each dataset."""
     data = Dataset.open(folder)
     counts: Counter[tuple[str, ...]] = Counter()
     frames: Counter[tuple[str, ...]] = Counter()
@@ -218,4 +227,18 @@ def show(folder: Path) -> str:
         "",
         *(f"{name}: {entry.get('license') or 'no license stated'}" for name, entry in sorted(data.datasets.items())),
     ]
+    shown = [line for name, table in data.tables.items() for line in _captions(name, table)]
+    lines += ["", *shown] if shown else []
     return "\n".join(lines)
+
+
+def _captions(name: str, table: pa.Table) -> list[str]:
+    """The captions of a dataset's first few frames that have any."""
+    found: list[str] = []
+    for batch in table.to_batches(max_chunksize=256):
+        for texts in batch.column("frames").flatten().field("captions").to_pylist():
+            if texts and texts[0] not in found:
+                found.append(texts[0])
+            if len(found) == SHOWN:
+                return [f"{name}: “{text}”" for text in found]
+    return [f"{name}: “{text}”" for text in found]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from ...common.errors import FlexIPError
+from ...common.texts import decode_text, encoding_of, not_unicode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -145,16 +146,23 @@ def read_captions(path: Path) -> dict[str, str]:
         FlexIPError: no such place, a line that is not such an object (it is named), or nothing in it.
     """
     if path.is_dir():
-        found = {file.stem: file.read_text(encoding="utf-8", errors="replace") for file in sorted(path.glob("*.txt"))}
+        try:
+            found = {file.stem: decode_text(file.read_bytes(), str(file)) for file in sorted(path.glob("*.txt"))}
+        except (OSError, ValueError) as error:
+            raise FlexIPError(f"--captions: {error}") from error
     else:
         found = {}
         try:
-            with path.open(encoding="utf-8") as lines:
+            with path.open("rb") as file:
+                encoding = encoding_of(file.read(4))
+            with path.open(encoding=encoding) as lines:
                 for number, line in enumerate(lines, 1):
                     if line.strip():
                         name, text = _entry(path, number, line)
                         found[name] = text
-        except (OSError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise FlexIPError(f"--captions: {not_unicode(path, error)}") from error
+        except OSError as error:
             raise FlexIPError(f"{path} cannot be read ({error}); expected JSON lines or a folder of .txt") from error
     if not found:
         raise FlexIPError(f"{path} holds no captions; expected JSON lines or FRAME_ID.txt files")

@@ -21,12 +21,14 @@ class LoadedItem:
         groups: (suffix, frames, each with its source's SHA-256 or None).
         pictures: pictures and videos that were opened.
         broken: a sentence for each that could not be read.
+        unmasked: a sentence for each whose mask was left out.
         small: pictures under the least side.
     """
 
     groups: list[tuple[str, list[tuple[NewFrame, str | None]]]] = field(default_factory=list)
     pictures: int = 0
     broken: list[str] = field(default_factory=list)
+    unmasked: list[str] = field(default_factory=list)
     small: int = 0
 
 
@@ -71,13 +73,15 @@ def load(layout: str, item: Item, *, choice: Choice, short_side: int, min_side: 
         for raw in group.frames:
             result.pictures += 1
             try:
-                frame = make_frame(raw, short_side)
+                frame, source, remark = make_frame(raw, short_side)
             except UNREADABLE as error:
                 result.broken.append(f"{raw}: {error}")
                 continue
-            if min(frame[0].width, frame[0].height) < min_side:
+            if min(frame.width, frame.height) < min_side:
                 result.small += 1
-            else:
-                frames.append(frame)
+                continue
+            frames.append((frame, source))
+            if remark:
+                result.unmasked.append(f"{raw}: {remark}")
         result.groups.append((group.suffix, frames))
     return result

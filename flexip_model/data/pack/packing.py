@@ -61,6 +61,10 @@ class PackTask:
             raise FlexIPError("--processes takes at least 1, --views at least 2, --shard-megabytes more than 0")
         if not self.source.is_dir():
             raise FlexIPError(f"SOURCE {self.source} is no folder")
+        if self.folder.resolve().is_relative_to(self.source.resolve()):
+            raise FlexIPError(
+                f"DATA {self.folder} lies in SOURCE {self.source}, which is only read; name a folder outside of it"
+            )
 
 
 @dataclass
@@ -73,7 +77,9 @@ class Tally:
         broken: how many of these are unreadable; `named` has the first few with the reason.
         small: pictures under `--min-side`.
         kept_out: pictures that `--exclude` names, or copies of them.
-        no_group: items without a group: too few pictures left, or a video without two frames that fit.
+        unmasked: pictures whose mask marks nothing, packed without it; `masks` has the first few.
+        no_group: items without a group: too few pictures left, or a video without two frames that fit; `groupless`
+            has the first few.
         splits: groups of each split.
     """
 
@@ -82,8 +88,11 @@ class Tally:
     broken: int = 0
     small: int = 0
     kept_out: int = 0
+    unmasked: int = 0
     no_group: int = 0
     named: list[str] = field(default_factory=list)
+    masks: list[str] = field(default_factory=list)
+    groupless: list[str] = field(default_factory=list)
     splits: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
 
 
@@ -97,7 +106,7 @@ def pack(task: PackTask) -> Tally:
     layout = find_layout(task.layout)
     kept_out = read_excluded(task.exclude, task.near)
     license = task.license or layout.license
-    log.info(f"{layout.name}: {license}")
+    log.info(f"packing {layout.name}, license: {license}")
     writer = ShardWriter(task.folder, task.name, license, f"layout {layout.name}", max_bytes=task.max_bytes)
     try:
         with noted_stop(second_ends=True) as stop:
@@ -107,6 +116,8 @@ def pack(task: PackTask) -> Tally:
         raise
     own, others = keep_apart(writer, task.near)
     _log_report(tally, writer, own, others)
+    for why, names in _left(layout, task.source):
+        log.info(f"  not taken, {why}: {_some(names)}")
     return tally
 
 
@@ -140,7 +151,9 @@ def _write_groups(
         tally.pictures += result.pictures
         tally.broken += len(result.broken)
         tally.small += result.small
+        tally.unmasked += len(result.unmasked)
         tally.named += result.broken[: max(0, NAMED - len(tally.named))]
+        tally.masks += result.unmasked[: max(0, NAMED - len(tally.masks))]
         groups = _groups(item, result, layout, task=task, kept_out=kept_out, tally=tally)
         writer.add(groups, {"options": key, "last": item.key, "tally": asdict(tally)})
         if tally.pictures >= FEW:
@@ -171,6 +184,8 @@ def _groups(
             )
             tally.splits[split] += 1
     tally.no_group += not groups
+    if not groups and not result.broken:
+        tally.groupless += [item.key][: NAMED - len(tally.groupless)]
     return groups
 
 
@@ -208,7 +223,8 @@ def _check_broken(tally: Tally, task: PackTask) -> None:
 
 def _nothing(layout: Layout, task: PackTask, tally: Tally) -> str:
     if not tally.items:
-        return f"{task.source} holds nothing in the layout {layout.name}, which is: {layout.expects}"
+        lost = "".join(f"; {len(names):,} {why}: {_some(names)}" for why, names in _left(layout, task.source))
+        return f"{task.source} holds nothing in the layout {layout.name}, which is: {layout.expects}{lost}"
     what = (
         f"{tally.items:,} items gave no group: {tally.broken:,} unreadable, {tally.small:,} under --min-side, "
         f"{tally.kept_out:,} kept out"
@@ -225,15 +241,25 @@ def _log_report(tally: Tally, writer: ShardWriter, own: int, others: int) -> Non
     """Log what was packed, what was left out, and why."""
     log.info(f"{writer.dataset}: {writer.groups:,} groups, {writer.frames:,} frames from {tally.items:,} items")
     log.info("  groups by split: " + ", ".join(f"{name} {count:,}" for name, count in tally.splits.items()))
-    for what, count in (
-        ("unreadable", tally.broken),
-        ("smaller than --min-side", tally.small),
-        ("kept out by --exclude, the same file or a near copy", tally.kept_out),
-        ("left out of the index, copies of a held-out or validation picture", own),
-        ("taken out of other datasets' indexes, copies of one of this dataset's", others),
-        ("items without a group (too few pictures, or no two frames that fit)", tally.no_group),
+    for what, count, names in (
+        ("unreadable", tally.broken, tally.named),
+        ("packed without their mask", tally.unmasked, tally.masks),
+        ("smaller than --min-side", tally.small, []),
+        ("kept out by --exclude, the same file or a near copy", tally.kept_out, []),
+        ("left out of the index, copies of a held-out or validation picture", own, []),
+        ("taken out of other datasets' indexes, copies of one of this dataset's", others, []),
+        ("items without a group (too few pictures, or no two frames that fit)", tally.no_group, tally.groupless),
     ):
         if count:
             log.info(f"  {what}: {count:,}")
-    for line in tally.named:
-        log.info(f"    {line}")
+        for line in names:
+            log.info(f"    {line}")
+
+
+def _left(layout: Layout, source: Path) -> list[tuple[str, list[str]]]:
+    """What the layout takes no notice of, by the reason."""
+    return [(why, names) for why, names in layout.left_out(source).items() if names]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")

@@ -6,6 +6,7 @@ import hashlib
 import io
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -19,6 +20,8 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 SHARPNESS_SIDE = 256
 SMALL_SIDE = 32
 QUALITY = 95
+MARKED = 128
+"""A mask's value from which on a pixel is the subject's, as `images.preprocess` counts it."""
 ORIENTATION = 0x0112
 
 
@@ -75,7 +78,21 @@ class RawFrame:
         return str(self.picture) if isinstance(self.picture, Ref) else self.name
 
 
-def make_frame(raw: RawFrame, short_side: int) -> tuple[NewFrame, str | None]:
+class MadeFrame(NamedTuple):
+    """A frame ready for a shard.
+
+    Attributes:
+        frame: what is stored.
+        source: the SHA-256 of the source's bytes (None for a video's frame).
+        remark: what was left out of it and why, or "".
+    """
+
+    frame: NewFrame
+    source: str | None
+    remark: str
+
+
+def make_frame(raw: RawFrame, short_side: int) -> MadeFrame:
     """Decode and check a frame, and encode it anew where that is needed.
 
     A JPEG or 8-bit RGB PNG that is upright and small enough keeps its bytes. Everything else is put over white where it
@@ -84,11 +101,10 @@ def make_frame(raw: RawFrame, short_side: int) -> tuple[NewFrame, str | None]:
     Args:
         short_side: the shorter side is at most this many pixels.
 
-    Returns:
-        The frame, and the SHA-256 of the source's bytes (None for a video's frame).
+    A mask that marks nothing is left out, as nothing could be shown by it.
 
     Raises:
-        One of `UNREADABLE`.
+        One of `UNREADABLE`; also a picture that is wholly transparent.
     """
     content = raw.picture.read() if isinstance(raw.picture, Ref) else None
     source = Image.open(io.BytesIO(content)) if content is not None else raw.picture
@@ -98,6 +114,8 @@ def make_frame(raw: RawFrame, short_side: int) -> tuple[NewFrame, str | None]:
     source.load()
     verbatim = content is not None and upright and source.mode == "RGB" and kind in ("JPEG", "PNG")
     picture, alpha = flatten(ImageOps.exif_transpose(source))
+    if alpha is not None and highest(alpha) < MARKED:
+        raise ValueError("it is transparent all over, so nothing of it would be seen")
     mask = alpha if raw.mask is None else read_mask(raw.mask)
     full = picture.size
     if mask is not None and mask.size != full:
@@ -118,9 +136,13 @@ def make_frame(raw: RawFrame, short_side: int) -> tuple[NewFrame, str | None]:
                 box[2] * width / full[0],
                 box[3] * height / full[1],
             )
+    remark = ""
+    if mask is not None and highest(mask) < MARKED:
+        remark = f"its mask marks nothing (the highest value is {highest(mask)} of 255; white is the subject)"
+        mask, box = None, raw.box and box
     encoded = content if verbatim and content is not None else encode(picture, kind or "JPEG")
     gray = picture.convert("L")
-    return NewFrame(
+    frame = NewFrame(
         encoded,
         picture.width,
         picture.height,
@@ -131,7 +153,8 @@ def make_frame(raw: RawFrame, short_side: int) -> tuple[NewFrame, str | None]:
         role=raw.role,
         box=clip(box, picture.size),
         captions=tuple(text for text in (caption.strip() for caption in raw.captions) if text),
-    ), None if content is None else hashlib.sha256(content).hexdigest()
+    )
+    return MadeFrame(frame, None if content is None else hashlib.sha256(content).hexdigest(), remark)
 
 
 def flatten(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
@@ -148,14 +171,28 @@ def flatten(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def read_mask(source: Ref | Image.Image) -> Image.Image:
-    """A mask as gray, from a gray picture or from the alpha channel of one that has it."""
+    """A mask as gray from 0 to 255, from a gray picture or from the alpha channel of one that has it.
+
+    A mask of 0 and 1 is scaled, which some tools write; so is one of 16 bit or of numbers from 0 to 1.
+    """
     if isinstance(source, Image.Image):
         return source
     picture = Image.open(io.BytesIO(source.read()))
     picture.load()
     if picture.mode in ("RGBA", "LA"):
         return picture.getchannel("A")
-    return picture.convert("L")
+    if picture.mode.startswith(("I", "F")):
+        values = np.nan_to_num(np.asarray(picture, np.float32))
+        most = float(values.max())
+        scale = 255 if most <= 1 else 1 if most <= 255 else 1 / 257
+        return Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
+    gray = picture.convert("L")
+    return gray.point([0, *[255] * 255]) if highest(gray) == 1 else gray
+
+
+def highest(gray: Image.Image) -> int:
+    """The highest value of a gray picture."""
+    return int(gray.getextrema()[1])  # type: ignore[arg-type]
 
 
 def encode(picture: Image.Image, kind: str) -> bytes:
@@ -169,8 +206,8 @@ def encode(picture: Image.Image, kind: str) -> bytes:
 
 
 def box_of(mask: Image.Image) -> tuple[float, float, float, float] | None:
-    """The smallest box around the mask's subject (values over 127), or None for an empty mask."""
-    return mask.point([0] * 128 + [255] * 128).getbbox()
+    """The smallest box around the mask's subject (`MARKED` and up), or None for an empty mask."""
+    return mask.point([0] * MARKED + [255] * (256 - MARKED)).getbbox()
 
 
 def clip(box: tuple[float, ...] | None, size: tuple[int, int]) -> tuple[float, float, float, float] | None:

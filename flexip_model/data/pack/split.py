@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ...common.errors import FlexIPError
+from ...common.texts import decode_text
 from ..format.schema import NewFrame
 from .pixels import PICTURES, UNREADABLE, dhash, flatten, sameness, thumbnail
 
@@ -133,7 +134,11 @@ def read_excluded(places: Iterable[Path], distance: int = NEAR) -> KeptOut:
                 hashes.append(dhash(picture.convert("L")))
                 smalls.append(thumbnail(picture))
         elif place.is_file():
-            for number, line in enumerate(place.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+            try:
+                lines = decode_text(place.read_bytes(), str(place)).splitlines()
+            except (OSError, ValueError) as error:
+                raise FlexIPError(f"--exclude: {error}") from error
+            for number, line in enumerate(lines, 1):
                 text = line.split("#")[0].strip().lower()
                 if re.fullmatch(r"[0-9a-f]{64}", text):
                     exact.add(text)

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ....common.errors import FlexIPError
+from ....common.texts import decode_text
 from ..frame_choice import VideoChoice
 from ..pixels import PICTURES, RawFrame, Ref
 from ..video import pick_frames
@@ -22,6 +23,8 @@ LEAST_AREA, MOST_AREA = 0.02, 0.6
 """The share of the picture that one subject of an "everything" segmentation covers (our choice): a smaller one leaves
 nothing at CLIP's 224 px, a larger one is the background."""
 T = TypeVar("T")
+LeftOut = dict[str, list[str]]
+"""What a layout takes no notice of: names, by the reason."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Layout:
         expects: what SOURCE holds, for messages and help.
         items: SOURCE → its items, always in the same order.
         load: item → its groups; raises OSError, ValueError or what Pillow raises for a damaged file.
+        left_out: SOURCE → what is not taken, for the report; only a user's own material can be told so.
     """
 
     name: str
@@ -82,6 +86,7 @@ class Layout:
     expects: str
     items: Callable[[Path], Iterator[Item]]
     load: Callable[[Item, Choice], list[RawGroup]]
+    left_out: Callable[[Path], LeftOut] = lambda _: {}
 
 
 def names(folder: Path, suffixes: Sequence[str] = PICTURES) -> list[str]:
@@ -138,12 +143,28 @@ def read_json(ref: Ref) -> Any:
 
 
 def read_text(path: Path) -> tuple[str, ...]:
-    """The captions of a text file, one a line; nothing when there is no file."""
+    """The captions of a text file, one a line; nothing when there is no file.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is not UTF-8.
+    """
     if not path.is_file():
         return ()
-    return tuple(
-        line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
-    )
+    return tuple(line.strip() for line in decode_text(path.read_bytes(), str(path)).splitlines() if line.strip())
+
+
+def read_table(path: Path) -> list[str]:
+    """The lines of a data set's own list, without those that are blank.
+
+    Raises:
+        FlexIPError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return [line for line in decode_text(path.read_bytes(), str(path)).splitlines() if line.strip()]
+    except FlexIPError:
+        raise
+    except (OSError, ValueError) as error:
+        raise FlexIPError(f"{error}; get {path.name} again") from error
 
 
 def evenly(values: Sequence[T], most: int) -> list[T]:

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from ....common.errors import FlexIPError
+from ....common.texts import encoding_of, not_unicode
 from ..pixels import RawFrame, Ref
 from ..video import VIDEOS, pick_frames
 from .base import (
@@ -165,11 +166,10 @@ def _openvid_items(source: Path) -> Iterator[Item]:
         raise FlexIPError(f"there is no OpenVid-1M.csv under {source}")
     table = max(tables, key=lambda path: path.stat().st_size)
     places = [folder for folder in walk(source) if any(name for name in names(folder, (".mp4",)))]
-    with table.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if not {"video", "caption"} <= set(reader.fieldnames or ()):
-            raise FlexIPError(f"{table} has no columns `video` and `caption`")
-        for row in reader:
+    with table.open("rb") as file:
+        encoding = encoding_of(file.read(4))
+    with table.open(encoding=encoding, newline="") as file:
+        for row in _rows(csv.DictReader(file), table):
             name = row["video"] or ""
             path = (
                 None
@@ -179,6 +179,17 @@ def _openvid_items(source: Path) -> Iterator[Item]:
             if path is not None:
                 video = re.sub(r"_\d+_\d+to\d+$", "", path.stem)
                 yield Item(path.stem, f"youtube/{video}", {"path": path, "caption": row["caption"] or ""})
+
+
+def _rows(reader: csv.DictReader[str], table: Path) -> Iterator[dict[str, str]]:
+    try:
+        if not {"video", "caption"} <= set(reader.fieldnames or ()):
+            raise FlexIPError(f"{table} has no columns `video` and `caption`")
+        yield from reader
+    except UnicodeDecodeError as error:
+        raise FlexIPError(not_unicode(table, error)) from error
+    except csv.Error as error:
+        raise FlexIPError(f"{table}, line {reader.line_num}: {error}; get it again") from error
 
 
 def _load_openvid(item: Item, choice: Choice) -> list[RawGroup]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ....common.errors import FlexIPError
 from ..pixels import RawFrame, Ref
-from .base import Choice, Item, Layout, RawGroup, evenly, folders, mask_of, names, walk
+from .base import Choice, Item, Layout, RawGroup, evenly, folders, mask_of, names, read_table, walk
 
 UPPER_LABELS = (5, 6, 7)
 """Upper clothes, dress and coat of the 20 labels of `image-parse-v3`."""
@@ -29,7 +29,7 @@ def _find(source: Path, name: str, layout: str) -> Path:
 def _celeba_items(source: Path) -> Iterator[Item]:
     identities: dict[int, list[str]] = {}
     table = _find(source, "identity_CelebA.txt", "CelebA")
-    for line in table.read_text(encoding="utf-8").splitlines():
+    for line in read_table(table):
         parts = line.split()
         if len(parts) != 2 or not parts[1].isdigit() or "/" in parts[0] or "\\" in parts[0]:
             raise FlexIPError(f'{table}: expected lines such as "000001.jpg 2880", got {line[:80]!r}')
@@ -93,14 +93,9 @@ def _dresscode_items(source: Path) -> Iterator[Item]:
         there = set(names(category / "images"))
         table = category / "train_pairs.txt"
         if table.is_file():
-            models = [line.split()[0] for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
+            models = [line.split()[0] for line in read_table(table)]
         else:
-            tests = {
-                line.split()[0]
-                for path in category.glob("test_pairs*.txt")
-                for line in path.read_text(encoding="utf-8").splitlines()
-                if line.strip()
-            }
+            tests = {line.split()[0] for path in category.glob("test_pairs*.txt") for line in read_table(path)}
             models = sorted(name for name in there if name.endswith("_0.jpg") and name not in tests)
         for model in models:
             number = model.removesuffix("_0.jpg")

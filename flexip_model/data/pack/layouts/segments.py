@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ....common.errors import FlexIPError
+from ....common.texts import decode_text
 from ..pixels import RawFrame, Ref
 from .base import (
     LEAST_AREA,
@@ -83,7 +84,7 @@ def _brush_items(source: Path) -> Iterator[Item]:
 
 def _load_brush(item: Item, choice: Choice) -> list[RawGroup]:
     parts = item.data
-    caption = parts["caption"].read().decode("utf-8", "replace") if "caption" in parts else ""
+    caption = decode_text(parts["caption"].read(), str(parts["caption"])) if "caption" in parts else ""
     size = int(parts["height"].read()), int(parts["width"].read())
     try:
         masks = json.loads(parts["segmentation"].read())["mask"]
