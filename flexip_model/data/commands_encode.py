@@ -45,6 +45,13 @@ def _add_caption(commands: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help="for file: JSON lines with frame_id and caption, or a folder of FRAME_ID.txt",
     )
+    caption.add_argument(
+        "--form",
+        choices=("detailed", "scene"),
+        default="detailed",
+        help="detailed: looks, action and scene, as the paper has it (4.1; %(default)s); scene: without colors, "
+        "materials and clothes, which are then the reference's alone to carry, and half as long",
+    )
     caption.add_argument("--again", action="store_true", help="caption what has captions too, and replace them")
     caption.add_argument(
         "--keep-shared",
@@ -102,6 +109,7 @@ def _caption(options: argparse.Namespace) -> None:
         device=options.device,
         dtype=options.dtype,
         threads=options.threads,
+        form=options.form,
         again=options.again,
         keep_shared=options.keep_shared,
     )

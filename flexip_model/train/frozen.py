@@ -14,6 +14,7 @@ from ..data.cache.manifest import Manifest, latents_manifest
 from ..encoders import ClipEncoder, DinoEncoder, Encoders, load_clip, load_dino
 from ..encoders.weights import weights_hash
 from ..hosts.base import freeze_parts, load_parts
+from ..method.sd15 import TEXT_LENGTH
 from .configs.options import TrainConfig
 
 
@@ -54,11 +55,19 @@ class Frozen:
         return self.encoders.clip
 
     @torch.no_grad()
-    def encode_latents(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) in [-1, 1] to the mode of the VAE's distribution times its scaling factor, float32."""
+    def encode_latents(self, pixels: Tensor, posterior: Tensor | None = None) -> Tensor:
+        """Pixels to latents, (B, 4, s, s) float32, times the VAE's scaling factor.
+
+        Args:
+            pixels: (B, 3, S, S) in [-1, 1].
+            posterior: (B, 4, s, s) standard normal: a draw from the VAE's distribution; None takes its mean.
+        """
         like = next(self.vae.parameters())
-        code: Tensor = self.vae.encode(pixels.to(like.device, like.dtype)).latent_dist.mode()
-        return code.float() * float(self.vae.config.scaling_factor)
+        found: Any = self.vae.encode(pixels.to(like.device, like.dtype)).latent_dist
+        code: Tensor = found.mean.float()
+        if posterior is not None:
+            code = code + found.std.float() * posterior.to(code)
+        return code * float(self.vae.config.scaling_factor)
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -69,9 +78,11 @@ class Frozen:
 
     @torch.no_grad()
     def encode_text(self, input_ids: Tensor) -> Tensor:
-        """input_ids (B, 77) int64 to Z^(T), (B, 77, text_width): the last hidden state after the final norm (§3.1)."""
-        text: Tensor = self.text_encoder(input_ids.to(self.text_encoder.device)).last_hidden_state
-        return text
+        """input_ids (B, 77·k) int64 to Z^(T), (B, 77·k, text_width): the last hidden states after the final norm (§3.1)
+        of k pieces, each read by itself (`hosts.prompts`)."""
+        pieces = input_ids.reshape(-1, TEXT_LENGTH).to(self.text_encoder.device)
+        text: Tensor = self.text_encoder(pieces).last_hidden_state
+        return text.reshape(*input_ids.shape, -1)
 
     def widths(self) -> dict[str, Any]:
         """The fields of `FlexIPConfig` that base and encoders decide."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..hosts.denoise import denoise
 from ..hosts.diffusers import Condition, inject
+from ..hosts.prompts import personalization, prompt_ids
 from ..images.contact_sheet import draw_sheet
 from ..images.preprocess import Box
 from ..method.adapters import FlexIPAdapter, ReferenceFeatures
@@ -71,12 +72,11 @@ def sweep(
         features = ReferenceFeatures(
             torch.cat([cls, torch.zeros_like(cls)]), torch.cat([patches, torch.zeros_like(patches)]), keep
         )
-        input_ids = frozen.tokenizer(
-            [preview.prompts[number], ""], padding="max_length", truncation=True, max_length=77, return_tensors="pt"
-        ).input_ids
-        text = frozen.encode_text(input_ids).float()
+        prompt, nothing = (prompt_ids(frozen.tokenizer, t, config.text_pieces) for t in (preview.prompts[number], ""))
+        pieces = len(prompt) // len(nothing), 1
+        text = frozen.encode_text(torch.stack([prompt, nothing.repeat(pieces[0])])).float()
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            p, s = adapter.preservation(features), adapter.personalization(text, features.cls)
+            p, s = adapter.preservation(features), personalization(adapter, text, features.cls, pieces)
             p, s, text = (t.repeat_interleave(columns, 0) for t in (p, s, text))
             own.condition = Condition(p, s, gamma_tensor(list(gammas) * 2).to(device))
             noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(config.seed + number))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..hosts.diffusers import Condition, FlexIPHost, inject
+from ..hosts.prompts import personalization
 from ..images.preprocess import normalize
 from ..method.adapters import FlexIPAdapter, ReferenceFeatures
 from ..method.gate import spread_gamma
@@ -52,7 +53,7 @@ class TrainStep(nn.Module):
 
     def _errors(self, batch: Batch, dtype: torch.dtype) -> Tensor:
         frozen, host = self._held
-        latents = batch.latents.complete(frozen.encode_latents)
+        latents = batch.latents.complete(lambda pixels: frozen.encode_latents(pixels, batch.posterior))
         cls, patches = self.features(batch)
         image = (~batch.no_image).float()
         cls, patches = cls * image[:, None], patches * image[:, None, None]
@@ -64,7 +65,8 @@ class TrainStep(nn.Module):
         velocity = frozen.scheduler.config.prediction_type == "v_prediction"
         target = frozen.scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
         gamma = spread_gamma(self.adapter.gate(batch.variant), batch.variant, batch.gamma_drawn, self.gamma_spread)
-        condition = Condition(self.adapter.preservation(features), self.adapter.personalization(text, cls), gamma)
+        s = personalization(self.adapter, text, cls, batch.pieces)
+        condition = Condition(self.adapter.preservation(features), s, gamma)
         # It stays until the next step: gradient checkpointing runs the UNet's blocks again.
         host.condition = condition
         model_pred: Tensor = frozen.unet(noisy.to(dtype), timesteps, text.to(dtype)).sample

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,13 @@ def pack(
     broken: int = 0,
     quality: str = "base",
     name: str = "drawn",
+    captions: Sequence[str] = (),
     captioned: int | None = None,
     shared: bool = False,
 ) -> Path:
     """Write `images` groups of one frame and `variants` groups of three; the pictures of the last
-    `broken` of either are cut short. Only the first `captioned` groups have captions; `shared`: one for all frames."""
+    `broken` of either are cut short. Only the first `captioned` groups have captions; `shared`: one for all frames;
+    `captions`: these in turn."""
     composer = Composer(shapes(), scene_variants=2)
     writer = ShardWriter(folder, name, "CC0", note="drawn for a test", max_bytes=1 << 16)
     for number in range(images + variants):
@@ -70,6 +73,7 @@ def pack(
             picture, mask = composer.picture_and_mask(drawn)
             content = png(picture)[:200] if spoiled else png(picture)
             text = prompt if shared else composer.prompt(drawn, rng)
+            text = captions[number % len(captions)] if captions else text
             frames.append(
                 NewFrame(
                     content,

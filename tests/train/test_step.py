@@ -7,13 +7,15 @@ from pathlib import Path
 import torch
 
 from flexip_model.__main__ import main
+from flexip_model.hosts.prompts import prompt_ids
 from flexip_model.method.gate import spread_gamma
 from flexip_model.train.samples.batch import collate
 from flexip_model.train.samples.sample_set import open_samples
+from flexip_model.train.samples.sampler import Ticket
 from flexip_model.train.trainer import Trainer
 
 from ..support.paths import ROOT
-from ..support.train_rig import config, pack
+from ..support.train_rig import config, pack, tensors_of
 
 
 def test_gradient_checkpointing_changes_memory_and_not_the_gradients(data: Path, tmp_path: Path) -> None:
@@ -47,6 +49,44 @@ def test_gamma_is_spread_over_the_dial_with_more_own_references_the_higher(data:
     assert torch.equal(spread_gamma(fixed, variant, drawn, 0.0), fixed)
     half = spread_gamma(fixed, variant, drawn, 0.5).flatten()
     assert half[~variant].min() >= 0.45 and half[variant].max() <= 0.55 and half[~variant].max() <= 0.95
+
+
+def test_a_caption_of_any_length_is_trained_on_and_a_batch_of_several_lengths_changes_no_sample(tmp_path: Path) -> None:
+    data = pack(tmp_path / "data", captions=["a dog", "a red dog on the beach " * 14, "a red dog " * 60])
+    trainer = Trainer(config(data, tmp_path / "run"))
+    samples = open_samples(trainer.config, trainer.frozen, 0, 1)
+    found = {}
+    for number in range(40):
+        sample = samples[Ticket(0, number, 0)]
+        found.setdefault(len(sample.input_ids) // 77, sample)
+    assert sorted(found) == [1, 2, 3]  # as many pieces as the captions have
+    with torch.no_grad():
+        for parameter in trainer.adapter.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        batch = collate([found[k] for k in (1, 2, 3)])
+        assert batch.input_ids.shape == (3, 6 * 77) and batch.pieces == (1, 2, 3)
+        together = trainer.model(batch)
+        alone = torch.cat([trainer.model(collate([found[k]])) for k in (1, 2, 3)])
+    assert torch.allclose(together, alone, rtol=1e-4)
+    plain = trainer.frozen.tokenizer("a dog", padding="max_length", max_length=77, return_tensors="pt").input_ids[0]
+    assert torch.equal(prompt_ids(trainer.frozen.tokenizer, "a dog", 3), plain)
+    assert len(prompt_ids(trainer.frozen.tokenizer, "a red dog " * 60, 2)) == 2 * 77
+
+
+def test_latents_are_the_mean_of_the_vaes_distribution_unless_the_config_asks_for_samples(data, tmp_path) -> None:
+    mean, drawn = (Trainer(config(data, tmp_path, latents=how)) for how in ("mean", "sample"))
+    ticket = Ticket(0, 1, 0)
+    plain, sample = (open_samples(t.config, t.frozen, 0, 1)[ticket] for t in (mean, drawn))
+    assert plain.posterior is None and sample.posterior is not None
+    for name, value in tensors_of(collate([plain])).items():
+        assert torch.equal(value, tensors_of(collate([sample]))[name]), name
+    pixels, posterior = sample.pixels[None], sample.posterior[None]
+    middle = drawn.frozen.encode_latents(pixels)
+    below, above = (drawn.frozen.encode_latents(pixels, sign * posterior) for sign in (-1, 1))
+    assert not torch.equal(above, middle) and torch.allclose((below + above) / 2, middle, atol=1e-5)
+    with torch.no_grad():
+        losses = [float(drawn.model(collate([s]))) for s in (plain, sample)]
+    assert losses[0] != losses[1]
 
 
 def test_training_lowers_the_loss_of_samples_that_it_sees(data: Path, tmp_path: Path) -> None:

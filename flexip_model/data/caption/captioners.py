@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
@@ -18,14 +18,37 @@ if TYPE_CHECKING:
 
     from ..format import Frame
 
-PROMPT = (
+DETAILED = (
+    "Describe this picture for a picture generator in two to four sentences, at most 80 words. Begin with the main "
+    "subject: what kind of thing it is, how it looks (its colors, patterns, materials, clothes and other marks), what "
+    "it is doing, where it is, what is around it, the light, and from where it is seen. Say only what is seen here. "
+    'Do not begin with "The image".'
+)
+SCENE = (
     "Describe this picture for a picture generator in one or two short sentences, at most 40 words. Begin with the "
     "main subject: say what kind of thing it is, what it is doing, where it is and from where it is seen. Do not "
     'describe its colors, patterns, materials, clothes or other fine looks. Do not begin with "The image".'
 )
-"""The paper does not print its prompt; ours asks for class, scene and action, because fine looks are to come from the
-reference (our choice)."""
-NEW_TOKENS = 58
+
+
+class Form(NamedTuple):
+    """What captions are like.
+
+    Attributes:
+        prompt: what a model that takes questions is asked.
+        tokens: CLIP's, at most, without start and end.
+    """
+
+    prompt: str
+    tokens: int
+
+
+FORMS = {"detailed": Form(DETAILED, 140), "scene": Form(SCENE, 59)}
+"""`detailed` is the paper's form: "high-quality, distinct captions for each frame", for "detailed editing instructions"
+(§4.1). It does not print its prompt; ours asks for looks, action and scene, in two of the pieces of 75 tokens that long
+prompts are read in (less ten, since models count in tokens of their own). `scene` leaves fine looks out, which are then
+the reference's alone to carry (our choice; a prompt that names them, as people write, was never trained), in one piece.
+"""
 PIXELS = 448 * 448
 """Larger pictures are made this small for the captioner: 256 of Qwen2-VL's tokens, at any proportions (our choice)."""
 
@@ -39,6 +62,7 @@ class CaptionerChoice:
         model: a local folder, or with `download` a name on the Hugging Face hub.
         file: for `file`: JSON lines, or a folder of FRAME_ID.txt.
         device: where the model runs.
+        form: one of `FORMS`.
         dtype: what the model computes in; None takes bfloat16 on a GPU and float32 on the CPU.
         download: whether the hub may be asked.
     """
@@ -48,6 +72,7 @@ class CaptionerChoice:
     _: KW_ONLY
     file: Path | None = None
     device: str | torch.device = "cpu"
+    form: str = "detailed"
     dtype: torch.dtype | None = None
     download: bool = False
 
@@ -74,12 +99,13 @@ class ChatCaptioner:
     looks = True
 
     def __init__(self, choice: CaptionerChoice, model_class: str) -> None:
+        self.form = FORMS[choice.form]
         self.model, self.processor = _load(choice, model_class)
         tokenizer = self.processor.tokenizer
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
+        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.form.prompt}]}]
         try:
             self.question = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         except (ValueError, AttributeError, ImportError) as error:
@@ -95,7 +121,7 @@ class ChatCaptioner:
             padding=True,
             return_tensors="pt",
         )
-        answers = _generate(self.model, inputs)[:, inputs["input_ids"].shape[1] :]
+        answers = _generate(self.model, inputs, self.form.tokens)[:, inputs["input_ids"].shape[1] :]
         return list(self.processor.batch_decode(answers, skip_special_tokens=True))
 
 
@@ -105,11 +131,12 @@ class PlainCaptioner:
     looks = True
 
     def __init__(self, choice: CaptionerChoice) -> None:
+        self.tokens = FORMS[choice.form].tokens
         self.model, self.processor = _load(choice, "AutoModelForImageTextToText")
 
     def __call__(self, frames: Sequence[Frame], pictures: Sequence[Image]) -> list[str | None]:
         inputs = self.processor(images=[capped(p) for p in pictures], return_tensors="pt")
-        return list(self.processor.batch_decode(_generate(self.model, inputs), skip_special_tokens=True))
+        return list(self.processor.batch_decode(_generate(self.model, inputs, self.tokens), skip_special_tokens=True))
 
 
 class FileCaptioner:
@@ -221,9 +248,9 @@ def _load(choice: CaptionerChoice, model_class: str) -> tuple[Any, Any]:
 
 
 @torch.no_grad()
-def _generate(model: Any, inputs: Any) -> Any:
+def _generate(model: Any, inputs: Any, tokens: int) -> Any:
     moved = {
         name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
         for name, value in inputs.items()
     }
-    return model.generate(**moved, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=1)
+    return model.generate(**moved, max_new_tokens=tokens, do_sample=False, num_beams=1)

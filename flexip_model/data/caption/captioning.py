@@ -25,7 +25,7 @@ from ...common.signals import sigterm_interrupts
 from ..format import Dataset, Frame
 from ..format.captions import shared_frames
 from ..format.walk import ShardRows, list_shards, read_frames, rewrite_frames
-from .captioners import CAPTIONERS, Captioner, CaptionerChoice, FileCaptioner
+from .captioners import CAPTIONERS, FORMS, Captioner, CaptionerChoice, FileCaptioner
 from .captionlog import Entry, ShardLog, read_captions_of, remove_logs
 from .captiontext import shorten, tidy
 
@@ -46,7 +46,7 @@ class CaptionTask:
     Attributes:
         folder: the data folder.
         captioner: one of `captioners.CAPTIONERS`.
-        model, captions, download: see `captioners.CaptionerChoice`.
+        model, captions, download, form: see `captioners.CaptionerChoice`.
         batch: pictures at a time.
         device, dtype: what the model computes on and in; `auto` takes a GPU where there is one, and bfloat16 on it.
         threads: how many decode pictures, per process.
@@ -65,6 +65,7 @@ class CaptionTask:
     device: str = "auto"
     dtype: str = "auto"
     threads: int = 4
+    form: str = "detailed"
     again: bool = False
     keep_shared: bool = False
 
@@ -108,6 +109,8 @@ def caption(task: CaptionTask, processes: int = 1) -> CaptionReport:
     """
     if min(task.batch, task.threads, processes) < 1:
         raise FlexIPError("--batch, --threads and --processes must be at least 1")
+    if task.form not in FORMS:
+        raise FlexIPError(f"there is no form {task.form!r} of captions; choose one of {', '.join(FORMS)}")
     if task.captioner not in CAPTIONERS:
         raise FlexIPError(f"there is no captioner {task.captioner!r}; choose one of {', '.join(CAPTIONERS)}")
     dataset, share = Dataset.open(task.folder), given_share()
@@ -221,6 +224,7 @@ def _captioner(task: CaptionTask, share: Share) -> Captioner:
             device=device,
             dtype=DTYPES[task.dtype],
             download=task.download,
+            form=task.form,
         )
     )
 
@@ -247,7 +251,7 @@ def _ask(
     entries: list[Entry] = [(frame.frame_id, None) for frame, _, complaint in loaded if complaint]
     for (frame, _), text in zip(good, texts, strict=True):
         whole = tidy(text or "")
-        fitting = shorten(whole)
+        fitting = shorten(whole, FORMS[task.form].tokens)
         told.cut += fitting != whole
         told.found += bool(fitting)
         entries.append((frame.frame_id, fitting or None))
@@ -269,6 +273,7 @@ def _writer(task: CaptionTask) -> dict[str, object]:
         "captioner": task.captioner,
         "model": task.model,
         "file": file,
+        "form": task.form,
         "again": task.again,
         "shared": task.keep_shared,
     }

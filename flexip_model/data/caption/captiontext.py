@@ -1,13 +1,10 @@
-"""What a caption may look like: one line, under 60 of CLIP's tokens, ending where a sentence does."""
+"""What a caption may look like: one line of no more than some of CLIP's tokens, ending where a sentence does."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
 from typing import Any
-
-LIMIT = 59
-"""Tokens: under 60, well inside the 75 that SD1.5's text encoder reads, so that it cuts nothing (our choice)."""
 
 
 def tidy(text: str) -> str:
@@ -18,7 +15,7 @@ def tidy(text: str) -> str:
     return text
 
 
-def shorten(text: str, limit: int = LIMIT) -> str:
+def shorten(text: str, limit: int) -> str:
     """The text as far as whole sentences fit; else whole clauses, else whole words.
 
     Args:

@@ -180,7 +180,13 @@ def _groups(
         tally.kept_out += len(frames) - len(kept)
         if enough(layout.kind, [frame.role for frame in kept]):
             groups.append(
-                NewGroup(item.key + suffix, layout.kind, tuple(kept), split, quality=task.quality or layout.quality)
+                NewGroup(
+                    item.key + suffix,
+                    layout.kind,
+                    tuple(kept),
+                    split,
+                    quality=task.quality or item.quality or layout.quality,
+                )
             )
             tally.splits[split] += 1
     tally.no_group += not groups

@@ -133,6 +133,11 @@ class TrainConfig:
         gamma_spread: how far each sample's γ is spread from α or 1 - β over [0, 1], from 0 to 1 (our choice, off by
             default; see `gate.spread_gamma`).
         min_snr: γ of min-SNR weighting (Hang et al., 2023), or null for the paper's plain loss (Eq. 6).
+        text_pieces: most pieces of 75 tokens that a caption is read in, as the nodes read prompts; what is beyond is
+            cut (our choice: room for more than `data caption` writes).
+        latents: `mean` or `sample` of the VAE's distribution for the targets. The paper does not say; the mean is our
+            choice: SD1.5's VAE adds noise of far less than a hundredth of the latents' deviation, and caches hold the
+            mean alone, so that with `sample` each step encodes anew.
         dropout: of the conditioning.
         references: how they differ from targets.
         precision: of the frozen networks and the arithmetic: `bf16` or `fp32`; what is trained is always fp32.
@@ -176,6 +181,8 @@ class TrainConfig:
     ema: Share = 0.9999
     gamma_spread: Share = 0.0
     min_snr: Number | None = None
+    text_pieces: Count = 3
+    latents: Literal["mean", "sample"] = "mean"
     dropout: ConditioningDropout = ConditioningDropout()
     references: References = References()
     precision: Literal["bf16", "fp32"] = "bf16"

@@ -13,6 +13,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ...hosts.prompts import common_length
+from ...method.sd15 import TEXT_LENGTH
+
 M = TypeVar("M", bound="Movable")
 
 
@@ -66,10 +69,13 @@ class Sample:
         pixels: (3, S, S) float32 in [-1, 1], the target where no cache has it.
         reference: the picture that its features come from.
         no_image: whether the reference is dropped (App. B.1).
-        input_ids: (77,) int64, the caption's tokens, or an empty text's where it is dropped.
+        input_ids: (77·k,) int64, the caption's tokens in k pieces (`hosts.prompts`), or an empty text's where it is
+            dropped.
         timestep: of the noise, from 0.
         noise: (4, s, s) float32, standard normal.
         gamma_drawn: evenly from [0, 1), for `spread_gamma`.
+        posterior: (4, s, s) float32, standard normal, to draw the latents from the VAE's distribution; None takes its
+            mean.
         complaints: why each group that was tried before this one could not be read.
     """
 
@@ -82,6 +88,7 @@ class Sample:
     timestep: int
     noise: Tensor
     gamma_drawn: float
+    posterior: Tensor | None = None
     complaints: tuple[str, ...] = ()
 
 
@@ -123,10 +130,12 @@ class Batch(Movable):
         patches: (M, W) each, or pixels (3, d, d).
         keep: (B, M) bool.
         no_image: (B,) bool.
-        input_ids: (B, 77) int64.
+        input_ids: (B, 77·K) int64; prompts of fewer pieces are repeated, K is `common_length`.
+        pieces: B numbers, the pieces of each prompt before that.
         timesteps: (B,) int64.
         noise: (B, 4, s, s) float32.
         gamma_drawn: (B,) float32.
+        posterior: (B, 4, s, s) float32, or None.
         unreadable: (B,) int64, groups that were tried before each and could not be read; `complaints` says why.
     """
 
@@ -141,6 +150,8 @@ class Batch(Movable):
     noise: Tensor
     gamma_drawn: Tensor
     unreadable: Tensor
+    pieces: tuple[int, ...]
+    posterior: Tensor | None = None
     complaints: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -150,6 +161,9 @@ class Batch(Movable):
 def collate(samples: Sequence[Sample]) -> Batch:
     """Samples to a batch, in their order."""
     references = [s.reference for s in samples]
+    pieces = tuple(len(s.input_ids) // TEXT_LENGTH for s in samples)
+    whole = common_length(pieces)
+    posteriors = [s.posterior for s in samples if s.posterior is not None]
     return Batch(
         variant=torch.tensor([s.variant for s in samples]),
         latents=_feature([s.latents for s in samples], [s.pixels for s in samples]),
@@ -157,11 +171,13 @@ def collate(samples: Sequence[Sample]) -> Batch:
         patches=_feature([r.patches for r in references], [r.dino_pixels for r in references]),
         keep=torch.stack([r.keep for r in references]),
         no_image=torch.tensor([s.no_image for s in samples]),
-        input_ids=torch.stack([s.input_ids for s in samples]),
+        input_ids=torch.stack([s.input_ids.repeat(whole // k) for s, k in zip(samples, pieces, strict=True)]),
+        pieces=pieces,
         timesteps=torch.tensor([s.timestep for s in samples]),
         noise=torch.stack([s.noise for s in samples]),
         gamma_drawn=torch.tensor([s.gamma_drawn for s in samples]),
         unreadable=torch.tensor([len(s.complaints) for s in samples]),
+        posterior=torch.stack(posteriors) if posteriors else None,
         complaints=tuple(sentence for s in samples for sentence in s.complaints),
     )
 

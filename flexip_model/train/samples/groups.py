@@ -127,6 +127,8 @@ def _caches(dataset: Dataset, config: TrainConfig, frozen: Frozen, remarks: list
         "clip": clip_manifest(frozen.clip, crop, flips),
         "dino": dino_manifest(frozen.dino, crop, flips),
     }
+    if config.latents == "sample":  # a cache has the mean alone
+        del wanted["latents"]
     folder, remote = dataset.folder, dataset.remote
     there = {manifest.kind for manifest in list_caches(folder).values()}
     readers = {}

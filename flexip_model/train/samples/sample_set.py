@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from ...common.errors import FlexIPError, UnreadableError
+from ...hosts.prompts import prompt_ids
 from ...images.crops import square
 from ...images.preprocess import MARKED, Box, Prepared, keep_patches, prepare, reference_crop
 from ..configs.options import TrainConfig
@@ -86,20 +87,23 @@ class SampleSet(TorchDataset[Sample]):
         no_image, no_text = c.dropout.drop(rng.random())
         captions = [text for text in target.captions if text]
         caption = captions[int(rng.integers(len(captions)))] if captions else ""
-        input_ids: Tensor = self.tokenizer(
-            "" if no_text else caption, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
-        ).input_ids[0]
+        timestep = int(rng.integers(self.num_train_timesteps))
+        noise, gamma_drawn = self._normal(rng), float(rng.random())
         return Sample(
             variant=variant,
             latents=latents,
             pixels=pixels,
             reference=seen,
             no_image=bool(no_image),
-            input_ids=input_ids,
-            timestep=int(rng.integers(self.num_train_timesteps)),
-            noise=torch.from_numpy(rng.standard_normal((4, self.latent_side, self.latent_side), np.float32)),
-            gamma_drawn=float(rng.random()),
+            input_ids=prompt_ids(self.tokenizer, "" if no_text else caption, c.text_pieces),
+            timestep=timestep,
+            noise=noise,
+            gamma_drawn=gamma_drawn,
+            posterior=self._normal(rng) if c.latents == "sample" else None,
         )
+
+    def _normal(self, rng: np.random.Generator) -> Tensor:
+        return torch.from_numpy(rng.standard_normal((4, self.latent_side, self.latent_side), np.float32))
 
     def _reference(self, subject: Subject, frame: Frame, flip: bool, white: bool) -> Reference:
         """What the adapter reads of a frame, from the caches where they have it."""

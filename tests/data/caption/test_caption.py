@@ -14,7 +14,7 @@ import pytest
 
 from flexip_model.__main__ import _parser, main
 from flexip_model.common.errors import FlexIPError
-from flexip_model.data.caption.captioners import CAPTIONERS, CaptionerChoice, capped
+from flexip_model.data.caption.captioners import CAPTIONERS, FORMS, CaptionerChoice, capped
 from flexip_model.data.caption.captioning import CaptionTask, caption
 from flexip_model.data.caption.captiontext import count, shorten, tidy
 from flexip_model.data.format import Dataset, Frame
@@ -79,6 +79,21 @@ def test_qwen2_vl_answers_alike_alone_and_in_a_padded_batch(qwen: Path) -> None:
     assert "assistant" not in "".join(map(str, together))
 
 
+def test_the_papers_form_of_captions_is_the_default_and_names_looks(qwen: Path, data, tmp_path) -> None:
+    """4.1: detailed captions; the other form leaves fine looks to the reference."""
+    asked = {form: CAPTIONERS["qwen2-vl"](CaptionerChoice("qwen2-vl", str(qwen), form=form)).question for form in FORMS}
+    assert CAPTIONERS["qwen2-vl"](CaptionerChoice("qwen2-vl", str(qwen))).question == asked["detailed"]
+    assert "its colors, patterns, materials, clothes" in asked["detailed"] and "Do not describe" in asked["scene"]
+    assert _parser().parse_args(["data", "caption", "x"]).form == "detailed"
+    long = " ".join(["A red dog in a green coat runs over a beach."] * 20)
+    file = write_lines(tmp_path / "long.jsonl", dict.fromkeys(captions_of(data), long))
+    for form, least, most in (("detailed", 100, 140), ("scene", 40, 59)):
+        caption(CaptionTask(data, "file", captions=file, form=form, again=True))
+        assert all(least < count(texts[0]) <= most for texts in captions_of(data).values())
+    with pytest.raises(FlexIPError, match="there is no form 'long'"):
+        caption(CaptionTask(data, "file", captions=file, form="long"))
+
+
 def test_large_pictures_are_capped_and_keep_their_proportions() -> None:
     large = capped(scene(0, 1600, 800)[0])
     assert large.width * large.height <= 448 * 448
@@ -91,7 +106,7 @@ def test_every_frame_gets_a_caption_in_the_index_and_those_that_have_one_keep_it
     found = captions_of(data)
     assert len(found) == 8 and all(len(texts) == 1 for texts in found.values())
     assert next(iter(found.values())) == (FIRST,)
-    assert all(count(texts[0]) < 60 for texts in found.values())
+    assert all(count(texts[0]) <= FORMS["detailed"].tokens for texts in found.values())
     assert "8 of 8 frames have a caption" in capsys.readouterr().out
     assert sorted(path.name for path in (data / "index").iterdir()) == ["drawn.arrow", "drawn.parquet"]
 
@@ -104,11 +119,11 @@ def test_a_model_that_captions_unasked(data, tmp_path) -> None:
 def test_captions_are_cut_where_a_sentence_ends() -> None:
     sentence = "A dog runs over a beach."
     long = " ".join([sentence] * 12)
-    assert shorten(long) == " ".join([sentence] * 8) and count(shorten(long)) < 60 < count(long)
-    assert shorten(sentence) == sentence
-    clauses = shorten("a dog, " * 40)
+    assert shorten(long, 59) == " ".join([sentence] * 8) and count(shorten(long, 59)) < 60 < count(long)
+    assert shorten(sentence, 59) == sentence
+    clauses = shorten("a dog, " * 40, 59)
     assert clauses.endswith("a dog") and 50 < count(clauses) < 60
-    assert 50 < count(shorten("word " * 90)) < 60 and 0 < count(shorten("犬" * 300)) < 60
+    assert 50 < count(shorten("word " * 90, 59)) < 60 and 0 < count(shorten("犬" * 300, 59)) < 60
     assert tidy(' "A dog,\n on\u2028 a\x14 beach." ') == "A dog, on a beach."
 
 
@@ -121,7 +136,7 @@ def test_captions_of_another_tool(data, tmp_path, capsys) -> None:
     assert main(command_line) == 0
     found = captions_of(data)
     assert found[ids[0]] == (FIRST,) and found[ids[1]] == ("thing 1",)
-    assert found[ids[3]][0].endswith("words here.") and count(found[ids[3]][0]) < 60
+    assert found[ids[3]][0].endswith("words here.") and 100 < count(found[ids[3]][0]) <= FORMS["detailed"].tokens
     assert "1 captions cut" in capsys.readouterr().out
     assert main([*command_line, "--again"]) == 0
     assert captions_of(data)[ids[0]] == ("thing 0",)

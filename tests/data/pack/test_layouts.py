@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from flexip_model.__main__ import _parser, main
+from flexip_model.common.errors import FlexIPError
 from flexip_model.data.format import Dataset, Group
-from flexip_model.data.pack.layouts import LAYOUTS
+from flexip_model.data.pack.layouts import LAYOUTS, find_layout
 from flexip_model.data.pack.layouts.segments import brush_mask
 
 from ...support.paths import ROOT
@@ -47,7 +48,7 @@ EXPECTED = {
     "mvimgnet_with_alpha": ("mvimgnet", 1, [3], "multiview", "base", True),
     "mvhumannet": ("mvhumannet", 1, [3], "multiview", "high", True),
     "co3dv2": ("co3dv2", 2, [8, 8], "multiview", "base", True),
-    "celeba": ("celeba", 3, [2, 2, 3], "multiview", "high", False),
+    "celeba": ("celeba", 3, [2, 2, 3], "multiview", "base", False),
     "meglass": ("meglass", 2, [2, 3], "multiview", "base", False),
     "viton_hd": ("viton-hd", 2, [2, 2], "pair", "high", True),
     "dresscode": ("dresscode", 3, [2, 2, 2], "pair", "base", False),
@@ -76,6 +77,16 @@ def test_each_layout_of_table_3_in_miniature(source: str, tmp_path: Path, capsys
         assert len({frame.hash for frame in group.frames}) == len(group.frames)
         for frame in group.frames:
             assert data.picture(frame).size == (frame.width, frame.height)
+
+
+def test_celebas_pictures_as_found_are_high_and_are_taken_before_the_aligned_ones(tmp_path: Path) -> None:
+    sources.celeba(tmp_path / "source")
+    for number in range(1, 8):
+        save(picture(100 + number, (400, 300)), tmp_path / "source" / "Img" / "img_celeba" / f"{number:06}.jpg")
+    groups = packed("celeba", tmp_path / "source", tmp_path / "data")
+    assert {(group.quality, frame.width) for group in groups for frame in group.frames} == {("high", 400)}
+    with pytest.raises(FlexIPError, match="--quality high"):
+        find_layout("Pexels")
 
 
 def test_every_layout_of_the_paper_is_there_or_says_why_not(tmp_path: Path, capsys) -> None:

@@ -60,7 +60,7 @@ def test_masks_of_0_and_1_are_scaled_and_those_that_mark_nothing_are_named(tmp_p
 def test_validate_names_masks_without_a_subject_and_captions_that_lost_characters(tmp_path: Path, capsys) -> None:
     writer = ShardWriter(tmp_path / "data", "old", "CC0")
     black = encoded(mask_picture(disc() & False), "PNG")
-    frame = NewFrame(encoded(picture(1)), W, H, 1.0, "0" * 16, mask=black, captions=("a caf\ufffd",))
+    frame = NewFrame(encoded(picture(1)), W, H, 1.0, "0" * 16, mask=black, captions=("a gr\ufffdn",))
     writer.add(NewGroup("a", "image", (frame,)))
     writer.close()
     assert main(["data", "validate", str(tmp_path / "data")]) == 2

@@ -9,7 +9,7 @@ from .base import Choice, Item, Layout, RawGroup
 LAYOUTS = {layout.name: layout for module in (folders, segments, orbits, people, clips) for layout in module.LAYOUTS}
 WITHOUT = {
     "pexels": "Pexels has no canonical release that the paper's 181,038 videos could be taken from; collect videos "
-    "under its license yourself and pack them with the layout `videos`",
+    "under its license yourself and pack them with the layout `videos` and `--quality high`, which it has in Table 3",
     "panohead": "PanoHead is a generator and not a data set; render views of 5,000 seeds with it yourself, one folder "
     "for each seed, and pack them with the layout `views`",
 }

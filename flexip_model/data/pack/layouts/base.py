@@ -35,11 +35,13 @@ class Item:
         key: its name in the source; becomes the group's id, so it is unique in the source and the same in each run.
         split_key: what must stay in one split (a person, a source video).
         data: what `Layout.load` needs; small, and it can be sent to another process.
+        quality: where it is not the layout's.
     """
 
     key: str
     split_key: str
     data: dict[str, Any] = field(default_factory=dict)
+    quality: str = ""
 
 
 @dataclass(frozen=True)

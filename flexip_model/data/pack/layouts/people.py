@@ -13,6 +13,9 @@ from ....common.errors import FlexIPError
 from ..pixels import RawFrame, Ref
 from .base import Choice, Item, Layout, RawGroup, evenly, folders, mask_of, names, read_table, walk
 
+ALIGNED = ("img_align_celeba", "img_align_celeba_png")
+"""CelebA's faces cut to 178 × 218 px. Table 3's "High" is a resolution, which only the pictures as found (img_celeba)
+have; so they come first, and groups of these are "base" (our choice)."""
 UPPER_LABELS = (5, 6, 7)
 """Upper clothes, dress and coat of the 20 labels of `image-parse-v3`."""
 DRESSCODE_LABELS = {"upper_body": (4,), "lower_body": (5, 6), "dresses": (7,)}
@@ -35,12 +38,7 @@ def _celeba_items(source: Path) -> Iterator[Item]:
             raise FlexIPError(f'{table}: expected lines such as "000001.jpg 2880", got {line[:80]!r}')
         identities.setdefault(int(parts[1]), []).append(parts[0])
     folder = next(
-        (
-            found
-            for name in ("img_align_celeba", "img_celeba", "img_align_celeba_png")
-            for found in walk(source)
-            if found.name == name and names(found)
-        ),
+        (found for name in ("img_celeba", *ALIGNED) for found in walk(source) if found.name == name and names(found)),
         None,
     )
     if folder is None:
@@ -49,7 +47,8 @@ def _celeba_items(source: Path) -> Iterator[Item]:
     for identity in sorted(identities):
         found = [there[stem] for name in sorted(identities[identity]) if (stem := Path(name).stem) in there]
         if len(found) > 1:
-            yield Item(f"{identity:05}", f"celeba/{identity}", {"folder": folder, "names": found})
+            quality = "base" if folder.name in ALIGNED else ""
+            yield Item(f"{identity:05}", f"celeba/{identity}", {"folder": folder, "names": found}, quality)
 
 
 def _load_faces(item: Item, choice: Choice) -> list[RawGroup]:
@@ -145,7 +144,7 @@ LAYOUTS = (
         kind="multiview",
         quality="high",
         license="CelebA agreement (non-commercial research only)",
-        expects="img_align_celeba (or img_celeba) with NNNNNN.jpg, and identity_CelebA.txt; a group is a person",
+        expects="img_celeba (or img_align_celeba) with NNNNNN.jpg, and identity_CelebA.txt; a group is a person",
         items=_celeba_items,
         load=_load_faces,
     ),
