@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from ...common.errors import FlexIPError
 from ...files.safefile import atomic, sync
+from .locks import dataset_lock, tables_lock
 from .schema import (
     FOLDER_FILE,
     GROUP_KINDS,
@@ -58,7 +59,8 @@ class ShardWriter:
         groups, frames: how many lie in complete shards and in the one in hand.
 
     Raises:
-        FlexIPError: the dataset exists already, a bad name, or a disk that takes no files.
+        FlexIPError: the dataset exists already or is being written by another process, a bad name, or a disk that takes
+            no files.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class ShardWriter:
                 f"{self.folder} has a dataset {dataset!r} already; choose another --name, or delete "
                 f"{self.index} and its shards first"
             )
+        self._lock = dataset_lock(self.folder, dataset)
         try:
             self._parts.mkdir(parents=True, exist_ok=True)
             (self.folder / "shards").mkdir(exist_ok=True)
@@ -169,11 +172,13 @@ class ShardWriter:
             change: applied to the rows on their way into the index, such as dropping what may not be trained on.
         """
         self.flush()
-        datasets = read_folder_file(self.folder) if (self.folder / FOLDER_FILE).exists() else {}
-        write_folder_file(self.folder, {**datasets, self.dataset: {"license": self.license, "note": self.note}})
-        batches = (batch if change is None else change(batch) for batch in self.parts())
-        write_index(self.index, batches)
+        with tables_lock(self.folder):
+            datasets = read_folder_file(self.folder) if (self.folder / FOLDER_FILE).exists() else {}
+            write_folder_file(self.folder, {**datasets, self.dataset: {"license": self.license, "note": self.note}})
+            batches = (batch if change is None else change(batch) for batch in self.parts())
+            write_index(self.index, batches)
         self._clear_parts()
+        self._lock.release()
 
     def _clear_parts(self) -> None:
         for part in self._parts.glob("*.parquet"):
@@ -190,6 +195,7 @@ class ShardWriter:
         self._file, self._rows = None, []
         with suppress(OSError):  # only an empty folder goes
             self._parts.rmdir()
+        self._lock.release()
 
     def _write(self, group: NewGroup) -> Group:
         number = sum(len(row["frames"]) for row in self._rows)

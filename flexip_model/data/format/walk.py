@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .dataset import rebuild
+from .locks import tables_lock
 from .schema import SCHEMA, Frame
 from .shards import write_index
 
@@ -92,7 +93,8 @@ def rewrite_frames(folder: Path, dataset: str, column: str, change: Callable[[st
             )
             yield pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
-    write_index(path, changed())
+    with tables_lock(folder):
+        write_index(path, changed())
 
 
 def _flat(table: pa.Table, rows: ShardRows) -> Iterator[pa.StructArray]:

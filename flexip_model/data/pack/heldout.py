@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ..format.dataset import index_names, rebuild
+from ..format.locks import tables_lock
 from ..format.schema import SCHEMA, shard_path
 from ..format.shards import ShardWriter, write_index
 from .pixels import UNREADABLE, sameness, thumbnail
@@ -109,6 +110,11 @@ def keep_apart(writer: ShardWriter, distance: int = NEAR) -> tuple[int, int]:
         Frames that were left out of the new dataset's index, and of the indexes of the others.
     """
     writer.flush()
+    with tables_lock(writer.folder):
+        return _keep_apart(writer, distance)
+
+
+def _keep_apart(writer: ShardWriter, distance: int) -> tuple[int, int]:
     folder = writer.folder
     others = [(folder / "index" / f"{name}.parquet") for name in index_names(folder)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import resource
 import signal
 import subprocess
@@ -14,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from flexip_model.__main__ import main
-from flexip_model.data.format import Dataset
+from flexip_model.data.format import Dataset, NewFrame, NewGroup, ShardWriter
+from flexip_model.data.pack.heldout import keep_apart
 
 from ...support.paths import ROOT
-from ..drawing import moving_disc, picture, pictures, save, save_video
+from ..drawing import encoded, moving_disc, picture, pictures, save, save_video
 
 
 def arguments_of(source: Path, data: Path, *more: str) -> list[str]:
@@ -155,3 +157,36 @@ def test_other_commands_need_none_of_the_data_packages() -> None:
     end = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert end.returncode == 0, end.stderr
     assert "needs pyarrow: run `pip install -e '.[train]'` in the pack's folder" in end.stderr
+
+
+def _pack_with_others(number: int, data: Path, gate) -> None:
+    writer = ShardWriter(data, f"set{number}", f"license {number}")
+    content = encoded(picture(number))
+    writer.add(NewGroup("a", "image", (NewFrame(content, 160, 120, 1.0, f"{number:016x}"),)))
+    writer.flush()
+    gate.wait()
+    keep_apart(writer)
+
+
+def test_packs_into_one_folder_at_once_lose_no_entry(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    gate = context.Barrier(8)
+    workers = [context.Process(target=_pack_with_others, args=(n, tmp_path / "data", gate)) for n in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    declared = json.loads((tmp_path / "data" / "flexip-data.json").read_text())["datasets"]
+    assert {name: entry["license"] for name, entry in declared.items()} == {f"set{n}": f"license {n}" for n in range(8)}
+    assert main(["data", "validate", str(tmp_path / "data")]) == 0 and len(Dataset.open(tmp_path / "data")) == 8
+
+
+def test_a_dataset_is_written_by_one_process_at_a_time(tmp_path: Path, capsys) -> None:
+    source = pictures(tmp_path / "source", 3)
+    first = ShardWriter(tmp_path / "data", "pictures", "CC0")
+    assert main(arguments_of(source, tmp_path / "data")) == 2
+    assert "another process is writing the dataset 'pictures'" in capsys.readouterr().err
+    assert main(arguments_of(source, tmp_path / "data", "--name", "others")) == 0
+    first.abandon()
+    assert main(arguments_of(source, tmp_path / "data")) == 0
