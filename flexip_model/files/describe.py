@@ -30,7 +30,10 @@ def describe(path: Path) -> str:
         f"  weights         {weights:,} in {path.stat().st_size:,} bytes",
         f"  trained         {'yes' if info.trained else 'NO: a bootstrap, its pictures mean nothing'}",
     ]
-    lines += [f"    {key:<14}{_plain(value)}" for key, value in sorted(info.training.items()) if key != "trained"]
+    for key, value in sorted(info.training.items()):
+        if key != "trained":
+            first, *others = _plain(value) or [""]
+            lines += [f"    {key:<14}{first}", *(" " * 18 + other for other in others)]
     lines.append(f"  UNet            SD1.5's structure, channels {config.channels}, context {config.token_width}")
     lines.append(
         f"  resampler       width {config.width}, depth {config.depth}, {config.heads} heads of {config.head_width}, "
@@ -48,10 +51,11 @@ def describe(path: Path) -> str:
     return "\n".join(lines)
 
 
-def _plain(value: Any) -> str:
-    """JSON for a person: lists and tables without brackets and quotes."""
+def _plain(value: Any) -> list[str]:
+    """JSON for a person, as lines: a list has one for each entry, and no entry is told from the next by a mark that its
+    own text may hold."""
     if isinstance(value, list):
-        return "; ".join(map(_plain, value))
+        return [line for held in value for line in _plain(held)]
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(held)}" for key, held in value.items())
-    return str(value)
+        return [", ".join(f"{key} {', '.join(_plain(held))}" for key, held in value.items())]
+    return [str(value)]
