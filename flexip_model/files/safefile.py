@@ -101,10 +101,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Raises:
         FlexIPError: as `atomic`.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with atomic(path) as temporary:
-        save_file(dict(tensors), temporary, metadata=dict(metadata))
+        try:
+            save_file(dict(tensors), temporary, metadata=dict(metadata))
+        except SafetensorError as error:  # its own form of an OSError
+            raise OSError(str(error)) from error
         # safetensors writes metadata in an order that differs from run to run; sorted, the header has the same length.
         with temporary.open("rb+") as file:
             length = int.from_bytes(file.read(8), "little")

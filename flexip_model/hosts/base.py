@@ -25,6 +25,8 @@ def load_parts(place: str | Path, *, local_files_only: bool = False) -> dict[str
     Raises:
         FlexIPError: a folder without a part, or one that cannot be loaded.
     """
+    from safetensors import SafetensorError
+
     folder = Path(place)
     missing = [part for part in PARTS if folder.exists() and not (folder / part).is_dir()]
     if missing:
@@ -34,7 +36,16 @@ def load_parts(place: str | Path, *, local_files_only: bool = False) -> dict[str
             name: kind.from_pretrained(place, subfolder=name, local_files_only=local_files_only)
             for name, kind in part_classes().items()
         }
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        ImportError,
+        TypeError,
+        AttributeError,
+        SafetensorError,
+    ) as error:
         raise FlexIPError(
             f"the base {place} cannot be loaded ({' '.join(str(error).split())[:300]}); give a folder of SD1.5 in "
             "diffusers' layout" + ("" if local_files_only else ", or its name on a hub that can be reached")
