@@ -7,21 +7,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .common.console import shown_log
+from .common.console import run_command
 from .common.errors import FlexIPError
 from .files.describe import describe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, or 2 with one sentence on stderr for a user's mistake."""
+    """Run one command; returns the exit code, as `run_command`."""
     options = _parser().parse_args(arguments)
-    try:
-        with shown_log():
-            options.run(options)
-    except FlexIPError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: options.run(options))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from .errors import FlexIPError
+
 PACKAGE = __name__.rpartition(".common.")[0]
 """The logger above all of this package's; ComfyUI loads the package under another name than a command does."""
 log = logging.getLogger(__name__)
@@ -37,6 +39,21 @@ def shown_log() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+def run_command(command: Callable[[], object]) -> int:
+    """Run a command for a user; returns the exit code: 0, 2 with one sentence on stderr for a user's mistake, 130 for
+    Ctrl-C."""
+    try:
+        with shown_log():
+            command()
+    except FlexIPError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 130
+    return 0
 
 
 def is_log_shown() -> bool:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -263,8 +264,14 @@ class Workshop:
         found = newest(self.work / "adapter")
         adapter = FlexIPAdapter(ADAPTER)
         adapter.load_state_dict(found.parts["ema"])
-        dial = calibrate(from_dict(found.info["config"]), adapter.eval(), CALIBRATED)
+        config = from_dict(found.info["config"])
+        dial = calibrate(config, adapter.eval(), CALIBRATED)
         together = training.load_together(self.words(), self._state("together", "together"))
-        self._write(self.out, together, found.parts["ema"], {"trained": True, "steps": self._steps()}, dial)
+        info = {
+            "trained": True,
+            "steps": self._steps(),
+            "dial": {"subjects": CALIBRATED, **asdict(config.dial)},
+        }
+        self._write(self.out, together, found.parts["ema"], info, dial)
         export.save_examples(fetch(STATIC, self.work / "downloads"), EXAMPLES, self.out / "examples")
         log.info(f"{self.out}: {export.folder_bytes(self.out) / 1e6:.1f} MB")

@@ -71,7 +71,7 @@ def calibrate(config: TrainConfig, adapter: FlexIPAdapter, subjects: int) -> tup
     where there are none), each with its own caption, all γ from one noise.
 
     Args:
-        config: the run's; base, encoders, data, `preview_steps` and `guidance` are read.
+        config: the run's; base, encoders, data and `dial` are read.
         adapter: without a dial of its own.
 
     Raises:
@@ -87,7 +87,16 @@ def calibrate(config: TrainConfig, adapter: FlexIPAdapter, subjects: int) -> tup
     changes = []
     for number in range(len(found.references)):
         parts = [
-            sweep(found, number, GATES[i : i + _AT_ONCE], frozen=frozen, adapter=adapter, config=config)
+            sweep(
+                found,
+                number,
+                GATES[i : i + _AT_ONCE],
+                frozen=frozen,
+                adapter=adapter,
+                config=config,
+                steps=config.dial.steps,
+                guidance=config.dial.guidance,
+            )
             for i in range(0, len(GATES), _AT_ONCE)
         ]
         changes.append(picture_changes(torch.cat(parts)))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common.console import shown_log
+from ..common.console import run_command
 from ..common.errors import FlexIPError
 from ..common.extras import need
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..method.config import FlexIPConfig
     from .configs.options import TrainConfig
     from .shared import state
+
+log = logging.getLogger(__name__)
 
 NEEDED = {
     "accelerate": "accelerate",
@@ -44,6 +46,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="measure the dial on N validation subjects of the run's data first, so that the "
         "picture changes over all of it",
     )
+    _set_argument(export, "change the run's title, license or dial for this file, for example --set dial.steps=30")
     export.set_defaults(run=_export)
 
 
@@ -51,35 +54,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m flexip_model.train CONFIG`, which is what `accelerate launch -m` starts; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m flexip_model.train", description="train a FlexIP adapter")
     _train_arguments(parser)
-    try:
-        with shown_log():
-            _train(parser.parse_args(arguments))
-    except FlexIPError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    options = parser.parse_args(arguments)
+    return run_command(lambda: _train(options))
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file, or paper, one_card or demo")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change one value of the config, for example --set batch=8 --set references.white=0.3",
+    _set_argument(
+        parser,
+        "change one value of the config, for example --set batch=8 --set references.white=0.3; a path is relative to "
+        "the working folder, in the config to the config's own",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only say what would be trained, and how long it takes and how much memory by 20 steps that are not kept",
+    )
+
+
+def _set_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=what)
 
 
 def _train(options: argparse.Namespace) -> None:
     need("training", NEEDED)
-    import yaml
-
     from .configs.read import load_config
+    from .dry_run import dry_run
     from .trainer import Trainer
 
+    config = load_config(options.config, _overrides(options.set))
+    if options.dry_run:
+        dry_run(config)
+        return
+    trainer = Trainer(config)
+    trainer.run()
+    if trainer.is_main_process:
+        print(f"adapter file: {trainer.export()}")
+
+
+def _overrides(given: Sequence[str]) -> dict[str, Any]:
+    """What `--set` was given, by dotted key.
+
+    Raises:
+        FlexIPError: no value, or one that is not YAML.
+    """
+    import yaml
+
     overrides: dict[str, Any] = {}
-    for text in options.set:
+    for text in given:
         key, found, value = text.partition("=")
         if not found:
             raise FlexIPError(f"--set {text} lacks a value; write --set KEY=VALUE")
@@ -90,32 +112,56 @@ def _train(options: argparse.Namespace) -> None:
                 f"--set {text}: the value is not YAML ({' '.join(str(error).split())}); put text with a "
                 "colon or brackets in quotes"
             ) from error
-    trainer = Trainer(load_config(options.config, overrides))
-    trainer.run()
-    if trainer.is_main_process:
-        print(f"adapter file: {trainer.export()}")
+    return overrides
 
 
 def _export(options: argparse.Namespace) -> None:
+    need("an export", {"yaml": "pyyaml", "pydantic": "pydantic"})
     from ..method.config import FlexIPConfig
     from . import result
-    from .configs.read import from_dict
-    from .shared import state
+    from .configs.read import change, from_dict
 
-    folder = options.run_folder / "checkpoints"
-    steps = state.list_steps(folder)
-    if not steps:
-        raise FlexIPError(f"there is no checkpoint in {folder}; give the output folder of a run")
-    if options.step is not None and options.step not in steps:
-        raise FlexIPError(f"there is no checkpoint of step {options.step} in {folder}; there are {steps}")
-    found = state.load(folder, steps[-1] if options.step is None else options.step)
-    config, adapter = from_dict(found.info["config"]), FlexIPConfig.from_json(found.info["adapter"])
+    found = _checkpoint(options.run_folder / "checkpoints", options.step)
+    overrides = _overrides(options.set)
+    wrong = [key for key in overrides if key not in ("title", "license") and key.split(".")[0] != "dial"]
+    if wrong:
+        raise FlexIPError(
+            f"--set {wrong[0]} is over: the run was trained with it; an export takes title, license, dial"
+        )
+    config = from_dict(change(found.info["config"], overrides))
+    adapter, about = FlexIPConfig.from_json(found.info["adapter"]), found.info["about"]
     if options.calibrate is not None:
         adapter = replace(adapter, dial=_dial(config, adapter, found, options.calibrate))
-    path = result.write(
-        options.run_folder, found, config=config, adapter=adapter, about=found.info["about"], target=options.out
-    )
+        about = {**about, "dial": {"subjects": options.calibrate, **asdict(config.dial)}}
+    path = result.write(options.run_folder, found, config=config, adapter=adapter, about=about, target=options.out)
     print(path)
+
+
+def _checkpoint(folder: Path, step: int | None) -> state.Checkpoint:
+    """The checkpoint of a step; without one the newest that is whole, and what is wrong with newer ones is said.
+
+    Raises:
+        FlexIPError: there is none; the one of that step is damaged.
+    """
+    from .shared import state
+
+    steps = state.list_steps(folder)
+    names = ", ".join(map(str, steps))
+    if not steps:
+        raise FlexIPError(f"there is no checkpoint in {folder}; give the output folder of a run")
+    if step is None:
+        found, complaints = state.load_newest(folder, set_aside=False)
+        for complaint in complaints:
+            log.info(complaint)
+        if found is None:
+            raise FlexIPError(f"no checkpoint in {folder} is whole (steps {names}); start the run again")
+        return found
+    if step not in steps:
+        raise FlexIPError(f"there is no checkpoint of step {step} in {folder}; there are those of steps {names}")
+    try:
+        return state.load(folder, step)
+    except FlexIPError as error:
+        raise FlexIPError(f"{error}; give another step with --step, there are {names}") from error
 
 
 def _dial(config: TrainConfig, adapter: FlexIPConfig, found: state.Checkpoint, subjects: int) -> tuple[float, ...]:

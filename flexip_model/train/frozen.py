@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.errors import FlexIPError
+from ..common.errors import FlexIPError, Mistakes
 from ..data.cache.manifest import Manifest, latents_manifest
 from ..encoders import ClipEncoder, DinoEncoder, Encoders, load_clip, load_dino
 from ..encoders.weights import weights_hash
@@ -116,18 +116,22 @@ def load_frozen(config: TrainConfig) -> Frozen:
     """Load everything that stays as it is, in fp32 on the CPU.
 
     Raises:
-        FlexIPError: the base is no SD1.5 in diffusers' layout, or an encoder file is not the wanted one.
+        FlexIPError: the base is no SD1.5 in diffusers' layout, an encoder file is not the wanted one, or several of
+            these.
     """
-    base = Path(config.base)
-    if base.is_file():
-        raise FlexIPError(
-            f"{base} is a file; the base is a diffusers folder: turn it into one with diffusers' "
-            "`StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)`"
-        )
-    clip, dino = load_clip(config.clip), load_dino(config.dino)
-    for encoder in (clip, dino):
-        encoder.float().eval().requires_grad_(False)
-    parts = freeze_parts(load_parts(config.base))
+    mistakes = Mistakes()
+    with mistakes.gathered():
+        clip = load_clip(config.clip).float().eval().requires_grad_(False)
+    with mistakes.gathered():
+        dino = load_dino(config.dino).float().eval().requires_grad_(False)
+    with mistakes.gathered():
+        if Path(config.base).is_file():
+            raise FlexIPError(
+                f"{config.base} is a file; the base is a diffusers folder: turn it into one with diffusers' "
+                "`StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)`"
+            )
+        parts = freeze_parts(load_parts(config.base))
+    mistakes.tell("{count} of a run's three frozen parts cannot be had:")
     manifest = latents_manifest(parts["vae"], config.size)
     return Frozen(**parts, encoders=Encoders(clip, dino), latents_manifest=manifest)
 

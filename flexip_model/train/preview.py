@@ -42,7 +42,16 @@ def draw(preview: Preview, frozen: Frozen, adapter: FlexIPAdapter, config: Train
     rows = [
         [
             to_pil_image(picture)
-            for picture in sweep(preview, number, GAMMAS, frozen=frozen, adapter=adapter, config=config)
+            for picture in sweep(
+                preview,
+                number,
+                GAMMAS,
+                frozen=frozen,
+                adapter=adapter,
+                config=config,
+                steps=config.preview_steps,
+                guidance=config.guidance,
+            )
         ]
         for number in range(len(preview.references))
     ]
@@ -58,9 +67,15 @@ def sweep(
     frozen: Frozen,
     adapter: FlexIPAdapter,
     config: TrainConfig,
+    steps: int,
+    guidance: float,
 ) -> Tensor:
     """One subject at every γ of the gate, (n, 3, H, W) in [0, 1] on the CPU; all from the same noise, which is the
-    subject's own at every call."""
+    subject's own at every call.
+
+    Args:
+        steps, guidance: of the sampling.
+    """
     device = next(adapter.parameters()).device
     side = config.size // 2 ** (len(frozen.vae.config.block_out_channels) - 1)
     columns = len(gammas)
@@ -85,8 +100,8 @@ def sweep(
                 frozen.scheduler,
                 noise.expand(columns, -1, -1, -1).to(device),
                 text,
-                steps=config.preview_steps,
-                guidance=config.guidance,
+                steps=steps,
+                guidance=guidance,
             )
         return frozen.decode_latents(latents)
     finally:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ..common.errors import FlexIPError
 from ..files.adapter_file import save_adapter, tensors_hash
+from ..files.safefile import atomic
 from ..method.config import FlexIPConfig
 from .configs.options import TrainConfig
 from .shared import state
 
+NOT_STATED = "not stated"
+"""What file and card say where the config does not: neither is the program's to choose."""
+LARGEST = float(torch.finfo(torch.float16).max)
+"""What an adapter file can hold."""
 CARD = """---
 license: {license_id}
 ---
@@ -22,6 +31,7 @@ A FlexIP adapter for models of Stable Diffusion 1.5's structure, trained by `pyt
 | | |
 |---|---|
 | File | `{file}`, SHA-256 of its tensors `{hash}` |
+| License of the weights | {license} |
 | Steps | {step} of {steps} planned; {seen} samples (batch {batch} × {world} devices × {accumulation}) |
 | Weights | averaged (decay {ema}) |
 | Gate | α {alpha}, β {beta} (Eq. 5), spread by {gamma_spread} |
@@ -32,6 +42,7 @@ A FlexIP adapter for models of Stable Diffusion 1.5's structure, trained by `pyt
 | References | crop {crop}; {white} of those with a mask on white |
 | Learning rate | {lr}, weight decay {weight_decay}, {schedule} after {warmup} steps of warm-up |
 | Unreadable samples, skipped steps | {unreadable}, {skipped} |
+| Changed on the way | {changes} |
 
 ## Data
 
@@ -59,13 +70,24 @@ def write(
     """Write the averaged weights of a checkpoint as an adapter file, with a card beside it; returns the file.
 
     Args:
-        about: what the run knows of its data and encoders (`encoders`, `data`), as `describe` gives it.
+        about: what the run knows of its encoders (`encoders`), its data (`data`), what was changed when it went on
+            (`changes`), and how its dial was measured (`dial`).
         target: the file; by default `flexip-step-N.safetensors` in the run's folder.
+
+    Raises:
+        FlexIPError: as `save_adapter`; the file or its card cannot be written.
     """
     path = target or folder / f"flexip-step-{found.step:07d}.safetensors"
     if not path.parent.is_dir():
         raise FlexIPError(f"there is no folder {path.parent}; make it first")
     tensors = found.parts["ema"]
+    largest = largest_weight(tensors.values())
+    if not largest <= LARGEST:
+        raise FlexIPError(
+            f"the run had diverged at step {found.step}: its averaged weights reach {largest:.3g}, and a file holds at "
+            f"most {LARGEST:.0f}; export an earlier step with --step, or train again with a lower lr"
+        )
+    changes = about.get("changes", [])
     training = {
         "trained": True,
         "steps": found.step,
@@ -77,20 +99,30 @@ def write(
         "seed": config.seed,
         "date": date.today().isoformat(),
     }
+    if changes:
+        training["changes"] = changes
+    measured = ""
+    if adapter.dial:
+        training["dial"] = about["dial"]
+        measured = ", measured on {subjects} subjects with {steps} steps and guidance {guidance}".format(
+            **about["dial"]
+        )
     save_adapter(
         path,
         adapter,
         tensors,
         training=training,
         encoders=about["encoders"],
-        title=config.title,
-        license=config.license,
+        title=config.title or NOT_STATED,
+        license=config.license or NOT_STATED,
     )
     rows = "\n".join(f"| {d['name']} | {d['groups']} | {d['kinds']} | {d['license']} |" for d in about["data"])
     names = "; ".join(f"{e['name']} `{e['hash'][:12]}`" for e in about["encoders"].values())
     card = CARD.format(
         license_id=config.license.lower() or "unknown",
-        title=config.title,
+        title=config.title or f"FlexIP adapter (title {NOT_STATED})",
+        license=config.license or f"{NOT_STATED}: `license` of the run's config says nothing",
+        changes="; ".join(changes) or "nothing",
         file=path.name,
         hash=tensors_hash({k: v.half() for k, v in tensors.items()}),
         step=found.step,
@@ -103,7 +135,7 @@ def write(
         alpha=adapter.alpha,
         beta=adapter.beta,
         gamma_spread=config.gamma_spread,
-        dial=adapter.calibration_in_words,
+        dial=adapter.calibration_in_words + measured,
         base=_name(config.base),
         encoders=names,
         start=_name(config.start),
@@ -117,8 +149,14 @@ def write(
         skipped=found.info["skipped"],
         data=rows,
     )
-    (path.parent / f"{path.stem}.md").write_text(card, encoding="utf-8")
+    with atomic(path.parent / f"{path.stem}.md") as temporary:
+        temporary.write_text(card, encoding="utf-8")
     return path
+
+
+def largest_weight(tensors: Iterable[Tensor]) -> float:
+    """The largest absolute value; NaN where there is one."""
+    return float(torch.stack([value.detach().abs().max().float() for value in tensors]).max())
 
 
 def _name(place: str | None) -> str:

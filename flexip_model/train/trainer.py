@@ -13,27 +13,33 @@ from torch import Tensor
 from ..common.errors import FlexIPError
 from ..method.adapters import FlexIPAdapter
 from . import result
+from .before.changes import data_changes, fixed_changes, other_changes, stage_changes
+from .before.check import load_checked
 from .configs.options import TrainConfig, to_dict
-from .frozen import Frozen, load_frozen, pick_dtype
-from .samples.batch import Batch, collate
+from .frozen import Frozen, pick_dtype
+from .samples.batch import Batch
+from .samples.loader import load, lost_process
 from .samples.sample_set import SampleSet, open_samples
 from .samples.sampler import TicketBatchSampler
 from .samples.unreadable import Unreadable
 from .shared import state
 from .shared.loop import Loop
-from .start import begin
 from .step import TrainStep, gradient_norms
 from .watch import Watch
 
 
 class Trainer(Loop[FlexIPAdapter]):
-    """Trains an adapter beside frozen networks, stage by stage (§3.4, App. B.1)."""
+    """Trains an adapter beside frozen networks, stage by stage (§3.4, App. B.1).
+
+    Raises:
+        FlexIPError: something that the run will need is missing or wrong; all of it at once.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.frozen: Frozen = load_frozen(config)
+        self.frozen: Frozen
+        self.frozen, adapter = load_checked(config)
         self.beside = self.frozen.identities()
-        adapter = begin(config, self.frozen)
         if config.gradient_checkpointing:
             self.frozen.unet.train()
             self.frozen.unet.enable_gradient_checkpointing()
@@ -60,8 +66,36 @@ class Trainer(Loop[FlexIPAdapter]):
         return self._watch
 
     def run(self) -> None:
+        """Train to the end, or from where it was stopped.
+
+        Raises:
+            FlexIPError: as `Loop.run`; the run diverged.
+        """
         super().run()
+        if self.bad:
+            raise FlexIPError(
+                f"the run ended at step {self.step}, but its last {self.bad} steps gave no finite gradient, so it has "
+                f"diverged: the weights are those of step {self.step - self.bad}; lower lr and begin in another output "
+                f"folder, or take what there is with `export {self.folder}`"
+            )
         self.say(f"finished at step {self.step}")
+
+    def save(self) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            FlexIPError: as `state.save`; weights that no adapter file can hold, which must not replace good ones.
+        """
+        largest = result.largest_weight(self.ema.shadow_params)
+        if not largest <= result.LARGEST:
+            self._whole = False
+            there = state.list_steps(self.checkpoints) if self.is_main_process else []
+            kept = f"the checkpoint of step {there[-1]} is intact" if there else "there is no earlier checkpoint"
+            raise FlexIPError(
+                f"the run has diverged: at step {self.step} its averaged weights reach {largest:.3g}, and an adapter "
+                f"file holds up to {result.LARGEST:.0f}; {kept}: lower lr, or give more warmup, and start it again"
+            )
+        super().save()
 
     def work(self) -> None:
         """All stages.
@@ -73,34 +107,47 @@ class Trainer(Loop[FlexIPAdapter]):
         for number, stage in enumerate(self.config.stages):
             if self.step < begun + stage.steps:
                 samples = open_samples(self.config, self.frozen, number, self.world_size)
-                data = samples.groups.describe()
-                if begun < self.step and data != self.about["data"]:
-                    raise FlexIPError(
-                        f"the run in {self.folder} was started on {_in_words(self.about['data'])}, the "
-                        f"data now are {_in_words(data)}; put them back, or name another output folder"
-                    )
-                self.about["data"] = data
+                self._look_at_data(samples, begun)
                 self.watch.samples(samples)
                 self._stage(samples, begun, stage.steps)
             begun += stage.steps
             if self.stopped:
                 return
 
-    def _stage(self, samples: SampleSet, begun: int, steps: int) -> None:
-        from torch.utils.data import DataLoader
+    def _look_at_data(self, samples: SampleSet, begun: int) -> None:
+        """Note what a stage trains on.
 
+        Raises:
+            FlexIPError: a stage goes on that was begun on other data.
+        """
+        identity = samples.groups.identity()
+        if begun < self.step:
+            # Checkpoints from before there was an identity tell numbers alone.
+            counts = {entry["name"]: {"groups": entry["groups"]} for entry in self.about["data"]}
+            differences = data_changes(self.about.get("identity", {"sets": counts}), identity)
+            if differences:
+                raise FlexIPError(
+                    f"the run in {self.folder} was started on other data: {'; '.join(differences)}; put them back, or "
+                    "name another output folder"
+                )
+        self.about |= {"data": samples.groups.describe(), "identity": identity}
+
+    def _stage(self, samples: SampleSet, begun: int, steps: int) -> None:
         c = self.config
         first = (self.step - begun) * c.accumulation
-        loader: Any = DataLoader(
-            samples,
-            batch_sampler=TicketBatchSampler(samples.sampler, rank=self.rank, first=first, end=steps * c.accumulation),
-            num_workers=c.workers,
-            collate_fn=collate,
-            pin_memory=self.accelerator.device.type == "cuda",
-            persistent_workers=False,
-            prefetch_factor=4 if c.workers else None,
-        )
-        self.until(begun + steps, iter(loader))
+        tickets = TicketBatchSampler(samples.sampler, rank=self.rank, first=first, end=steps * c.accumulation)
+        try:
+            self.until(
+                begun + steps,
+                load(samples, tickets, workers=c.workers, pin=self.accelerator.device.type == "cuda"),
+            )
+        except RuntimeError as error:
+            sentence = lost_process(error)
+            if sentence is None:
+                raise
+            # A signal to all processes of a group ends the loading ones first.
+            if not self.stop_now():
+                raise FlexIPError(sentence) from error
 
     def fetch(self, batches: Iterator[Batch]) -> Batch:
         """The next batch, counted.
@@ -141,7 +188,7 @@ class Trainer(Loop[FlexIPAdapter]):
 
     def info(self) -> dict[str, Any]:
         return {
-            "seen": self.seen,
+            "seen": self.step * self.config.batch * self.config.accumulation * self.world_size,
             "unreadable": self.unreadable,
             "world": self.world_size,
             "config": to_dict(self.config),
@@ -158,12 +205,17 @@ class Trainer(Loop[FlexIPAdapter]):
                 samples otherwise.
         """
         saved, now = found.info["config"], json.loads(json.dumps(to_dict(self.config)))
-        for key in ("seed", "batch", "accumulation", "image_share", "adapter", "size"):
-            if saved[key] != now[key]:
-                raise FlexIPError(
-                    f"the run in {self.folder} was started with {key} {saved[key]}, the config now says "
-                    f"{now[key]}; put it back, or name another output folder"
-                )
+        start = f"the run in {self.folder}"
+        fixed = fixed_changes(saved, now)
+        if not fixed and json.loads(found.info["adapter"]) != json.loads(self.adapter.config.to_json()):
+            fixed = [f"an adapter of other sizes, from start {saved['start']}, the config now says {now['start']}"]
+        if fixed:
+            raise FlexIPError(
+                f"{start} was started with {'; '.join(fixed)}; put it back, or name another output folder"
+            )
+        wrong = stage_changes(saved["stages"], now["stages"], found.step)
+        if wrong:
+            raise FlexIPError(f"{start} {wrong}")
         for key, digest in found.info.get("beside", {}).items():
             if self.beside[key] != digest:
                 raise FlexIPError(
@@ -177,15 +229,15 @@ class Trainer(Loop[FlexIPAdapter]):
             )
         super().restore(found)
         self.seen, self.unreadable = int(found.info["seen"]), int(found.info["unreadable"])
-        self.about["data"] = found.info["about"]["data"]
+        self.about |= {key: value for key, value in found.info["about"].items() if key != "encoders"}
+        changed = other_changes(saved, now)
+        if changed:
+            self.say(f"from step {found.step} on the config is another: {', '.join(changed)}")
+            self.about["changes"] = [*self.about.get("changes", []), f"from step {found.step}: {', '.join(changed)}"]
 
     def export(self) -> Path:
         """Write the newest checkpoint's averaged weights as an adapter file with its card; returns the file."""
-        found = state.load(self.checkpoints, state.list_steps(self.checkpoints)[-1])
+        found = state.load(self.checkpoints, self.step)
         return result.write(
             self.folder, found, config=self.config, adapter=self.adapter.config, about=found.info["about"]
         )
-
-
-def _in_words(data: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{entry['groups']} groups of {entry['name']}" for entry in data) or "no groups"

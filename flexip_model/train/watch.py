@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..common.errors import FlexIPError
 from ..method.adapters import FlexIPAdapter
 from .configs.options import TrainConfig
 from .frozen import Frozen
@@ -16,6 +15,7 @@ from .preview import Preview, draw
 from .samples.sample_set import SampleSet
 from .samples.sampler import SIDES
 from .shared.loop import Loop
+from .shared.records import Records
 
 
 class Watch:
@@ -35,12 +35,7 @@ class Watch:
         self._waited = 0.0
         self._since, self._step = time.perf_counter(), loop.step
         self._preview: Preview | None = None
-        self._writer: Any = None
-        if loop.is_main_process:
-            from torch.utils.tensorboard import SummaryWriter
-
-            loop.folder.mkdir(parents=True, exist_ok=True)
-            self._writer = SummaryWriter(str(loop.folder / "logs"), purge_step=loop.step)
+        self._records = Records(loop.folder, loop.step, loop.say) if loop.is_main_process else None
 
     def samples(self, samples: SampleSet) -> None:
         """Say which groups a stage trains on, and which caches it reads."""
@@ -91,11 +86,8 @@ class Watch:
             "gate/alpha": alpha,
             "gate/beta": beta,
         }
-        if loop.is_main_process:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, loop.step)
-            with (loop.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": loop.step, **{k: round(v, 6) for k, v in values.items()}}) + "\n")
+        if self._records is not None:
+            self._records.entry(loop.step, values)
             sides = " ".join(f"{s} {values[f'loss/{s}']:.4f}" for s in SIDES if f"loss/{s}" in values)
             loop.say(
                 f"step {loop.step}/{c.steps}  loss {values['loss/all']:.4f} ({sides})  "
@@ -106,24 +98,30 @@ class Watch:
         self._since, self._step = time.perf_counter(), loop.step
 
     def preview(self) -> None:
-        """Draw a γ sweep of validation subjects with the averaged weights, as a PNG and in TensorBoard."""
+        """Draw a γ sweep of validation subjects with the averaged weights, as a PNG and for TensorBoard; where that
+        fails, say why and go on: the run is worth more than a picture of it."""
         loop = self.loop
-        if loop.is_main_process and self._preview is not None:
-            from torchvision.transforms.functional import pil_to_tensor
-
+        if self._records is not None and self._preview is not None:
             started = time.perf_counter()
-            with loop.ema_weights() as adapter:
-                sheet = draw(self._preview, self.frozen, adapter, self.config)
-            folder = loop.folder / "previews"
-            folder.mkdir(exist_ok=True)
-            sheet.save(folder / f"step-{loop.step:07d}.png")
-            self._writer.add_image("sweep", pil_to_tensor(sheet), loop.step)
+            try:
+                with loop.ema_weights() as adapter:
+                    sheet = draw(self._preview, self.frozen, adapter, self.config)
+                self._records.preview(loop.step, sheet)
+            except (torch.OutOfMemoryError, MemoryError):
+                loop.say(
+                    f"there is too little memory for the preview of step {loop.step}; the run goes on without it: free "
+                    "some, or set preview_every: 0"
+                )
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+            except FlexIPError as error:
+                loop.say(f"there is no preview of step {loop.step}: {error}; the run goes on")
             self._since += time.perf_counter() - started
         loop.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        if self._records is not None:
+            self._records.close()
 
 
 def _clock(seconds: float) -> str:

@@ -37,6 +37,9 @@ def test_the_run_ends_with_a_file_for_the_nodes_a_card_and_a_log(data: Path, tmp
     assert all(torch.equal(held[key], ema[key].half()) for key in held)
     card = path.with_suffix(".md").read_text()
     assert str(ROOT) not in card + json.dumps(info.metadata) and "| Base | `demo` |" in card
+    # Whose license it is, only the user can say: the config `demo` says nothing.
+    assert info.metadata["modelspec.title"] == "Mine" and info.metadata["modelspec.license"] == "not stated"
+    assert "| License of the weights | not stated" in card and card.startswith("---\nlicense: unknown\n---")
     assert "# Mine" in card and "| drawn | 12 | image, video | CC0 |" in card and "α 0.9, β 0.9" in card
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [1, 2]
@@ -56,10 +59,18 @@ def test_the_dial_spreads_what_changes_over_all_of_it(data: Path, tmp_path: Path
         calibration_curve([[0.0] * 28])
     # The dial of a real adapter, by command, goes into the file and nothing else changes.
     run = tmp_path / "run"
-    train(data, run, stages=[{"steps": 1}], lr=3e-2, preview_steps=2)
-    for name, more in (("plain", []), ("even", ["--calibrate", "2"])):
+    train(data, run, stages=[{"steps": 1}], lr=3e-2, preview_steps=1, guidance=9.0, dial={"steps": 2, "guidance": 4.0})
+    own = ["--set", "title=Even", "--set", "license=MIT", "--set", "dial.guidance=6"]
+    for name, more in (("plain", []), ("even", ["--calibrate", "2"]), ("other", ["--calibrate", "2", *own])):
         assert main(["export", str(run), str(tmp_path / f"{name}.safetensors"), *more]) == 0
-    (plain, held), (even, also) = (load_adapter_file(tmp_path / f"{n}.safetensors") for n in ("plain", "even"))
+    files = [load_adapter_file(tmp_path / f"{name}.safetensors") for name in ("plain", "even", "other")]
+    (plain, held), (even, also), (other, _) = files
+    # It was drawn as the dial's own settings say, and the file tells how.
+    assert "dial" not in plain.training and even.training["dial"] == {"subjects": 2, "steps": 2, "guidance": 4.0}
+    assert other.training["dial"]["guidance"] == 6 and other.config.dial != even.config.dial
+    assert other.metadata["modelspec.title"] == "Even" and other.metadata["modelspec.license"] == "MIT"
+    assert "measured on 2 subjects, 2 steps, guidance 4.0" in (tmp_path / "even.md").read_text()
+    assert main(["export", str(run), "--set", "lr=1"]) == 2
     assert all(torch.equal(held[key], also[key]) for key in held)
     assert plain.config.dial == () and len(even.config.dial) == 21 and even.config.dial != tuple(np.linspace(0, 1, 21))
     assert "calibrated: γ 0, 0.25" in (tmp_path / "even.md").read_text()

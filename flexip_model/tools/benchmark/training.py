@@ -99,6 +99,7 @@ def prepare_training(folder: Path, options: Any) -> TrainConfig:
         "accumulation": 1,
         "preview_every": 0,
         "start": None,
+        "warmup": 0,
     }
     if given:
         values |= {name: str(Path(value).absolute()) for name, value in paths.items()}

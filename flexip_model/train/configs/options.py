@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, GetPydanticSchema
 from pydantic_core import CoreSchema, core_schema
 
-from ...common.errors import FlexIPError
+from ...common.errors import FlexIPError, Mistakes
 from ...method.config import FlexIPConfig
 
 CLOSED = ConfigDict(extra="forbid")
@@ -29,12 +29,20 @@ def _list(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else [value]
 
 
+MOST = 10**9
+"""Far above any count of a run (our choice): a slip of the finger is told before it fills memory."""
+
 # Types with what pydantic asks of their values. Strict: "8" and `true` are no numbers.
-Number = Annotated[float, Field(strict=True), BeforeValidator(_number)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(_number)]
 Positive = Annotated[Number, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
-Whole = Annotated[int, Field(strict=True, ge=0)]
-Count = Annotated[int, Field(strict=True, ge=1)]
+Decay = Annotated[Number, Field(ge=0, lt=1)]
+Whole = Annotated[int, Field(strict=True, ge=0, le=MOST)]
+Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
+Sampling = Annotated[int, Field(strict=True, ge=1, le=1000)]  # a base has 1000 noise levels
+Scale = Annotated[Number, Field(ge=0, le=100)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Place = Annotated[str, Field(min_length=1)]
 Flag = Annotated[bool, Field(strict=True)]
 OneOrSeveral = BeforeValidator(_list)
 
@@ -109,6 +117,21 @@ class ConditioningDropout:
 
 
 @dataclass(frozen=True)
+class Dial:
+    """How the pictures are drawn that the dial is measured on: as an adapter's users draw, or the dial is theirs no
+    more.
+
+    Attributes:
+        steps, guidance: the paper's (App. B.1).
+    """
+
+    __pydantic_config__ = CLOSED
+
+    steps: Sampling = 50
+    guidance: Scale = 7.5
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run.
 
@@ -150,37 +173,38 @@ class TrainConfig:
         keep: how many of the newest checkpoints stay.
         log_every: steps between entries of progress and TensorBoard.
         preview_every: steps between γ sweeps of validation subjects; 0 for none.
-        preview_steps, guidance: of those.
+        preview_steps, guidance: of those (our choice: half the time of the paper's).
         bad_share: share of unreadable samples at which the run stops.
         uncaptioned: largest share of target frames without a caption on either side of the gate: such a frame trains
             with an empty prompt (our choice: as many as App. B.1 drops the text of on purpose).
-        title, license: of the adapter file.
+        dial: how `export --calibrate` draws.
+        title, license: of the adapter file and its card; without them these say "not stated".
     """
 
     __pydantic_config__ = CLOSED
 
-    base: str
-    clip: str
-    dino: str
-    data: Annotated[tuple[str, ...], OneOrSeveral]
-    output: str
-    size: Annotated[Count, Field(multiple_of=8)] = 512
+    base: Place
+    clip: Place
+    dino: Place
+    data: Annotated[tuple[Place, ...], OneOrSeveral]
+    output: Place
+    size: Annotated[Count, Field(multiple_of=8, le=4096)] = 512
     adapter: Annotated[dict[str, Any], GetPydanticSchema(_adapter_schema)] = field(default_factory=dict)
-    start: str | None = None
+    start: Place | None = None
     stages: Annotated[tuple[TrainStage, ...], OneOrSeveral] = (TrainStage(100_000), TrainStage(40_000, "high"))
     batch: Count = 16
     accumulation: Count = 1
     image_share: Share = 0.5
-    lr: Positive = 1e-4
-    weight_decay: Number = 0.01
-    betas: tuple[Number, Number] = (0.9, 0.999)
+    lr: Annotated[Positive, Field(le=1)] = 1e-4
+    weight_decay: Annotated[Number, Field(ge=0, le=10)] = 0.01
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     warmup: Whole = 1000
     schedule: Literal["constant", "cosine"] = "constant"
-    decay_from: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    decay_from: Decay = 0.0
     clip_norm: Positive = 1.0
-    ema: Share = 0.9999
+    ema: Decay = 0.9999
     gamma_spread: Share = 0.0
-    min_snr: Number | None = None
+    min_snr: Positive | None = None
     text_pieces: Count = 3
     latents: Literal["mean", "sample"] = "mean"
     dropout: ConditioningDropout = ConditioningDropout()
@@ -188,54 +212,78 @@ class TrainConfig:
     precision: Literal["bf16", "fp32"] = "bf16"
     gradient_checkpointing: Flag = False
     compile: Flag = False
-    workers: Whole = 4
+    workers: Annotated[Whole, Field(le=256)] = 4
     use_cache: Flag = True
-    seed: Whole = 0
+    seed: Seed = 0
     save_every: Count = 1000
     keep: Count = 3
     log_every: Count = 50
     preview_every: Whole = 2000
-    preview_steps: Count = 25
-    guidance: Number = 5.0
+    preview_steps: Sampling = 25
+    guidance: Scale = 5.0
     bad_share: Share = 0.01
     uncaptioned: Share = 0.05
-    title: str = "FlexIP adapter"
+    dial: Dial = Dial()
+    title: str = ""
     license: str = ""
 
     def __post_init__(self) -> None:
+        mistakes = Mistakes()
         if not self.data or not self.stages:
-            raise FlexIPError("the config names no data folder or no stage; give at least one of each")
+            mistakes.add("the config names no data folder or no stage; give at least one of each")
+        twice = sorted({folder for folder in self.data if self.data.count(folder) > 1})
+        if twice:
+            mistakes.add(f"data names {twice[0]} twice; name each folder once")
         dropped = self.dropout.image + self.dropout.text + self.dropout.both
         if dropped > 1:
-            raise FlexIPError(f"the sum of the dropouts is {dropped}; expected a share from 0 to 1")
+            mistakes.add(f"the sum of the dropouts is {dropped:g}; expected a share from 0 to 1")
+        elif self.dropout.image + self.dropout.both >= 1:
+            mistakes.add("dropout takes the reference from every sample, so nothing would be learned of it; give less")
         images = self.batch * self.image_share
         if abs(images - round(images)) > 1e-9:
-            raise FlexIPError(
+            mistakes.add(
                 f"a batch of {self.batch} cannot hold a share of {self.image_share} image samples; "
                 "give a batch that can be split so"
             )
-        self.adapter_config()
+        if self.stages and self.warmup > self.steps:
+            mistakes.add(
+                f"warmup is {self.warmup}, and all stages have {self.steps} steps, so lr would never be reached; give "
+                "at most as many"
+            )
+        if self.decay_from and self.schedule != "cosine":
+            mistakes.add(
+                f"decay_from is {self.decay_from}, but the schedule is {self.schedule}, which never falls; set "
+                "schedule: cosine, or leave decay_from out"
+            )
+        with mistakes.gathered():
+            self.adapter_config()
+        mistakes.tell("{count} mistakes:")
 
     @property
     def steps(self) -> int:
         """Optimizer steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
-    def adapter_config(self, **widths: Any) -> FlexIPConfig:
-        """The adapter's config: defaults, then widths measured on base and encoders, then `adapter`.
+    def adapter_config(self, **decided: Any) -> FlexIPConfig:
+        """The adapter's config: defaults, then what base, encoders and the start decide, then `adapter`.
 
         Raises:
-            FlexIPError: an unknown field or kind, or a value out of its range.
+            FlexIPError: an unknown field, another kind than FlexIP's, or a value out of its range.
         """
         from ...method.adapters import adapter_class  # which imports torch
 
-        values = {**widths, **self.adapter}
+        values = {**decided, **self.adapter}
         # A dial is measured on what was trained; it is nothing to train with.
         unknown = set(values) - {f.name for f in fields(FlexIPConfig)} | ({"dial"} & set(values))
         if unknown:
             raise FlexIPError(f"the config's adapter has no field {', '.join(sorted(unknown))}")
         config = FlexIPConfig(**values)
         adapter_class(config)
+        if config.kind != FlexIPConfig.kind:
+            raise FlexIPError(
+                f"the config's adapter is of the kind {config.kind}; a run trains the kind {FlexIPConfig.kind} alone, "
+                "leave kind out"
+            )
         return config
 
 

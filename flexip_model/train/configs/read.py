@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ...common.errors import FlexIPError
-from .options import ConditioningDropout, References, TrainConfig, TrainStage
+from ...common.errors import FlexIPError, Mistakes
+from .options import ConditioningDropout, Dial, References, TrainConfig, TrainStage
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 CONFIGS = Path(__file__).parent
 NAMED = ("paper", "one_card", "demo")
-SECTIONS: dict[str, Any] = {"stages": TrainStage, "dropout": ConditioningDropout, "references": References}
+SECTIONS: dict[str, Any] = {
+    "stages": TrainStage,
+    "dropout": ConditioningDropout,
+    "references": References,
+    "dial": Dial,
+}
 UNKNOWN = "unexpected_keyword_argument"
 PLAIN = {
     "dataclass_type": "it should be `key: value` lines",
@@ -29,21 +36,36 @@ PLAIN = {
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
     """Read a config file; `extends: NAME` in it begins from one that ships (paper, one_card, demo) or another file.
 
-    Paths in it are relative to the file's folder. `overrides` (dotted keys) win.
+    Paths in it are relative to the file's folder. `overrides` (dotted keys) win; theirs are relative to the working
+    folder, as all that is typed.
 
     Raises:
         FlexIPError: no such file, not YAML, an unknown key, a value of the wrong type or out of its range.
     """
-    values = _read(Path(path), ())
-    for key, value in (overrides or {}).items():
-        place = values
+    changes = dict(overrides or {})
+    _resolve(changes, Path.cwd())
+    return _build(change(_read(Path(path), ()), changes), str(path))
+
+
+def change(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's values with others in their places.
+
+    Args:
+        overrides: by dotted key.
+
+    Raises:
+        FlexIPError: a key leads into what has no keys.
+    """
+    changed: dict[str, Any] = copy.deepcopy(dict(values))
+    for key, value in overrides.items():
+        place = changed
         *outer, last = key.split(".")
         for name in outer:
             place = place.setdefault(name, {})
             if not isinstance(place, dict):
                 raise FlexIPError(f"{key} cannot be set: {name} is {place!r}, which has no keys; set {name} as a whole")
         place[last] = value
-    return _build(values, str(path))
+    return changed
 
 
 def from_dict(values: dict[str, Any]) -> TrainConfig:
@@ -62,6 +84,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise FlexIPError(f"{path} extends itself")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FlexIPError(f"the config {path} cannot be read ({error.strerror or error})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FlexIPError(f"{path} is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
@@ -82,15 +106,15 @@ def _resolve(values: dict[str, Any], folder: Path) -> None:
     ships = folder.resolve() == CONFIGS.resolve()
 
     def at(value: Any) -> Any:
-        inside = isinstance(value, str) and not Path(value).is_absolute() and (not ships or value.startswith(".."))
-        inside = inside and "://" not in value
-        return str((folder / value).resolve()) if inside else value
+        if not isinstance(value, str) or not value or "://" in value or Path(value).is_absolute():
+            return value
+        return str((folder / value).resolve()) if not ships or value.startswith("..") else value
 
     for key in ("clip", "dino", "output", "start"):
         if values.get(key) is not None:
             values[key] = at(values[key])
     # A name on a model hub looks like a path too.
-    if isinstance(values.get("base"), str) and (folder / values["base"]).exists():
+    if isinstance(values.get("base"), str) and values["base"] and (folder / values["base"]).exists():
         values["base"] = at(values["base"])
     data = values.get("data")
     if data is not None:
@@ -101,16 +125,23 @@ def _build(values: Any, where: str) -> TrainConfig:
     try:
         return TypeAdapter(TrainConfig).validate_python(values)
     except ValidationError as error:
+        found = Mistakes()
         # A name that is not known first: what lacks may be what it was to be.
-        mistakes = sorted(error.errors(), key=lambda mistake: mistake["type"] != UNKNOWN)
-        raise FlexIPError(f"{where}: {_sentence(mistakes[0])}") from error
+        for mistake in sorted(error.errors(), key=lambda mistake: mistake["type"] != UNKNOWN):
+            for sentence in _sentences(mistake):
+                found.add(f"{where}: {sentence}")
+        found.tell("{count} mistakes:")
+        raise
+
+
+def _sentences(mistake: ErrorDetails) -> Sequence[str]:
+    """What is wrong, and what should stand there; several for what the config itself raised."""
+    error = mistake.get("ctx", {}).get("error")
+    return error.sentences if isinstance(error, FlexIPError) else (_sentence(mistake),)
 
 
 def _sentence(mistake: ErrorDetails) -> str:
-    """What is wrong, and what should stand there."""
     kind, key = mistake["type"], ".".join(map(str, mistake["loc"]))
-    if kind == "value_error":  # what the config itself raised
-        return str(mistake["ctx"]["error"])
     if kind == UNKNOWN:
         section = SECTIONS.get(str(mistake["loc"][0]), TrainConfig) if len(mistake["loc"]) > 1 else TrainConfig
         return f"unknown key {key}; known are {', '.join(f.name for f in fields(section))}"

@@ -18,6 +18,7 @@ from ...data.format import Dataset
 from ...data.format.captions import CaptionCount, count_captions
 from ..configs.options import TrainConfig
 from ..frozen import Frozen
+from .identity import identity
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -103,6 +104,10 @@ class Groups:
             kinds = dataset.column("kind").to_numpy(zero_copy_only=False)
             for place in np.argsort(kinds == "image", kind="stable"):
                 yield Subject(dataset.group(int(place)), dataset, {})
+
+    def identity(self) -> dict[str, Any]:
+        """The content of the groups, which must stay as it is while a run goes on them; as `identity` says."""
+        return identity(self._sides)
 
     def describe(self) -> list[dict[str, Any]]:
         """Per data set: name, license, train groups and kinds; for the model card."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...common.errors import FlexIPError
 from ...common.signals import StopRequest, noted_stop
 from . import state
+from .lock import locked
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,9 @@ class Loop(Generic[Trained]):
         )
         self.ema = EMAModel(trained.parameters(), decay=pace.ema)
         self.step, self.skipped, self.bad = 0, 0, 0
-        self._asked, self._stopped_by, self._saved = StopRequest(), 0, -1
+        self._asked, self._stopped_by, self._saved = StopRequest(), 0, 0
+        # Whether weights, averages and optimizer are those of `step`, so that they can be saved.
+        self._whole = True
 
     def work(self) -> None:
         """Train to the end, by calls of `until`."""
@@ -133,6 +136,12 @@ class Loop(Generic[Trained]):
         """Whether a signal to any process asked the run to end; the same in all of them."""
         return bool(self._stopped_by)
 
+    def stop_now(self) -> bool:
+        """End here, between two steps, if a signal asked for it; whether it did. Only a process alone can."""
+        if self.world_size == 1 and self._whole and self._asked.number:
+            self._stopped_by = self._asked.number
+        return self.stopped
+
     @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
@@ -149,11 +158,17 @@ class Loop(Generic[Trained]):
     def run(self) -> None:
         """Train to the end, from the newest checkpoint in the run's folder if there is one.
 
+        However it ends, the steps that were taken are saved, if they can be.
+
         Raises:
-            FlexIPError: what `work` raises, too many steps without a finite gradient, no room for a checkpoint, memory
-                that does not suffice; the newest checkpoint is intact in each case.
-            KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM, once a checkpoint is written.
+            FlexIPError: another run works in the folder; what `work` raises, too many steps without a finite gradient,
+                no room for a checkpoint, memory that does not suffice; the newest checkpoint is intact in each case.
+            SystemExit: after SIGINT or SIGTERM, once a checkpoint is written.
         """
+        with locked(self.folder) if self.is_main_process else contextlib.nullcontext():
+            self._run()
+
+    def _run(self) -> None:
         self._resume()
         # A processor computes with numbers below 1e-38 many times slower, and the gradients of attention are full of
         # them: without them a step of the small model takes four fifths of the time.
@@ -169,8 +184,9 @@ class Loop(Generic[Trained]):
                     "the same command goes on from there"
                 )
                 raise SystemExit(128 + self._stopped_by)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if type(error) is RuntimeError and "DefaultCPUAllocator" not in str(error):
+        except BaseException as error:
+            self._rescue()
+            if not _lacks_memory(error):
                 raise
             cause = (str(error) or type(error).__name__).splitlines()[0]
             raise FlexIPError(
@@ -185,17 +201,18 @@ class Loop(Generic[Trained]):
         """Take steps until `end` or a signal."""
         c = self.pace
         while self.step < end and not self.stopped:
-            self._update(batches)
+            self.update(batches)
             # A signal that comes after this counts after the next step: a process that left alone would hang the rest.
             if self.sum_over_ranks(self._asked.number):
                 self._stopped_by = self._asked.number or signal.SIGTERM
-            if self.stopped or self.step % c.save_every == 0:
+            # Before what is only to be looked at: a step is worth more than a picture of it.
+            if self.stopped or self.step % c.save_every == 0 or self.step == c.steps:
                 self.save()
             if self.step % c.log_every == 0 or self.step == c.steps:
                 self.log()
             self.stepped()
 
-    def _update(self, batches: Iterator[Any]) -> None:
+    def update(self, batches: Iterator[Any]) -> None:
         """One optimizer step; without a finite loss and gradient the weights stay as they are."""
         c = self.pace
         total = 0.0
@@ -213,12 +230,14 @@ class Loop(Generic[Trained]):
             nn.utils.clip_grad_norm_(self.trained.parameters(), c.clip_norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate()
+            self._whole = False
             self.optimizer.step()
             self.ema.step(self.trained.parameters())
         self.optimizer.zero_grad(set_to_none=True)
         self.skipped += not finite
         self.bad = 0 if finite else self.bad + 1
         self.step += 1
+        self._whole = True
         if self.bad >= BAD_STEPS:
             raise FlexIPError(
                 f"{self.bad} steps in a row gave no finite gradient, the last is step {self.step}; the weights are "
@@ -234,18 +253,36 @@ class Loop(Generic[Trained]):
     def save(self) -> None:
         """Write a checkpoint (the first process does)."""
         if self.is_main_process:
-            weights: dict[str, Tensor] = dict(self.trained.named_parameters())
-            moments = {
-                f"{name}|{key}": torch.as_tensor(value)
-                for name, parameter in weights.items()
-                for key, value in self.optimizer.state.get(parameter, {}).items()
-            }
-            ema_weights = dict(zip(weights, self.ema.shadow_params, strict=True))
-            parts = {"weights": weights, "optimizer": moments, "ema": ema_weights}
-            info = {"skipped": self.skipped, "ema_steps": self.ema.optimization_step, **self.info()}
-            state.save(self.checkpoints, self.step, parts, info, keep=self.pace.keep)
+            self._write()
         self._saved = self.step
         self.accelerator.wait_for_everyone()
+
+    def _write(self) -> None:
+        self._whole = False
+        weights: dict[str, Tensor] = dict(self.trained.named_parameters())
+        moments = {
+            f"{name}|{key}": torch.as_tensor(value)
+            for name, parameter in weights.items()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+        }
+        ema_weights = dict(zip(weights, self.ema.shadow_params, strict=True))
+        parts = {"weights": weights, "optimizer": moments, "ema": ema_weights}
+        info = {"skipped": self.skipped, "ema_steps": self.ema.optimization_step, **self.info()}
+        state.save(self.checkpoints, self.step, parts, info, keep=self.pace.keep)
+        self._whole = True
+
+    def _rescue(self) -> None:
+        """Save the steps since the last checkpoint, while something else is already wrong; without the others."""
+        # Weights that give no finite gradient are no better for being the newest.
+        if not self.is_main_process or not self._whole or self.bad or self._saved == self.step:
+            return
+        try:
+            self._write()
+        except FlexIPError as error:
+            log.info(str(error))
+            return
+        self._saved = self.step
+        log.info(f"step {self.step} is saved")
 
     def _resume(self) -> None:
         from accelerate.utils import broadcast_object_list
@@ -288,6 +325,12 @@ class Loop(Generic[Trained]):
         finally:
             self.ema.restore(self.trained.parameters())
             self.trained.train()
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        type(error) is RuntimeError and "DefaultCPUAllocator" in str(error)
+    )
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -51,14 +51,14 @@ def save(folder: Path, step: int, parts: Parts, info: Mapping[str, Any], *, keep
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step:07d}"
     if target.exists():
         return target
-    for left in folder.glob(".saving-*"):
-        shutil.rmtree(left, ignore_errors=True)
     temporary = folder / f".saving-{step:07d}"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".saving-*"):
+            shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir()
         hashes = {}
         for name, tensors in parts.items():
@@ -77,10 +77,11 @@ def save(folder: Path, step: int, parts: Parts, info: Mapping[str, Any], *, keep
         _sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        newest = max((p.name for p in folder.iterdir() if _NAME.match(p.name)), default="none")
+        there = list_steps(folder)
+        newest = f"the newest one there is step-{there[-1]:07d} and is intact" if there else "there is no earlier one"
         raise FlexIPError(
-            f"the checkpoint of step {step} could not be written to {folder} ({error}); the newest one there is "
-            f"{newest} and is intact: make room, then start the same command again"
+            f"the checkpoint of step {step} could not be written to {folder} ({error}); {newest}: make room or let "
+            "this user write there, then start the same command again"
         ) from error
     for old in list_steps(folder)[:-keep]:
         shutil.rmtree(folder / f"step-{old:07d}", ignore_errors=True)
@@ -88,10 +89,17 @@ def save(folder: Path, step: int, parts: Parts, info: Mapping[str, Any], *, keep
 
 
 def list_steps(folder: Path) -> list[int]:
-    """Steps of all checkpoints in a folder, whole or damaged, oldest first."""
-    if not folder.is_dir():
+    """Steps of all checkpoints in a folder, whole or damaged, oldest first.
+
+    Raises:
+        FlexIPError: the folder cannot be read.
+    """
+    try:
+        return sorted(int(match[1]) for p in folder.iterdir() if (match := _NAME.match(p.name)))
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(int(match[1]) for p in folder.iterdir() if (match := _NAME.match(p.name)))
+    except OSError as error:
+        raise FlexIPError(f"the checkpoints in {folder} cannot be listed ({error.strerror or error})") from error
 
 
 def load(folder: Path, step: int) -> Checkpoint:
@@ -117,10 +125,14 @@ def load(folder: Path, step: int) -> Checkpoint:
         raise FlexIPError(f"{path} is damaged ({error})") from error
 
 
-def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def load_newest(folder: Path, *, set_aside: bool = True) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint (None if there is none), and a sentence for each newer one that is damaged.
 
-    Damaged ones are renamed aside, so that their step can be saved again.
+    Args:
+        set_aside: damaged ones are renamed, so that their step can be saved again; a reader leaves them.
+
+    Raises:
+        FlexIPError: a damaged one cannot be renamed.
     """
     complaints: list[str] = []
     for step in reversed(list_steps(folder)):
@@ -129,7 +141,13 @@ def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         except FlexIPError as error:
             complaints.append(f"{error}; it is passed over")
             path = folder / f"step-{step:07d}"
-            path.rename(folder / f"damaged-{path.name}-{os.getpid()}")
+            if set_aside:
+                try:
+                    path.rename(folder / f"damaged-{path.name}-{os.getpid()}")
+                except OSError as refused:
+                    raise FlexIPError(
+                        f"{error}, and it cannot be moved out of the way ({refused.strerror or refused}); remove {path}"
+                    ) from refused
     return None, complaints
 
 
