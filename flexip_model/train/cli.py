@@ -38,7 +38,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     export = commands.add_parser("export", help="write a run's newest checkpoint as an adapter file for the nodes")
     export.add_argument("run_folder", type=Path, metavar="RUN", help="the run's output folder")
     export.add_argument("out", type=Path, nargs="?", help="the .safetensors file (default: in RUN)")
-    export.add_argument("--step", type=int, help="a checkpoint's step (default: the newest)")
+    which = export.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, help="a checkpoint's step (default: the newest)")
+    which.add_argument("--best", action="store_true", help="the checkpoint with the lowest validation loss")
     export.add_argument(
         "--calibrate",
         type=int,
@@ -120,8 +122,16 @@ def _export(options: argparse.Namespace) -> None:
     from ..method.config import FlexIPConfig
     from . import result
     from .configs.read import change, from_dict
+    from .watching.validation import read_best
 
-    found = _checkpoint(options.run_folder / "checkpoints", options.step)
+    folder = options.run_folder / "checkpoints"
+    step = options.step
+    if options.best:
+        best = read_best(folder)
+        if best is None:
+            raise FlexIPError(f"no checkpoint in {folder} is marked as the best: the run had no validation groups")
+        step = best[0]
+    found = _checkpoint(folder, step)
     overrides = _overrides(options.set)
     wrong = [key for key in overrides if key not in ("title", "license") and key.split(".")[0] != "dial"]
     if wrong:

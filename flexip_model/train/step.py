@@ -40,18 +40,21 @@ class TrainStep(nn.Module):
     def host(self) -> FlexIPHost:
         return self._held[1]
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, gamma: float | None = None) -> Tensor:
         """A batch on the device to the weighted squared errors, (B,) float32.
+
+        Args:
+            gamma: of all samples, in place of each one's own (Eq. 5).
 
         Where the frozen networks are in bf16, everything but the loss is computed in it.
         """
         like = next(self.frozen.unet.parameters())
         if like.dtype != torch.bfloat16:
-            return self._errors(batch, like.dtype)
+            return self._errors(batch, like.dtype, gamma)
         with torch.autocast(like.device.type, torch.bfloat16):
-            return self._errors(batch, like.dtype)
+            return self._errors(batch, like.dtype, gamma)
 
-    def _errors(self, batch: Batch, dtype: torch.dtype) -> Tensor:
+    def _errors(self, batch: Batch, dtype: torch.dtype, wanted: float | None) -> Tensor:
         frozen, host = self._held
         latents = batch.latents.complete(lambda pixels: frozen.encode_latents(pixels, batch.posterior))
         cls, patches = self.features(batch)
@@ -65,6 +68,8 @@ class TrainStep(nn.Module):
         velocity = frozen.scheduler.config.prediction_type == "v_prediction"
         target = frozen.scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
         gamma = spread_gamma(self.adapter.gate(batch.variant), batch.variant, batch.gamma_drawn, self.gamma_spread)
+        if wanted is not None:
+            gamma = torch.full_like(gamma, wanted)
         s = personalization(self.adapter, text, cls, batch.pieces)
         condition = Condition(self.adapter.preservation(features), s, gamma)
         # It stays until the next step: gradient checkpointing runs the UNet's blocks again.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -25,7 +25,8 @@ from .samples.unreadable import Unreadable
 from .shared import state
 from .shared.loop import Loop
 from .step import TrainStep, gradient_norms
-from .watch import Watch
+from .watching.validation import mark_best, read_best
+from .watching.watch import Watch
 
 
 class Trainer(Loop[FlexIPAdapter]):
@@ -50,6 +51,7 @@ class Trainer(Loop[FlexIPAdapter]):
         if config.compile:
             self.frozen.unet.compile_repeated_blocks()
         self.seen, self.unreadable = 0, 0
+        self.best = read_best(self.checkpoints)
         self.about: dict[str, Any] = {"encoders": self.frozen.hashes(), "data": []}
         self._trouble = Unreadable()
         self._watch: Watch | None = None
@@ -175,12 +177,32 @@ class Trainer(Loop[FlexIPAdapter]):
     def log(self) -> None:
         self.watch.log(self.unreadable)
 
+    def spared(self) -> Collection[int]:
+        return (self.best[0],) if self.best else ()
+
     def stepped(self) -> None:
-        """A preview where one is due."""
+        """A validation and a preview where they are due."""
+        every = self.config.validation.every
+        if every and (self.step % every == 0 or self.step == self.config.steps):
+            self._validate()
         if self.config.preview_every and self.step % self.config.preview_every == 0:
             # What this step's host adds would be added to the preview's.
             self.accelerator.unwrap_model(self.model).host.condition = None
             self.watch.preview()
+
+    def _validate(self) -> None:
+        """Measure the validation loss; where it is the lowest so far, keep this step's checkpoint and mark it."""
+        found = self.watch.validate(cast(TrainStep, self.accelerator.unwrap_model(self.model)))
+        better = found is not None and (self.best is None or found < self.best[1])
+        if self.sum_over_ranks(int(better)):
+            self.save()
+            if found is not None:
+                self.best = (self.step, found)
+                try:
+                    mark_best(self.checkpoints, *self.best)
+                except FlexIPError as error:
+                    self.say(f"the best checkpoint is not marked: {error}")
+        self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
         if self._watch is not None:

@@ -29,6 +29,7 @@ SMALL = {
     "adapter": {"width": 32, "depth": 1, "heads": 2, "head_width": 16, "queries": 4},
     "start": None,
     "preview_every": 0,
+    "validation": {"every": 0},
     "log_every": 1,
     "save_every": 100,
     "stages": [{"steps": 4}],
@@ -55,6 +56,7 @@ def pack(
     captions: Sequence[str] = (),
     captioned: int | None = None,
     shared: bool = False,
+    split: str = "train",
 ) -> Path:
     """Write `images` groups of one frame and `variants` groups of three; the pictures of the last
     `broken` of either are cut short. Only the first `captioned` groups have captions; `shared`: one for all frames;
@@ -84,7 +86,9 @@ def pack(
                     captions=(text,) if captioned is None or number < captioned else (),
                 )
             )
-        writer.add(NewGroup(f"{name}-{number:04}", "image" if image else "video", tuple(frames), quality=quality))
+        writer.add(
+            NewGroup(f"{name}-{number:04}", "image" if image else "video", tuple(frames), split, quality=quality)
+        )
     writer.close()
     return folder
 

@@ -117,6 +117,21 @@ class ConditioningDropout:
 
 
 @dataclass(frozen=True)
+class ValidationLoss:
+    """What is measured on groups of the split `val` while a run goes on (our choice).
+
+    Attributes:
+        every: steps between two measurements; 0 for none.
+        groups: most groups of either side of the gate.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    every: Whole = 1000
+    groups: Annotated[Count, Field(le=10_000)] = 64
+
+
+@dataclass(frozen=True)
 class Dial:
     """How the pictures are drawn that the dial is measured on: as an adapter's users draw, or the dial is theirs no
     more.
@@ -177,6 +192,7 @@ class TrainConfig:
         bad_share: share of unreadable samples at which the run stops.
         uncaptioned: largest share of target frames without a caption on either side of the gate: such a frame trains
             with an empty prompt (our choice: as many as App. B.1 drops the text of on purpose).
+        validation: when the validation loss is measured, and on how many groups.
         dial: how `export --calibrate` draws.
         title, license: of the adapter file and its card; without them these say "not stated".
     """
@@ -223,6 +239,7 @@ class TrainConfig:
     guidance: Scale = 5.0
     bad_share: Share = 0.01
     uncaptioned: Share = 0.05
+    validation: ValidationLoss = ValidationLoss()
     dial: Dial = Dial()
     title: str = ""
     license: str = ""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from ...common.errors import FlexIPError, Mistakes
-from .options import ConditioningDropout, Dial, References, TrainConfig, TrainStage
+from .options import ConditioningDropout, Dial, References, TrainConfig, TrainStage, ValidationLoss
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -22,6 +22,7 @@ SECTIONS: dict[str, Any] = {
     "stages": TrainStage,
     "dropout": ConditioningDropout,
     "references": References,
+    "validation": ValidationLoss,
     "dial": Dial,
 }
 UNKNOWN = "unexpected_keyword_argument"

@@ -68,8 +68,8 @@ class Groups:
         self.counts = (int(self._starts[0][-1]), int(self._starts[1][-1]))
 
     @classmethod
-    def open(cls, config: TrainConfig, frozen: Frozen, quality: str) -> Groups:
-        """The train groups of the config's folders; `quality` is a stage's.
+    def open(cls, config: TrainConfig, frozen: Frozen, quality: str, split: str = "train") -> Groups:
+        """The groups of the config's folders, of one split; `quality` is a stage's.
 
         A cache that was made with other encoders or sizes is not read, and a remark says so.
 
@@ -77,7 +77,7 @@ class Groups:
             FlexIPError: a folder is no data folder.
         """
         qualities = None if quality == "any" else (quality,)
-        sides = [[Dataset.open(folder, "train", kinds, qualities) for folder in config.data] for kinds in KINDS_BY_SIDE]
+        sides = [[Dataset.open(folder, split, kinds, qualities) for folder in config.data] for kinds in KINDS_BY_SIDE]
         validation = [Dataset.open(folder, split) for split in ("val", "train") for folder in config.data]
         remarks: list[str] = []
         caches = {dataset.folder: _caches(dataset, config, frozen, remarks) for dataset in sides[0]}

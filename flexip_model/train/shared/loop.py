@@ -9,7 +9,7 @@ import contextlib
 import logging
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -104,6 +104,10 @@ class Loop(Generic[Trained]):
     def info(self) -> dict[str, Any]:
         """The fields that a checkpoint holds beside tensors, as JSON; `restore` gets them back."""
         return {}
+
+    def spared(self) -> Collection[int]:
+        """Steps whose checkpoints stay, however old."""
+        return ()
 
     def log(self) -> None:
         """Make an entry of the log: it is called every `log_every` steps, and after the last."""
@@ -268,7 +272,7 @@ class Loop(Generic[Trained]):
         ema_weights = dict(zip(weights, self.ema.shadow_params, strict=True))
         parts = {"weights": weights, "optimizer": moments, "ema": ema_weights}
         info = {"skipped": self.skipped, "ema_steps": self.ema.optimization_step, **self.info()}
-        state.save(self.checkpoints, self.step, parts, info, keep=self.pace.keep)
+        state.save(self.checkpoints, self.step, parts, info, keep=self.pace.keep, spare=self.spared())
         self._whole = True
 
     def _rescue(self) -> None:

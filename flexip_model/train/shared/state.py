@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,10 @@ class Checkpoint:
     info: dict[str, Any]
 
 
-def save(folder: Path, step: int, parts: Parts, info: Mapping[str, Any], *, keep: int) -> Path:
-    """Write a checkpoint into `folder` and remove all but the newest `keep`.
+def save(
+    folder: Path, step: int, parts: Parts, info: Mapping[str, Any], *, keep: int, spare: Collection[int] = ()
+) -> Path:
+    """Write a checkpoint into `folder` and remove all but the newest `keep`, and those of the steps in `spare`.
 
     Raises:
         FlexIPError: the disk is full or cannot be written; earlier checkpoints are as they were.
@@ -83,7 +85,7 @@ def save(folder: Path, step: int, parts: Parts, info: Mapping[str, Any], *, keep
             f"the checkpoint of step {step} could not be written to {folder} ({error}); {newest}: make room or let "
             "this user write there, then start the same command again"
         ) from error
-    for old in list_steps(folder)[:-keep]:
+    for old in set(list_steps(folder)[:-keep]) - set(spare):
         shutil.rmtree(folder / f"step-{old:07d}", ignore_errors=True)
     return target
 

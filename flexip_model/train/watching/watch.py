@@ -7,15 +7,17 @@ import time
 import torch
 from torch import Tensor
 
-from ..common.errors import FlexIPError
-from ..method.adapters import FlexIPAdapter
-from .configs.options import TrainConfig
-from .frozen import Frozen
-from .preview import Preview, draw
-from .samples.sample_set import SampleSet
-from .samples.sampler import SIDES
-from .shared.loop import Loop
-from .shared.records import Records
+from ...common.errors import FlexIPError
+from ...method.adapters import FlexIPAdapter
+from ..configs.options import TrainConfig
+from ..frozen import Frozen
+from ..preview import Preview, draw
+from ..samples.sample_set import SampleSet
+from ..samples.sampler import SIDES
+from ..shared.loop import Loop
+from ..shared.records import Records
+from ..step import TrainStep
+from .validation import GAMMAS, Validation
 
 
 class Watch:
@@ -35,6 +37,7 @@ class Watch:
         self._waited = 0.0
         self._since, self._step = time.perf_counter(), loop.step
         self._preview: Preview | None = None
+        self._validation: Validation | None = None
         self._records = Records(loop.folder, loop.step, loop.say) if loop.is_main_process else None
 
     def samples(self, samples: SampleSet) -> None:
@@ -45,6 +48,14 @@ class Watch:
             self.loop.say(sentence)
         if self.loop.is_main_process and self._preview is None and self.config.preview_every:
             self._preview = samples.preview()
+        if self._records is not None and self._validation is None and self.config.validation.every:
+            self._validation = Validation(self.config, self.frozen)
+            lacking = [side for side, count in zip(SIDES, self._validation.counts, strict=True) if not count]
+            if lacking:
+                self.loop.say(
+                    f"no {' or '.join(lacking)} groups lie in the split val, so none are in the validation loss; pack "
+                    "with `--val 0.05` for more"
+                )
 
     def waited(self, seconds: float) -> None:
         """Add time in which the device had no batch."""
@@ -118,6 +129,35 @@ class Watch:
                 loop.say(f"there is no preview of step {loop.step}: {error}; the run goes on")
             self._since += time.perf_counter() - started
         loop.accelerator.wait_for_everyone()
+
+    def validate(self, step: TrainStep) -> float | None:
+        """Measure the averaged weights on the validation groups, and write an entry; returns `validation/all`.
+
+        None where there is nothing to measure, where it fails, which is said, and in other processes than the first.
+        """
+        loop = self.loop
+        if self._records is None or self._validation is None or not any(self._validation.counts):
+            return None
+        started = time.perf_counter()
+        try:
+            with loop.ema_weights():
+                values = self._validation.measure(step, loop.accelerator.device)
+        except (FlexIPError, OSError) as error:
+            loop.say(f"there is no validation loss of step {loop.step}: {error}; the run goes on")
+            return None
+        finally:
+            self._since += time.perf_counter() - started
+        self._records.entry(loop.step, values)
+        parts = [
+            f"{side} " + " ".join(f"{values[key]:.4f}" for key in values if f"/{side}/" in key)
+            for side, count in zip(SIDES, self._validation.counts, strict=True)
+            if count
+        ]
+        loop.say(
+            f"step {loop.step}: validation loss {values['validation/all']:.4f} "
+            f"({', '.join(parts)} at γ {', '.join(f'{g:g}' for g in GAMMAS)})"
+        )
+        return values["validation/all"]
 
     def close(self) -> None:
         if self._records is not None:
