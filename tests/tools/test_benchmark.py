@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from flexip_model.__main__ import main
+from flexip_model.common.errors import FlexIPError
 from flexip_model.data.format import Dataset
 from flexip_model.tools.benchmark.arithmetic import Arithmetic, count, full_size
 from flexip_model.tools.benchmark.on_disk import OnDisk, measure_disk
-from flexip_model.tools.benchmark.scale import CARDS, TRAINING_RUNS, Card, TrainingRun, estimate, report
+from flexip_model.tools.benchmark.scale import CARDS, TRAINING_RUNS, Card, TrainingRun, choose_cards, estimate, report
 from flexip_model.tools.example_data import write_data
 from flexip_model.train.frozen import Frozen
 
@@ -150,6 +152,27 @@ def test_a_measured_speed_stands_for_peak_and_utilisation() -> None:
     measured = estimate(run, replace(CARD, speed=40), SAMPLE, DISK)
     assert (measured.cached, measured.uncached) == pytest.approx((0.5, 1.0))
     assert "not measured" not in report({key: replace(card, speed=40) for key, card in CARDS.items()}, SAMPLE, DISK)
+
+
+def asked(**given: list[str]) -> argparse.Namespace:
+    return argparse.Namespace(
+        **{name: given.get(name, []) for name in ("add", "peak", "utilization", "price", "speed")}
+    )
+
+
+def test_a_card_can_be_added_with_what_is_known_of_it() -> None:
+    cards = choose_cards(asked(add=["h100=80"], peak=["h100=989"], price=["h100=2.5"]))
+    assert cards["h100"] == Card("h100", 80, 989, 0.35, 2.5)
+    tables = report(cards, SAMPLE, DISK)
+    assert "| useful, h100 |" in tables and "8 × h100" in tables and "| h100 | h100 | 80 | 989 |" in tables
+    for given, words in (
+        ({"add": ["h100=80"], "peak": ["h100=989"]}, "needs more of the card: .*--price h100"),
+        ({"add": ["h100"]}, "--add h100 is not CARD=NUMBER"),
+        ({"add": ["a100=40"]}, "a card a100 already"),
+        ({"peak": ["h100=989"]}, "--peak h100=989 is not CARD=NUMBER; cards are rtx4090, a100 and those of --add"),
+    ):
+        with pytest.raises(FlexIPError, match=words):
+            choose_cards(asked(**given))
 
 
 def test_the_papers_run_has_the_papers_numbers() -> None:

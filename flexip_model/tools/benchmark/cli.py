@@ -12,10 +12,16 @@ from typing import Any
 COMPARISONS = ("diffusers", "files", "comfyui")
 PARTS = (*COMPARISONS, "training", "scale")
 
+ABOUT = (
+    "Parts: diffusers, a step with the adapter against one without; files, loading an adapter; comfyui, a run in "
+    "ComfyUI against an unpatched one; training, the trainer against a plain loop; scale, what long runs take, "
+    "computed."
+)
+
 
 def add_commands(commands: Any) -> None:
     """Add `benchmark` to an argparse sub-parser collection."""
-    parser = commands.add_parser("benchmark", help="time what the pack costs, as ratios from one run")
+    parser = commands.add_parser("benchmark", help="time what the pack costs, as ratios from one run", epilog=ABOUT)
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"some of: {', '.join(PARTS)} (default: {', '.join(COMPARISONS)})"
     )
@@ -35,6 +41,9 @@ def add_commands(commands: Any) -> None:
     training.add_argument("--dino", help="its DINOv2-L/14 file")
     training.add_argument("--data", type=Path, help="a packed and cached data folder (default: made anew)")
     scale = parser.add_argument_group("scale: time, memory, storage and cost of long runs, computed")
+    scale.add_argument(
+        "--add", action="append", default=[], metavar="CARD=GB", help="another card, with --peak and --price of it"
+    )
     for name, what in (
         ("peak", "TFLOP/s of a card, dense bf16"),
         ("utilization", "share of the peak that is reached"),

@@ -7,7 +7,7 @@ import contextlib
 import math
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,9 +56,10 @@ class Card:
         return self.peak * 1e12 * self.utilization / (2e9 * gmac)
 
 
+UTILIZATION = 0.35
 CARDS = {
-    "rtx4090": Card("RTX 4090", 24, 165, 0.35, 0.40),
-    "a100": Card("A100 80 GB", 80, 312, 0.35, 1.50),
+    "rtx4090": Card("RTX 4090", 24, 165, UTILIZATION, 0.40),
+    "a100": Card("A100 80 GB", 80, 312, UTILIZATION, 1.50),
 }
 
 
@@ -170,14 +171,20 @@ def estimate(run: TrainingRun, card: Card, sample: Arithmetic, disk: OnDisk) -> 
 
 
 def choose_cards(options: argparse.Namespace) -> dict[str, Card]:
-    """`CARDS` with what the command line says of them.
+    """`CARDS` with what the command line says of them, and cards that it adds.
 
     Raises:
-        FlexIPError: not CARD=NUMBER, another card, or a number that is not above 0.
+        FlexIPError: not CARD=NUMBER, another card, a number that is not above 0, a new card without peak or price.
     """
     cards = dict(CARDS)
-    for field in ("peak", "utilization", "price", "speed"):
-        for text in getattr(options, field):
+    for text in options.add:
+        name = text.partition("=")[0]
+        if name in cards:
+            raise FlexIPError(f"--add {text}: there is a card {name} already; --peak, --price, --speed change it")
+        if name:
+            cards[name] = Card(name, 0, 0, UTILIZATION, 0)
+    for field in ("memory", "peak", "utilization", "price", "speed"):
+        for text in options.add if field == "memory" else getattr(options, field):
             name, _, number = text.partition("=")
             try:
                 value = float(number)
@@ -185,11 +192,26 @@ def choose_cards(options: argparse.Namespace) -> dict[str, Card]:
                 value = 0.0
             if name not in cards or not (0 < value < math.inf) or (field == "utilization" and value > 1):
                 raise FlexIPError(
-                    f"--{field} {text} is not CARD=NUMBER; cards are {', '.join(cards)}, numbers above 0 "
-                    "(a utilization is at most 1)"
+                    f"--{'add' if field == 'memory' else field} {text} is not CARD=NUMBER; cards are "
+                    f"{', '.join(cards)} and those of --add, numbers above 0 (a utilization is at most 1)"
                 )
             cards[name] = replace(cards[name], **{field: value})  # type: ignore[arg-type]
+    for name, card in cards.items():
+        if not (card.peak or card.speed) or not card.price:
+            raise FlexIPError(
+                f"--add {name}={card.memory:g} needs more of the card: --peak {name}=TFLOPS (or --speed) and "
+                f"--price {name}=USD"
+            )
     return cards
+
+
+def training_runs(cards: dict[str, Card]) -> tuple[TrainingRun, ...]:
+    """`TRAINING_RUNS`, and the first two of them on each card that was added."""
+    added = [name for name in cards if name not in CARDS]
+    return (
+        *TRAINING_RUNS,
+        *(replace(run, name=f"{run.name}, {name}", card=name) for name in added for run in TRAINING_RUNS[:2]),
+    )
 
 
 def print_scale(options: argparse.Namespace) -> None:
@@ -250,7 +272,8 @@ def report(cards: dict[str, Card], sample: Arithmetic, disk: OnDisk) -> str:
         )
         for key, card in cards.items()
     ]
-    estimates = [estimate(run, cards[run.card], sample, disk) for run in TRAINING_RUNS]
+    runs = training_runs(cards)
+    estimates = [estimate(run, cards[run.card], sample, disk) for run in runs]
     return "\n\n".join(
         [
             _table(("counted, per sample of 512 px", "GMAC"), ((name, f"{value:.0f}") for name, value in counted)),
@@ -267,22 +290,22 @@ def report(cards: dict[str, Card], sample: Arithmetic, disk: OnDisk) -> str:
                 ),
                 inputs,
             ),
-            _table(("", *(run.name for run in TRAINING_RUNS)), _rows(cards, estimates)),
+            _table(("", *(run.name for run in runs)), _rows(cards, runs, estimates)),
         ]
     )
 
 
-def _rows(cards: dict[str, Card], estimates: list[Estimate]) -> list[tuple[str, ...]]:
+def _rows(cards: dict[str, Card], runs: Sequence[TrainingRun], estimates: list[Estimate]) -> list[tuple[str, ...]]:
     def row(name: str, values: Iterable[str]) -> tuple[str, ...]:
         return (name, *values)
 
     return [
-        row("cards", (f"{run.cards} × {cards[run.card].name}" for run in TRAINING_RUNS)),
+        row("cards", (f"{run.cards} × {cards[run.card].name}" for run in runs)),
         row(
             "samples, groups, frames",
-            (f"{run.samples / 1e6:.1f} M, {run.groups / 1e6:.1f} M, {run.frames / 1e6:.1f} M" for run in TRAINING_RUNS),
+            (f"{run.samples / 1e6:.1f} M, {run.groups / 1e6:.1f} M, {run.frames / 1e6:.1f} M" for run in runs),
         ),
-        row("batch per card × accumulation", (f"{run.batch} × {run.accumulation}" for run in TRAINING_RUNS)),
+        row("batch per card × accumulation", (f"{run.batch} × {run.accumulation}" for run in runs)),
         row("steps", (f"{p.steps:,.0f}" for p in estimates)),
         row("time without caches", (_hours(p.uncached) for p in estimates)),
         row("time with caches + making them", (f"{_hours(p.cached)} + {_hours(p.caching)}" for p in estimates)),
