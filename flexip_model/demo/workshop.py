@@ -207,6 +207,7 @@ class Workshop:
             "output": str(output),
             "start": str(base / ADAPTER_FILE),
             "stages": [{"steps": steps}],
+            "warmup": min(20, steps),
             "batch": self.plans["together"].batch,
         }
         path = self.work / "adapter.yaml"

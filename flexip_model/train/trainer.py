@@ -250,6 +250,7 @@ class Trainer(Loop[FlexIPAdapter]):
                 f"{self.world_size}; start it on as many, or name another output folder"
             )
         super().restore(found)
+        self.best = read_best(self.checkpoints)
         self.seen, self.unreadable = int(found.info["seen"]), int(found.info["unreadable"])
         self.about |= {key: value for key, value in found.info["about"].items() if key != "encoders"}
         changed = other_changes(saved, now)

@@ -73,6 +73,9 @@ def test_the_papers_numbers_are_the_default() -> None:
         ("ema: 1", "ema is 1; it should be less than 1"),
         ("seed: 99999999999999999999", "seed is 99999999999999999999; it should be less than"),
         ("adapter: {kind: ip-adapter}", "of the kind ip-adapter; a run trains"),
+        ("title: 2026-01-01", "title is 2026-01-01; it should be a valid string"),
+        ("base:", "base is empty; it should be a valid string"),
+        ("1: 2", "unknown key 1; known are"),
         ("base: ''", "base is ''; String should have at least 1 character"),
     ],
 )

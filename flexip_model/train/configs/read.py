@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +71,9 @@ def change(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str,
 
 
 def from_dict(values: dict[str, Any]) -> TrainConfig:
-    """The reverse of `to_dict`."""
-    return _build(values, "the run's config")
+    """The reverse of `to_dict`, also for a run that was trained when a warm-up could be longer than all of it."""
+    steps = sum(stage["steps"] for stage in values["stages"])
+    return _build({**values, "warmup": min(values["warmup"], steps)}, "the run's config")
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -91,6 +93,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise FlexIPError(f"{path} is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise FlexIPError(f"{path} holds no `key: value` lines")
+    values = _named(values)
     base: dict[str, Any] = {}
     if "extends" in values:
         parent = str(values.pop("extends"))
@@ -149,4 +152,18 @@ def _sentence(mistake: ErrorDetails) -> str:
     if kind == "missing":
         return f"{key} is missing; give it a value"
     wanted = PLAIN.get(kind, mistake["msg"]).replace("Input should be", "it should be")
-    return f"{key or 'the config'} is {mistake['input']!r}; {wanted}"
+    return f"{key or 'the config'} is {_shown(mistake['input'])}; {wanted}"
+
+
+def _named(value: Any) -> Any:
+    """The same with text for keys: YAML reads `1:` and `yes:` as others."""
+    if isinstance(value, dict):
+        return {str(key): _named(held) for key, held in value.items()}
+    return [_named(held) for held in value] if isinstance(value, list) else value
+
+
+def _shown(value: Any) -> str:
+    """A value as it stands in YAML, not as Python holds it."""
+    if value is None:
+        return "empty"
+    return str(value) if isinstance(value, date) else repr(value)
