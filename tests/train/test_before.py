@@ -172,5 +172,6 @@ def test_a_dry_run_tells_what_would_be_trained_and_touches_no_run(data: Path, tm
     assert "stage 1: 70 steps of 4 samples on 7 image groups, each seen 20 times; 5 variant groups" in said
     assert "stage 2: 35 steps" in said and "samples/s" in said and "all 105 steps: " in said and " GB" in said
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert main(["train", "--dry-run", str(path), "--set", "clip=no.safetensors", "--set", "dino=no.safetensors"]) == 2
+    wrong = ["--set", "clip=no.safetensors", "--set", "dino=none.safetensors"]
+    assert main(["train", "--dry-run", str(path), *wrong]) == 2
     assert "2 things would stop this run" in capsys.readouterr().err

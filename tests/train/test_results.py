@@ -69,7 +69,7 @@ def test_the_dial_spreads_what_changes_over_all_of_it(data: Path, tmp_path: Path
     assert "dial" not in plain.training and even.training["dial"] == {"subjects": 2, "steps": 2, "guidance": 4.0}
     assert other.training["dial"]["guidance"] == 6 and other.config.dial != even.config.dial
     assert other.metadata["modelspec.title"] == "Even" and other.metadata["modelspec.license"] == "MIT"
-    assert "measured on 2 subjects, 2 steps, guidance 4.0" in (tmp_path / "even.md").read_text()
+    assert "measured on 2 subjects with 2 steps and guidance 4.0" in (tmp_path / "even.md").read_text()
     assert main(["export", str(run), "--set", "lr=1"]) == 2
     assert all(torch.equal(held[key], also[key]) for key in held)
     assert plain.config.dial == () and len(even.config.dial) == 21 and even.config.dial != tuple(np.linspace(0, 1, 21))
