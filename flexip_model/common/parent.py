@@ -33,8 +33,9 @@ def _end_after(wait: Callable[[], object]) -> None:
 
 
 if __name__ == "__main__":
-    # The parent holds the other end of stdin and never writes; the system closes it when the parent ends.
-    _end_after(sys.stdin.buffer.read)
+    # The parent holds the other end of stdin and never writes; the system closes it when the parent ends. Read past
+    # `sys.stdin`, whose lock Python wants at its own end.
+    _end_after(lambda: os.read(0, 1))
     sys.argv = sys.argv[1:]
     sys.path[0] = os.path.dirname(sys.argv[0])  # noqa: PTH120  # as `python main.py` sets it
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 
@@ -34,13 +34,24 @@ def write_random(path: Path, shapes: Mapping[str, tuple[int, ...]], seed: int = 
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shapes.items():
-            if len(shape) < 2 and name.endswith("bias"):
-                values = torch.zeros(shape, dtype=torch.float16)
-            elif len(shape) < 2:
-                values = torch.ones(shape, dtype=torch.float16)
-            else:
-                values = torch.randn(shape, generator=generator).mul_(prod(shape[1:]) ** -0.5).half()
-            file.write(values.numpy().data)
+            file.write(random_tensor(name, shape, generator).half().numpy().data)
+
+
+def random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """A tensor of a network, float32 on the generator's device: a norm's weights 1, a bias 0, all else normal with
+    1/√fan-in."""
+    if len(shape) < 2:
+        return torch.full(shape, 0.0 if name.endswith("bias") else 1.0, device=generator.device)
+    return torch.randn(shape, generator=generator, device=generator.device).mul_(prod(shape[1:]) ** -0.5)
+
+
+def random_tensors(
+    shapes: Mapping[str, tuple[int, ...]], seed: int, device: torch.device
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """`random_tensor` of each name, drawn in the names' order: the same wherever device and seed are."""
+    generator = torch.Generator(device).manual_seed(seed)
+    for name in sorted(shapes):
+        yield name, random_tensor(name, shapes[name], generator)
 
 
 def write_sd15(models: Path) -> dict[str, str]:

@@ -1,15 +1,16 @@
 """What the pack costs inside ComfyUI at SD1.5's sizes, with random weights; run by `python -m flexip_model benchmark`.
 
-Comparisons are made in turn in one process; results are JSON, because the command that prints them does not import
-ComfyUI.
+Comparisons are made in turn in one process; results are dictionaries, because the command that prints them does not
+import ComfyUI.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gc
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
 import comfy.supported_models
+import comfy.utils
 import psutil
 import torch
 
@@ -28,6 +30,7 @@ from ...flexip_model.method.adapters import FlexIPAdapter
 from ...flexip_model.method.config import FlexIPConfig
 from ...flexip_model.method.gate import gamma_tensor
 from ...flexip_model.tools.benchmark.timing import Row, alone, compare
+from ...flexip_model.tools.random_weights import random_tensors, write_encoders
 from ..encode import attach, embed, encode_features
 from ..host import manage
 from ..loading.diffusers_folder import SD15_UNET
@@ -38,8 +41,11 @@ from ..wires import LoadedAdapter, manage_adapter, manage_encoders
 CLONES = 10
 
 
-def random_model() -> comfy.model_patcher.ModelPatcher:
-    """ComfyUI's own SD1.5 with random fp32 weights, 860 M."""
+def random_model(dtype: torch.dtype = torch.float32, seed: int = 0) -> comfy.model_patcher.ModelPatcher:
+    """ComfyUI's own SD1.5 with random weights, 860 M.
+
+    They are those of `in_diffusers.drawn_unet`, drawn on the device where the model will compute.
+    """
     unet_config = {
         **SD15_UNET,
         "in_channels": sd15.LATENT_CHANNELS,
@@ -49,12 +55,15 @@ def random_model() -> comfy.model_patcher.ModelPatcher:
         "context_dim": sd15.CONTEXT_WIDTH,
     }
     config = comfy.supported_models.SD15(unet_config)
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(dtype, None)
     model = config.get_model({}, "")
-    torch.manual_seed(0)
-    for parameter in model.diffusion_model.parameters():
-        parameter.data.normal_(std=0.02)
     device = comfy.model_management.get_torch_device()
+    names = comfy.utils.unet_to_diffusers(unet_config)
+    layers = model.diffusion_model.state_dict()
+    shapes = {name: tuple(layers[key].shape) for name, key in names.items() if key in layers}
+    drawn = random_tensors(shapes, seed, device)
+    loaded = model.diffusion_model.load_state_dict({names[name]: tensor.to(dtype).cpu() for name, tensor in drawn})
+    assert not loaded.missing_keys
     return manage(model, device, torch.device("cpu"))
 
 
@@ -119,13 +128,15 @@ def encoding(loaded: LoadedAdapter, files: Path, rounds: int) -> list[Row]:
     ]
 
 
-def results(size: int, rounds: int, files: Path | None, import_seconds: float) -> list[dict[str, Any]]:
-    """All rows as dictionaries; `files` is a folder with full-size encoder files, or None to leave encoding out."""
+def results(size: int, rounds: int, import_seconds: float) -> Iterator[dict[str, Any]]:
+    """All rows, as dictionaries."""
     started = time.perf_counter()
     loaded = random_adapter()
     rows = [Row("ComfyUI: import of the pack", import_seconds * 1e3, None, None, None, "ms", "< 300 ms")]
-    if files is not None:
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder)
+        write_encoders(files / "clip.safetensors", files / "dino.safetensors")
         rows += encoding(loaded, files, rounds)
     rows += sampling(loaded, size, 4, rounds)
     print(f"measured for {time.perf_counter() - started:.0f} s", flush=True)
-    return [dataclasses.asdict(row) for row in rows]
+    yield from map(dataclasses.asdict, rows)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 COMPARISONS = ("diffusers", "files", "comfyui")
-PARTS = (*COMPARISONS, "training", "scale")
+PARTS = (*COMPARISONS, "training", "scale", "card")
 
 ABOUT = (
     "Parts: diffusers, a step with the adapter against one without; files, loading an adapter; comfyui, a run in "
@@ -52,6 +52,11 @@ def add_commands(commands: Any) -> None:
     ):
         names = ("--utilization", "--utilisation") if name == "utilization" else (f"--{name}",)
         scale.add_argument(*names, action="append", default=[], metavar="CARD=NUMBER", help=what)
+    check = parser.add_argument_group("card: what only a GPU can say, within five minutes and without network")
+    check.add_argument("--out", type=Path, help="the folder for card.json, card.md and card.log")
+    check.add_argument("--only", metavar="NAME,…", help="some of its parts (default: all)")
+    check.add_argument("--limit", type=float, metavar="SECONDS", help="of all its parts together (300)")
+    check.add_argument("--tiny", action="store_true", help="a rehearsal at small sizes, on any machine")
     parser.set_defaults(run=run)
 
 
@@ -72,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
     parts = options.parts or COMPARISONS
     if set(parts) & set(COMPARISONS):
         _comparisons(options, parts)
-    if {"training", "scale"} & set(parts):
+    if {"training", "scale", "card"} & set(parts):
         need(
             "this benchmark",
             {"accelerate": "accelerate", "pyarrow": "pyarrow", "tensorboard": "tensorboard", "yaml": "pyyaml"},
@@ -84,12 +89,16 @@ def run(options: argparse.Namespace) -> None:
 
         print(f"{machine()}\n")
         print_scale(options)
+    if "card" in parts:
+        from .card.run import card
+
+        card(options)
 
 
 def _comparisons(options: argparse.Namespace, parts: Any) -> None:
     from .files import adapter_load
-    from .in_comfyui import comfyui
     from .in_diffusers import steps
+    from .in_process import comfyui
     from .timing import table
 
     size = options.size or 512

@@ -140,8 +140,6 @@ def estimate(run: TrainingRun, card: Card, sample: Arithmetic, disk: OnDisk) -> 
     once = disk.passes["latents"] * sample.vae + disk.passes["clip"] * sample.clip
     uncached, cached = run.samples / slow / 3600, run.samples / fast / 3600
     caching = run.frames / (card.rate(once, sample.cached) * run.cards) / 3600
-    # Weights, gradients, two moments and the averages in fp32; autocast's bf16 copy; buckets of gradients in DDP.
-    trained = sample.trainable * (5 * 4 + 2 + (4 if run.cards > 1 else 0))
 
     def stored(kind: str, one: int) -> float:
         return run.frames * disk.passes[kind] * (one + disk.header)
@@ -155,7 +153,7 @@ def estimate(run: TrainingRun, card: Card, sample: Arithmetic, disk: OnDisk) -> 
         cached=cached,
         caching=caching,
         cost=min(uncached, cached + caching) * run.cards * card.price,
-        memory=sample.frozen * 2 + trained + run.batch * sample.activations + CONTEXT_BYTES,
+        memory=tensors_bytes(sample, run.batch, run.cards) + CONTEXT_BYTES,
         pictures=run.frames * PICTURE_BYTES,
         latents=stored("latents", LATENT_BYTES),
         cls=stored("clip", CLS_BYTES),
@@ -168,6 +166,13 @@ def estimate(run: TrainingRun, card: Card, sample: Arithmetic, disk: OnDisk) -> 
         traffic=traffic,
         network=traffic / (step / 2),
     )
+
+
+def tensors_bytes(sample: Arithmetic, batch: int, cards: int = 1) -> float:
+    """Bytes that the tensors of a training take on each of `cards` cards, at `batch` samples a card; a lower bound."""
+    # Weights, gradients, two moments and the averages in fp32; autocast's bf16 copy; buckets of gradients in DDP.
+    trained = sample.trainable * (5 * 4 + 2 + (4 if cards > 1 else 0))
+    return sample.frozen * 2 + trained + batch * sample.activations
 
 
 def choose_cards(options: argparse.Namespace) -> dict[str, Card]:

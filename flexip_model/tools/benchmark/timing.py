@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -39,18 +39,27 @@ def compare(
     goal: str = "",
 ) -> Row:
     """Run both once to warm up, then `rounds` times in turn, the order swapped each round; wall time in seconds."""
-    ours()
-    baseline()
-    times: dict[str, list[float]] = {"ours": [], "baseline": []}
-    for index in range(rounds):
-        pair = [("ours", ours), ("baseline", baseline)]
-        for name, call in pair if index % 2 else reversed(pair):
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
+    times = in_turn({"baseline": baseline, "ours": ours}, rounds)
     ratios = [a / b for a, b in zip(times["ours"], times["baseline"], strict=True)]
     a, b = (statistics.median(times[name]) for name in ("ours", "baseline"))
     return Row(what, a, b, statistics.median(ratios), (min(ratios), max(ratios)), "s", goal)
+
+
+def in_turn(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Run all once to warm up, then `rounds` times in turn, the order swapped each round.
+
+    Returns:
+        Wall times in seconds by the calls' names, one per round.
+    """
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for index in range(rounds):
+        for name in list(calls) if index % 2 == 0 else reversed(list(calls)):
+            start = time.perf_counter()
+            calls[name]()
+            times[name].append(time.perf_counter() - start)
+    return times
 
 
 def alone(what: str, call: Callable[[], object], *, rounds: int, goal: str = "") -> Row:

@@ -56,21 +56,21 @@ def training(config: TrainConfig, steps: int, rounds: int) -> list[Row]:
     Raises:
         FlexIPError: the caches do not fit the config.
     """
-    plain = _contender("plain loop", lambda: run_plain(config, WARMUP, steps))
-    uncached = _contender("without caches", lambda: _run_ours(config, steps, use_cache=False))
-    cached = _contender("cached latents and [CLS]", lambda: _run_ours(config, steps, use_cache=True))
+    plain = contender("plain loop", lambda: run_plain(config, WARMUP, steps))
+    uncached = contender("without caches", lambda: run_ours(config, steps, use_cache=False))
+    cached = contender("cached latents and [CLS]", lambda: run_ours(config, steps, use_cache=True))
     for number in range(rounds):
         order = [cached, uncached, plain]
-        for contender in order if number % 2 == 0 else reversed(order):
-            _measure(contender)
+        for one in order if number % 2 == 0 else reversed(order):
+            measure(one)
     label = f"training at {config.size} px, batch {config.batch}"
     rows = [
-        _against(f"{label}, {ours.name}, against a {plain.name}", ours, plain, goal)
+        against(f"{label}, {ours.name}, against a {plain.name}", ours, plain, goal)
         for ours, goal in ((uncached, ""), (cached, "≥ 1.8"))
     ]
-    for contender in (plain, uncached, cached):
-        share = statistics.median(contender.waits) * 100
-        rows.append(Row(f"share of time without a batch, {contender.name}", share, None, None, None, "%"))
+    for one in (plain, uncached, cached):
+        share = statistics.median(one.waits) * 100
+        rows.append(Row(f"share of time without a batch, {one.name}", share, None, None, None, "%"))
     rows += [
         Row(f"GPU memory, {c.name}", max(c.memory) / 2**30, None, None, None, "GiB")
         for c in (plain, uncached, cached)
@@ -139,7 +139,12 @@ class _Timed(Trainer):
         super()._stage(samples, begun, steps)
 
 
-def _run_ours(config: TrainConfig, steps: int, use_cache: bool) -> tuple[float, float]:
+def run_ours(config: TrainConfig, steps: int, use_cache: bool) -> tuple[float, float]:
+    """Train with the trainer for `WARMUP` and `steps` steps; nothing is kept.
+
+    Returns:
+        Samples per second, and the share of time in which the device had no batch.
+    """
     with tempfile.TemporaryDirectory() as folder:
         _Timed(
             replace(config, output=folder, use_cache=use_cache, stages=(TrainStage(WARMUP + steps),), log_every=WARMUP)
@@ -152,11 +157,13 @@ def _run_ours(config: TrainConfig, steps: int, use_cache: bool) -> tuple[float, 
     return statistics.harmonic_mean([entry["samples_per_second"] for entry in timed]), sum(waited) / sum(seconds)
 
 
-def _contender(name: str, run: Callable[[], tuple[float, float]]) -> Contender:
+def contender(name: str, run: Callable[[], tuple[float, float]]) -> Contender:
+    """One with nothing measured yet."""
     return Contender(name, run, [], [], [])
 
 
-def _measure(contender: Contender) -> None:
+def measure(contender: Contender) -> None:
+    """Train once more, and keep what was measured; what is printed goes to stderr."""
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -171,7 +178,7 @@ def _measure(contender: Contender) -> None:
         torch.cuda.empty_cache()
 
 
-def _against(what: str, ours: Contender, baseline: Contender, goal: str) -> Row:
+def against(what: str, ours: Contender, baseline: Contender, goal: str) -> Row:
     ratios = [a / b for a, b in zip(ours.speeds, baseline.speeds, strict=True)]
     a, b = statistics.median(ours.speeds), statistics.median(baseline.speeds)
     return Row(what, a, b, statistics.median(ratios), (min(ratios), max(ratios)), "samples/s", goal)
