@@ -75,10 +75,11 @@ def write_base(folder: Path) -> dict[str, str]:
     from transformers import CLIPTextModel
 
     base = folder / "sd15_random"
-    random_sd15_unet().half().save_pretrained(base / "unet")
-    torch.manual_seed(2)
-    sd15_vae().half().save_pretrained(base / "vae")
-    CLIPTextModel(sd15_text_config()).half().save_pretrained(base / "text_encoder")
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        random_sd15_unet().half().save_pretrained(base / "unet")
+        torch.manual_seed(2)
+        sd15_vae().half().save_pretrained(base / "vae")
+        CLIPTextModel(sd15_text_config()).half().save_pretrained(base / "text_encoder")
     for part in ("tokenizer", "scheduler"):
         shutil.copytree(DEMO / part, base / part)
     paths = {"base": base, "clip": folder / "vit_h_random.safetensors", "dino": folder / "dinov2_l_random.safetensors"}

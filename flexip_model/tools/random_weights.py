@@ -21,7 +21,7 @@ from .sd15_shapes import Shapes, checkpoint_shapes
 def write_random(path: Path, shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> None:
     """Write a float16 `.safetensors`: norms' weights 1, biases 0, all else normal with 1/√fan-in.
 
-    One tensor is in memory at a time.
+    One tensor is in memory at a time; they are drawn on the GPU where there is one, which takes a moment.
     """
     header, position = {}, 0
     for name, shape in shapes.items():
@@ -30,11 +30,11 @@ def write_random(path: Path, shapes: Mapping[str, tuple[int, ...]], seed: int = 
         position += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cuda" if torch.cuda.is_available() else "cpu").manual_seed(seed)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shapes.items():
-            file.write(random_tensor(name, shape, generator).half().numpy().data)
+            file.write(random_tensor(name, shape, generator).half().cpu().numpy().data)
 
 
 def random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

@@ -92,13 +92,16 @@ def count(frozen: Frozen, size: int = 512) -> Arithmetic:
             "forward": _gmac(lambda: _guess(frozen, adapter, latent, text)),
             "trained": _gmac(lambda: _guess(frozen, adapter, latent, text).float().pow(2).mean().backward()),
         }
+    return Arithmetic(**found, **parameters(frozen, adapter), activations=saved_bytes(size))
+
+
+def parameters(frozen: Frozen, adapter: FlexIPAdapter) -> dict[str, int]:
+    """How many are `trainable`, and how many `frozen`."""
     modules = (frozen.unet, frozen.vae, frozen.clip, frozen.dino, frozen.text_encoder)
-    return Arithmetic(
-        **found,
-        trainable=sum(p.numel() for p in adapter.parameters()),
-        frozen=sum(p.numel() for module in modules for p in module.parameters()),
-        activations=saved_bytes(size),
-    )
+    return {
+        "trainable": sum(p.numel() for p in adapter.parameters()),
+        "frozen": sum(p.numel() for module in modules for p in module.parameters()),
+    }
 
 
 def saved_bytes(size: int) -> int:

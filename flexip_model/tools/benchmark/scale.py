@@ -153,7 +153,7 @@ def estimate(run: TrainingRun, card: Card, sample: Arithmetic, disk: OnDisk) -> 
         cached=cached,
         caching=caching,
         cost=min(uncached, cached + caching) * run.cards * card.price,
-        memory=tensors_bytes(sample, run.batch, run.cards) + CONTEXT_BYTES,
+        memory=tensors_bytes(sample.trainable, sample.frozen, sample.activations, run.batch, run.cards) + CONTEXT_BYTES,
         pictures=run.frames * PICTURE_BYTES,
         latents=stored("latents", LATENT_BYTES),
         cls=stored("clip", CLS_BYTES),
@@ -168,11 +168,16 @@ def estimate(run: TrainingRun, card: Card, sample: Arithmetic, disk: OnDisk) -> 
     )
 
 
-def tensors_bytes(sample: Arithmetic, batch: int, cards: int = 1) -> float:
-    """Bytes that the tensors of a training take on each of `cards` cards, at `batch` samples a card; a lower bound."""
+def tensors_bytes(trainable: int, frozen: int, activations: int, batch: int, cards: int = 1) -> float:
+    """Bytes that the tensors of a training take on each of `cards` cards, at `batch` samples a card; a lower bound.
+
+    Args:
+        trainable, frozen: parameters.
+        activations: bytes that a sample keeps for the backward.
+    """
     # Weights, gradients, two moments and the averages in fp32; autocast's bf16 copy; buckets of gradients in DDP.
-    trained = sample.trainable * (5 * 4 + 2 + (4 if cards > 1 else 0))
-    return sample.frozen * 2 + trained + batch * sample.activations
+    trained = trainable * (5 * 4 + 2 + (4 if cards > 1 else 0))
+    return frozen * 2 + trained + batch * activations
 
 
 def choose_cards(options: argparse.Namespace) -> dict[str, Card]:

@@ -21,6 +21,7 @@ class Plan:
         repeats: steps per timed call.
         rounds: of each comparison.
         batch, train_steps, train_rounds: of the trainer; the steps are a multiple of `training.WARMUP`.
+        patience: factor on the parts' limits.
         total: seconds of the whole check, all parts together.
     """
 
@@ -36,6 +37,7 @@ class Plan:
     batch: int
     train_steps: int
     train_rounds: int
+    patience: float
     total: float
 
 
@@ -52,6 +54,7 @@ CARD = Plan(
     batch=8,
     train_steps=30,
     train_rounds=2,
+    patience=1,
     total=300,
 )
 TINY = Plan(
@@ -67,5 +70,6 @@ TINY = Plan(
     batch=2,
     train_steps=5,
     train_rounds=1,
-    total=600,
+    patience=10,
+    total=1200,
 )

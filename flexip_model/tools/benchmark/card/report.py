@@ -17,7 +17,7 @@ class Part:
     Attributes:
         name: on the command line.
         title: in the report.
-        state: `not begun`, `running`, `done`, `stopped at its limit of N s` or `failed`.
+        state: `not begun`, `running`, `done`, `failed`, or in words that its time was over.
         seconds: that it took.
         error: why it failed; the end of what it printed.
         figures: rows of its table; columns by name, a number or text each.
@@ -77,11 +77,13 @@ def cell(value: Any) -> str:
 
 def line(figure: Figure) -> str:
     """A figure on one line of the console."""
-    return ", ".join(
-        cell(value) if isinstance(value, str) else f"{name} {cell(value)}"
-        for name, value in figure.items()
-        if value is not None
-    )
+    texts, numbers = [], []
+    for name, value in figure.items():
+        if isinstance(value, str) and not numbers:
+            texts.append(value)
+        elif value is not None:
+            numbers.append(f"{name} {cell(value)}")
+    return "; ".join([", ".join(texts), ", ".join(numbers)])
 
 
 def _replace(path: Path, text: str) -> None:

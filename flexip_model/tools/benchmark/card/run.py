@@ -87,7 +87,7 @@ def run_parts(report: Report, folder: Path, plan: Plan, machine: Machine, total:
         for part in report.parts:
             left = total - (time.monotonic() - began)
             print(f"[{time.monotonic() - began:4.0f} s] {part.title}", flush=True)
-            _run_part(part, report, folder, plan, machine, min(PARTS[part.name].limit, left), log)
+            _run_part(part, report, folder, plan, machine, min(PARTS[part.name].limit * plan.patience, left), log)
             if part.error:
                 print(part.error, flush=True)
             print(f"[{time.monotonic() - began:4.0f} s] {part.name}: {part.state}", flush=True)
@@ -107,11 +107,11 @@ def _run_part(
         else:
             where = {"comfyui": machine.comfyui, "arguments": (*arguments, *(() if machine.memory else ON_CPU))}
         left = limit - (time.monotonic() - started)
-        return measured(call, given, limit=max(0.0, left), log=log, **where)
+        if left <= 0:
+            raise TookTooLong
+        return measured(call, given, limit=left, log=log, **where)
 
     try:
-        if limit <= 0:
-            raise TookTooLong("not begun: the time of the whole check was over")
         with tempfile.TemporaryDirectory(prefix="flexip-card-") as scratch:
             for figure in PARTS[part.name].run(measure, plan, machine, scratch):
                 if figure:
@@ -120,8 +120,8 @@ def _run_part(
                 part.seconds = time.monotonic() - started
                 report.write(folder)
         part.state = "done"
-    except TookTooLong as error:
-        part.state = str(error)
+    except TookTooLong:
+        part.state = f"stopped at its limit of {limit:.0f} s" if limit > 0 else "not begun, the time was over"
     except FlexIPError as error:
         part.state = "failed"
         log.flush()

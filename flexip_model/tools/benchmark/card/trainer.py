@@ -12,12 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....method.adapters import FlexIPAdapter
+from ....method.config import FlexIPConfig
 from ....train.configs.options import TrainConfig
 from ....train.frozen import load_frozen
 from ....train.samples.batch import collate
 from ....train.start import begin
 from ....train.step import TrainStep
+from ..arithmetic import full_size, parameters, saved_bytes
 from ..plain_loop import Pictures, run_plain
+from ..scale import tensors_bytes
 from ..training import WARMUP, contender, measure, prepare_training, run_ours
 
 GOAL = "≥ 1.8"
@@ -37,12 +41,12 @@ def training(full: bool, size: int, batch: int, steps: int, rounds: int) -> Iter
                     "training": f"{label}: {one.name}, round {number + 1}",
                     "samples/s": one.speeds[-1],
                     "time without a batch, %": one.waits[-1] * 100,
-                    "peak of tensors, GB": one.memory[-1] / 1e9,
+                    "peak of tensors, GB": one.memory[-1] / 1e9 or None,
                 }
             ratio = cached.speeds[-1] / plain.speeds[-1]
             yield {"training": f"{label}: cached against plain, round {number + 1}", "ratio": ratio, "goal": GOAL}
-        if full:
-            yield {"training": f"{label}: what the estimate says", "peak of tensors, GB": _estimate(size, batch)}
+            if full and number == 0:
+                yield {"training": f"{label}: what the estimate says", "peak of tensors, GB": _estimate(size, batch)}
 
 
 def gradients(size: int, batch: int, device: str) -> Iterator[dict[str, Any]]:
@@ -91,7 +95,7 @@ def _gradients(config: TrainConfig, device: torch.device) -> list[dict[str, Tens
 
 def _estimate(size: int, batch: int) -> float:
     """GB of the trainer's tensors, as `benchmark scale` computes them."""
-    from ..arithmetic import count, full_size
-    from ..scale import tensors_bytes
-
-    return tensors_bytes(count(full_size(), size), batch) / 1e9
+    with torch.device("meta"):
+        adapter = FlexIPAdapter(FlexIPConfig())
+    counted = parameters(full_size(), adapter)
+    return tensors_bytes(**counted, activations=saved_bytes(size), batch=batch) / 1e9
