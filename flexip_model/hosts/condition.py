@@ -43,12 +43,16 @@ class Condition:
     _projected: dict[SiteBranches, _Projected] = field(default_factory=dict, repr=False)
     _weighed: _Weighed | None = field(default=None, repr=False)
 
-    def weights(self, calibration: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-        """The weights of P and S (`gate.weights`), each (B or 1, 1, 1): made once for all sites and steps of a run."""
-        held = self._weighed
-        if held is None or held.gamma is not self.gamma or held.rest != (self.strength, calibration):
-            made = gate.weights(self.gamma, self.strength, calibration)
-            held = self._weighed = _Weighed(self.gamma, (self.strength, calibration), made)
+    def weights(self, calibration: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+        """The weights of P and S (`gate.weights`), each (B or 1, 1, 1): made once for all sites and steps of a run.
+
+        They are given out on `device`: γ is mostly made on the CPU, and a copy to a GPU at each site would make the
+        CPU wait there for all that the GPU has still to do.
+        """
+        held, rest = self._weighed, (self.strength, calibration, device)
+        if held is None or held.gamma is not self.gamma or held.rest != rest:
+            p, s = gate.weights(self.gamma, self.strength, calibration)
+            held = self._weighed = _Weighed(self.gamma, rest, (p.to(device), s.to(device)))
         return held.made
 
     def project(self, branches: SiteBranches, like: Tensor) -> KeysValues:
@@ -113,10 +117,10 @@ class _Projected:
 
 @dataclass(frozen=True, eq=False)
 class _Weighed:
-    """The gate's weights, and what they were made of: γ, and strength and calibration curve."""
+    """The gate's weights, and what they were made of and for: γ, and strength, calibration curve and device."""
 
     gamma: Tensor
-    rest: tuple[float, tuple[float, ...]]
+    rest: tuple[float, tuple[float, ...], torch.device]
     made: tuple[Tensor, Tensor]
 
 

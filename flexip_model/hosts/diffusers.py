@@ -113,7 +113,7 @@ class GatedAttnProcessor:
             self.held = condition.project(self.branches, q)
         # A no-op, unless the UNet runs under autocast or its weights come to another device in the middle of a call.
         p, s = (pair and (pair[0].to(q), pair[1].to(q)) for pair in self.held)
-        return p, s, condition.weights(self.host.adapter.config.dial)
+        return p, s, condition.weights(self.host.adapter.config.dial, q.device)
 
 
 @dataclass(eq=False)
@@ -218,7 +218,7 @@ class FlexIPHost:
             return
         # All before the UNet runs: gradient checkpointing runs its blocks twice and must find the same tensors each
         # time, and one compiled block serves all sites where none of them has anything to remember.
-        condition.weights(self.adapter.config.dial)
+        condition.weights(self.adapter.config.dial, sample.device)
         for _, own in self._own:
             own.held = condition.project(own.branches, sample)
 

@@ -93,6 +93,13 @@ def test_keys_and_values_are_projected_once_per_condition(unet, inputs):
     assert len(calls) == len(set(calls)) == 32
 
 
+def test_the_gates_weights_are_made_once_and_lie_where_the_unet_runs():
+    made = Condition(None, None, gamma_tensor(0.25))
+    there = made.weights((), torch.device("meta"))
+    assert {weight.device.type for weight in there} == {"meta"} and made.weights((), torch.device("meta")) is there
+    assert [float(weight) for weight in made.weights((), torch.device("cpu"))] == [0.25, 0.75]
+
+
 def test_gradients_reach_both_branches_and_nothing_of_the_unet(unet, inputs):
     adapter = tiny_adapter().requires_grad_(True)
     host = inject(unet, adapter)
