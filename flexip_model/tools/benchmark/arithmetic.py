@@ -83,7 +83,7 @@ def count(frozen: Frozen, size: int = 512) -> Arithmetic:
         seen = [torch.randn(1, 3, e.image_size, e.image_size) for e in (frozen.clip, frozen.dino)]
         ids = torch.zeros(1, TOKENS, dtype=torch.long)
         step = torch.tensor(0)
-        found = {
+        found: dict[str, float] = {
             "unet": _gmac(lambda: frozen.unet(latent, step, text)),
             "vae": _gmac(lambda: frozen.vae.encode(pixels)),
             "clip": _gmac(lambda: frozen.clip(seen[0])),
@@ -92,16 +92,15 @@ def count(frozen: Frozen, size: int = 512) -> Arithmetic:
             "forward": _gmac(lambda: _guess(frozen, adapter, latent, text)),
             "trained": _gmac(lambda: _guess(frozen, adapter, latent, text).float().pow(2).mean().backward()),
         }
-    return Arithmetic(**found, **parameters(frozen, adapter), activations=saved_bytes(size))
+    trainable, kept = parameters(frozen, adapter)
+    return Arithmetic(**found, trainable=trainable, frozen=kept, activations=saved_bytes(size))
 
 
-def parameters(frozen: Frozen, adapter: FlexIPAdapter) -> dict[str, int]:
-    """How many are `trainable`, and how many `frozen`."""
+def parameters(frozen: Frozen, adapter: FlexIPAdapter) -> tuple[int, int]:
+    """How many are trained, and how many stay as they are."""
     modules = (frozen.unet, frozen.vae, frozen.clip, frozen.dino, frozen.text_encoder)
-    return {
-        "trainable": sum(p.numel() for p in adapter.parameters()),
-        "frozen": sum(p.numel() for module in modules for p in module.parameters()),
-    }
+    kept = sum(p.numel() for module in modules for p in module.parameters())
+    return sum(p.numel() for p in adapter.parameters()), kept
 
 
 def saved_bytes(size: int) -> int:

@@ -77,7 +77,8 @@ def cell(value: Any) -> str:
 
 def line(figure: Figure) -> str:
     """A figure on one line of the console."""
-    texts, numbers = [], []
+    texts: list[str] = []
+    numbers: list[str] = []
     for name, value in figure.items():
         if isinstance(value, str) and not numbers:
             texts.append(value)

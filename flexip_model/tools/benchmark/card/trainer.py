@@ -97,5 +97,4 @@ def _estimate(size: int, batch: int) -> float:
     """GB of the trainer's tensors, as `benchmark scale` computes them."""
     with torch.device("meta"):
         adapter = FlexIPAdapter(FlexIPConfig())
-    counted = parameters(full_size(), adapter)
-    return tensors_bytes(**counted, activations=saved_bytes(size), batch=batch) / 1e9
+    return tensors_bytes(*parameters(full_size(), adapter), saved_bytes(size), batch) / 1e9
