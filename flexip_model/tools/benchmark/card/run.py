@@ -211,7 +211,7 @@ def about(machine: Machine, tiny: bool) -> dict[str, str]:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "date": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC",
         "Python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **{name: _version(name) for name in PACKAGES},
         "CUDA": torch.version.cuda or "none",
         "ComfyUI": _comfyui_version(machine.comfyui),
         "seed": str(SEED),
@@ -223,6 +223,13 @@ def about(machine: Machine, tiny: bool) -> dict[str, str]:
     if machine.memory:
         found["device"] += f" ({machine.memory:.0f} GB)"
     return found
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 def _comfyui() -> Path | None:
