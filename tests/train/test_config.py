@@ -65,7 +65,6 @@ def test_the_papers_numbers_are_the_default() -> None:
         ("lr: .inf", "lr is inf; it should be a finite number"),
         ("guidance: .nan", "guidance is nan; it should be a finite number"),
         ("betas: [0.9, 1.5]", "betas.1 is 1.5; it should be less than 1"),
-        ("references: {crop: middle}", "references.crop is 'middle'; it should be 'center', 'pad' or 'subject'"),
         ("warmup: 401", "warmup is 401, and all stages have 400 steps"),
         ("schedule: constant\ndecay_from: 0.5", "decay_from is 0.5, but the schedule is constant"),
         ("dropout: {image: 0.5, text: 0, both: 0.5}", "nothing would be learned"),

@@ -108,7 +108,7 @@ def _run_part(
             where = {"comfyui": machine.comfyui, "arguments": (*arguments, *(() if machine.memory else ON_CPU))}
         left = limit - (time.monotonic() - started)
         if left <= 0:
-            raise TookTooLong
+            raise TookTooLong(f"stopped at its limit of {limit:.0f} s")
         return measured(call, given, limit=left, log=log, **where)
 
     try:
