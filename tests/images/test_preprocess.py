@@ -16,7 +16,16 @@ from torch.nn import functional as F
 
 from flexip_model.common.errors import FlexIPError
 from flexip_model.images import pictures
-from flexip_model.images.preprocess import CLIP_MEAN, CLIP_STD, keep_patches, normalize, prepare, preview
+from flexip_model.images.preprocess import (
+    CLIP_MEAN,
+    CLIP_STD,
+    keep_patches,
+    normalize,
+    prepare,
+    preview,
+    reference_crop,
+    trained_crop,
+)
 
 from ..support.paths import ROOT
 
@@ -359,3 +368,30 @@ def test_mask_of_another_size_but_the_same_proportions() -> None:
     small[10:30, 20:40], large[20:60, 40:80] = 1, 1
     ours = keep_patches(prepare(image, SIZE, mask=small).subject, PATCH)
     assert torch.equal(ours, keep_patches(prepare(image, SIZE, mask=large).subject, PATCH))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "masked", "crop"),
+    [
+        ("pad", False, "pad"),
+        ("pad", True, "pad"),
+        ("subject", True, "subject"),
+        ("subject", False, "pad"),
+        ("center", False, "center"),
+        ("center", True, "follow"),
+        (None, True, "center"),
+        ("of a later version", False, "center"),
+    ],
+)
+def test_a_picture_is_cropped_as_an_adapters_references_were(recorded: str | None, masked: bool, crop: str) -> None:
+    assert trained_crop(recorded, masked) == crop
+
+
+def test_following_a_mask_is_what_training_does_with_the_subjects_box() -> None:
+    image, mask = noise(40, 90), torch.zeros(40, 90)
+    mask[10:30, 70:85] = 1
+    box = reference_crop("center", (90, 40), (70, 10, 85, 30), masked=True)
+    assert box == (50, 0, 90, 40)
+    followed, boxed = prepare(image, SIZE, mask, "follow"), prepare(image, SIZE, mask, box)
+    assert torch.equal(followed.pixels, boxed.pixels)
+    assert reference_crop("center", (90, 40), None, masked=False) == "center"
