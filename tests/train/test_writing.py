@@ -137,6 +137,27 @@ def test_an_export_passes_over_a_damaged_checkpoint_and_names_the_others(data, t
     assert "give another step with --step, there are 1, 2" in capsys.readouterr().err
 
 
+def test_trackers_get_every_entry_and_unknown_ones_are_named_before_the_first_step(data, tmp_path, caplog) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    # The one of accelerate's trackers that is installed with the trainer; all go the same way.
+    train(data, tmp_path, stages=[{"steps": 2}], trackers="tensorboard")
+    events = EventAccumulator(str(tmp_path / "trackers" / "flexip"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/all")] == [1, 2]
+    with pytest.raises(FlexIPError, match=r"there is no tracker 'wandbee'; accelerate knows aim, .*wandb"):
+        train(data, tmp_path, trackers=["wandbee"])
+    trainer = Trainer(config(data, tmp_path, stages=[{"steps": 3}], trackers=["tensorboard"]))
+    trainer._resume()
+    [tracker] = trainer.watch._records._trackers
+    tracker.writer.close()
+    (tmp_path / "trackers").rename(tmp_path / "gone")
+    tracker.writer = None  # it fails from here on, and the run does not
+    with caplog.at_level("INFO", "flexip_model"):
+        trainer.run()
+    assert trainer.step == 3 and "tensorboard did not take the entry of step 3" in caplog.text
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_errors_in_a_loading_process_are_one_sentence(tmp_path: Path, workers: int, capsys) -> None:
     path = tmp_path / "my.yaml"

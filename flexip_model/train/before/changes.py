@@ -10,7 +10,7 @@ FIXED = ("seed", "batch", "accumulation", "image_share", "size", "adapter")
 """Values of the config that decide which samples come, or which weights there are."""
 ASIDE = (
     *("output", "data", "base", "clip", "dino", "workers", "save_every", "keep", "log_every", "preview_every"),
-    *("preview_steps", "guidance", "bad_share", "validation", "dial", "title", "license"),
+    *("preview_steps", "guidance", "bad_share", "validation", "trackers", "dial", "title", "license"),
 )
 """Values that no weight depends on; data, base and encoders are known by their content."""
 

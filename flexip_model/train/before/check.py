@@ -16,6 +16,7 @@ from ..frozen import Frozen, load_frozen
 from ..preview import GAMMAS, SUBJECTS
 from ..samples.sample_set import open_samples
 from ..shared.state import list_steps
+from ..shared.trackers import check_trackers
 from ..start import begin, read_start
 from .data import check_folder, missing_groups
 
@@ -38,6 +39,8 @@ def load_checked(config: TrainConfig) -> tuple[Frozen, FlexIPAdapter]:
     if first:
         with mistakes.gathered():
             check_output(Path(config.output))
+        with mistakes.gathered():
+            check_trackers(config.trackers)
         whole = _check_data(config, mistakes)
     frozen = adapter = None
     with mistakes.gathered():

@@ -193,6 +193,7 @@ class TrainConfig:
         uncaptioned: largest share of target frames without a caption on either side of the gate: such a frame trains
             with an empty prompt (our choice: as many as App. B.1 drops the text of on purpose).
         validation: when the validation loss is measured, and on how many groups.
+        trackers: accelerate's names of trackers (wandb, mlflow …) that get the log too, beside TensorBoard.
         dial: how `export --calibrate` draws.
         title, license: of the adapter file and its card; without them these say "not stated".
     """
@@ -240,6 +241,7 @@ class TrainConfig:
     bad_share: Share = 0.01
     uncaptioned: Share = 0.05
     validation: ValidationLoss = ValidationLoss()
+    trackers: Annotated[tuple[Place, ...], OneOrSeveral] = ()
     dial: Dial = Dial()
     title: str = ""
     license: str = ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,10 +28,11 @@ class Records:
         step: the one that the run begins or goes on from; entries of later steps are taken out, since these steps
             come again.
         say: tells a person a sentence.
+        trackers: as `open_trackers` gives them; they get each entry too.
     """
 
-    def __init__(self, folder: Path, step: int, say: Callable[[str], None]) -> None:
-        self._folder, self._say = folder, say
+    def __init__(self, folder: Path, step: int, say: Callable[[str], None], trackers: Sequence[Any] = ()) -> None:
+        self._folder, self._say, self._trackers = folder, say, trackers
         self._writer: Any = None
         # TensorBoard hides what was written from this step on: it comes again. What the step itself wrote does not.
         self._hidden_from: int | None = step + 1
@@ -59,6 +60,11 @@ class Records:
                 writer.add_scalar(name, value, step)
 
         self._board(add)
+        for tracker in self._trackers:
+            try:
+                tracker.log(dict(values), step=step)
+            except Exception as error:  # of whatever kind the tracker's package raises
+                self._say(f"{tracker.name} did not take the entry of step {step} ({error}); the run goes on")
 
     def preview(self, step: int, sheet: Image) -> None:
         """Write a preview as a PNG, and for TensorBoard."""
@@ -73,6 +79,11 @@ class Records:
         if self._writer is not None:
             with self._told(self._folder / "logs"):
                 self._writer.close()
+        for tracker in self._trackers:
+            try:
+                tracker.finish()
+            except Exception as error:
+                self._say(f"{tracker.name} did not end well ({error})")
         threading.excepthook = self._hook
 
     @contextmanager

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from ...common.errors import FlexIPError
 from ...method.adapters import FlexIPAdapter
-from ..configs.options import TrainConfig
+from ..configs.options import TrainConfig, to_dict
 from ..frozen import Frozen
 from ..preview import Preview, draw
 from ..samples.sample_set import SampleSet
 from ..samples.sampler import SIDES
 from ..shared.loop import Loop
 from ..shared.records import Records
+from ..shared.trackers import open_trackers
 from ..step import TrainStep
 from .validation import GAMMAS, Validation
 
@@ -38,7 +39,10 @@ class Watch:
         self._since, self._step = time.perf_counter(), loop.step
         self._preview: Preview | None = None
         self._validation: Validation | None = None
-        self._records = Records(loop.folder, loop.step, loop.say) if loop.is_main_process else None
+        self._records: Records | None = None
+        if loop.is_main_process:
+            trackers = open_trackers(config.trackers, loop.folder / "trackers", to_dict(config))
+            self._records = Records(loop.folder, loop.step, loop.say, trackers)
 
     def samples(self, samples: SampleSet) -> None:
         """Say which groups a stage trains on, and which caches it reads."""
