@@ -209,11 +209,12 @@ class Loop(Generic[Trained]):
             # A signal that comes after this counts after the next step: a process that left alone would hang the rest.
             if self.sum_over_ranks(self._asked.number):
                 self._stopped_by = self._asked.number or signal.SIGTERM
+            # First, because a checkpoint may hold the log's entries.
+            if self.step % c.log_every == 0 or self.step == c.steps:
+                self.log()
             # Before what is only to be looked at: a step is worth more than a picture of it.
             if self.stopped or self.step % c.save_every == 0 or self.step == c.steps:
                 self.save()
-            if self.step % c.log_every == 0 or self.step == c.steps:
-                self.log()
             self.stepped()
 
     def update(self, batches: Iterator[Any]) -> None:
