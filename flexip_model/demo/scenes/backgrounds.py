@@ -27,12 +27,12 @@ Draw = ImageDraw.ImageDraw
 Rng = np.random.Generator
 
 
-def _jitter(rng: Rng, color: tuple[int, int, int], amount: int = 10) -> tuple[int, int, int]:
+def jitter(rng: Rng, color: tuple[int, int, int], amount: int = 10) -> tuple[int, int, int]:
     return tuple(int(np.clip(c + rng.integers(-amount, amount + 1), 0, 255)) for c in color)  # type: ignore[return-value]
 
 
 def _vertical(rng: Rng, top: tuple[int, int, int], bottom: tuple[int, int, int], size: int = _S) -> Image.Image:
-    a, b = np.array(_jitter(rng, top), np.float32), np.array(_jitter(rng, bottom), np.float32)
+    a, b = np.array(jitter(rng, top), np.float32), np.array(jitter(rng, bottom), np.float32)
     ramp = np.linspace(0, 1, size, dtype=np.float32)[:, None, None]
     return Image.fromarray(np.broadcast_to(a + (b - a) * ramp, (size, size, 3)).round().astype(np.uint8))
 
@@ -41,7 +41,7 @@ def _hills(rng: Rng, draw: Draw, base: float, height: float, color: tuple[int, i
     x = np.arange(_S + 1)
     waves = np.mean([np.sin(x / _S * np.pi * 2 * rng.uniform(0.4, 1.6) + rng.uniform(0, 6)) for _ in range(2)], 0)
     y = _S * (base - height * waves)
-    draw.polygon([*zip(x.tolist(), y.tolist(), strict=True), (_S, _S), (0, _S)], fill=_jitter(rng, color))
+    draw.polygon([*zip(x.tolist(), y.tolist(), strict=True), (_S, _S), (0, _S)], fill=jitter(rng, color))
 
 
 def _disc(draw: Draw, x: float, y: float, r: float, color: tuple[int, int, int]) -> None:
@@ -68,7 +68,7 @@ def beach(rng: Rng) -> Image.Image:
     image = _vertical(rng, (120, 200, 250), (215, 240, 255))
     draw = ImageDraw.Draw(image)
     horizon, shore = rng.uniform(0.35, 0.45), rng.uniform(0.6, 0.68)
-    draw.rectangle((0, _S * horizon, _S, _S), fill=_jitter(rng, (30, 140, 190)))
+    draw.rectangle((0, _S * horizon, _S, _S), fill=jitter(rng, (30, 140, 190)))
     for _ in range(5):
         x, y = rng.uniform(-20, _S), _S * rng.uniform(horizon + 0.03, shore - 0.06)
         draw.rectangle((x, y, x + rng.uniform(25, 70), y + 3), fill=(130, 205, 225))
@@ -97,7 +97,7 @@ def snow(rng: Rng) -> Image.Image:
     for _ in range(6):
         x, h = rng.uniform(0, _S), rng.uniform(35, 75)
         y = _S * (base + 0.03)
-        draw.polygon([(x - h * 0.33, y), (x + h * 0.33, y), (x, y - h)], fill=_jitter(rng, (75, 115, 115)))
+        draw.polygon([(x - h * 0.33, y), (x + h * 0.33, y), (x, y - h)], fill=jitter(rng, (75, 115, 115)))
         draw.polygon([(x - h * 0.14, y - h * 0.6), (x + h * 0.14, y - h * 0.6), (x, y - h)], fill=(250, 252, 255))
     _hills(rng, draw, base, 0.03, (232, 240, 250))
     _hills(rng, draw, base + 0.18, 0.03, (250, 252, 255))
@@ -120,7 +120,7 @@ def water(rng: Rng) -> Image.Image:
         draw.ellipse((x - r, y - r, x + r, y + r), outline=(200, 240, 250), width=2)
     for _ in range(12):
         x, h = rng.uniform(0, _S), rng.uniform(25, 70)
-        draw.line([(x, _S), (x + rng.uniform(-12, 12), _S - h)], fill=_jitter(rng, (20, 130, 95)), width=7)
+        draw.line([(x, _S), (x + rng.uniform(-12, 12), _S - h)], fill=jitter(rng, (20, 130, 95)), width=7)
     return image
 
 
@@ -131,12 +131,12 @@ def city(rng: Rng) -> Image.Image:
     while x < _S:
         w, h = rng.uniform(34, 62), rng.uniform(0.4, 0.88) * _S
         tone = [(95, 105, 125), (130, 120, 120), (80, 95, 110), (150, 130, 115)][rng.integers(4)]
-        draw.rectangle((x, _S - h, x + w, _S), fill=_jitter(rng, tone))
+        draw.rectangle((x, _S - h, x + w, _S), fill=jitter(rng, tone))
         for wx in np.arange(x + 7, x + w - 9, 14):
             for wy in np.arange(_S - h + 9, _S * 0.87, 19):
                 draw.rectangle((wx, wy, wx + 7, wy + 10), fill=(250, 230, 150) if rng.random() < 0.6 else (60, 70, 90))
         x += w + rng.uniform(0, 6)
-    draw.rectangle((0, _S * 0.88, _S, _S), fill=_jitter(rng, (85, 85, 90)))
+    draw.rectangle((0, _S * 0.88, _S, _S), fill=jitter(rng, (85, 85, 90)))
     return image
 
 
@@ -146,10 +146,10 @@ def forest(rng: Rng) -> Image.Image:
     for depth in range(3):
         for _ in range(4):
             x, w = rng.uniform(0, _S), 6 + depth * 5
-            bark = _jitter(rng, (70 + depth * 20, 52 + depth * 12, 38))
+            bark = jitter(rng, (70 + depth * 20, 52 + depth * 12, 38))
             draw.rectangle((x - w, 0, x + w, _S * (0.72 + depth * 0.06)), fill=bark)
     for _ in range(26):
-        leaves = _jitter(rng, (40, 125, 55), 18)
+        leaves = jitter(rng, (40, 125, 55), 18)
         _disc(draw, rng.uniform(0, _S), rng.uniform(-10, _S * 0.22), rng.uniform(18, 38), leaves)
     _hills(rng, draw, rng.uniform(0.8, 0.86), 0.02, (52, 105, 45))
     return image
@@ -163,7 +163,7 @@ def desert(rng: Rng) -> Image.Image:
     _hills(rng, draw, base, 0.05, (225, 160, 85))
     for _ in range(2):
         x, y, h = rng.uniform(0, _S), _S * (base + 0.08), rng.uniform(35, 60)
-        green = _jitter(rng, (70, 120, 60))
+        green = jitter(rng, (70, 120, 60))
         draw.rounded_rectangle((x - 6, y - h, x + 6, y), 6, fill=green)
         draw.rounded_rectangle((x - 20, y - h * 0.75, x - 12, y - h * 0.35), 4, fill=green)
         draw.rectangle((x - 18, y - h * 0.45, x, y - h * 0.35), fill=green)
@@ -178,8 +178,8 @@ def sunset(rng: Rng) -> Image.Image:
     _disc(draw, rng.uniform(50, _S - 50), _S * horizon, rng.uniform(32, 48), (255, 220, 110))
     for _ in range(4):
         x, y, w = rng.uniform(-30, _S), _S * rng.uniform(0.08, 0.45), rng.uniform(50, 110)
-        draw.rounded_rectangle((x, y, x + w, y + rng.uniform(6, 12)), 5, fill=_jitter(rng, (225, 95, 95)))
-    draw.rectangle((0, _S * horizon, _S, _S), fill=_jitter(rng, (50, 25, 75)))
+        draw.rounded_rectangle((x, y, x + w, y + rng.uniform(6, 12)), 5, fill=jitter(rng, (225, 95, 95)))
+    draw.rectangle((0, _S * horizon, _S, _S), fill=jitter(rng, (50, 25, 75)))
     for _ in range(10):
         x, y = rng.uniform(-10, _S), _S * rng.uniform(horizon + 0.03, 1)
         draw.rectangle((x, y, x + rng.uniform(20, 60), y + 3), fill=(190, 90, 95))
@@ -187,17 +187,17 @@ def sunset(rng: Rng) -> Image.Image:
 
 
 def room(rng: Rng) -> Image.Image:
-    image = Image.new("RGB", (_S, _S), _jitter(rng, (228, 208, 180)))
+    image = Image.new("RGB", (_S, _S), jitter(rng, (228, 208, 180)))
     draw = ImageDraw.Draw(image)
     floor = rng.uniform(0.66, 0.74) * _S
-    wood = _jitter(rng, (150, 98, 58))
+    wood = jitter(rng, (150, 98, 58))
     draw.rectangle((0, floor, _S, _S), fill=wood)
     for y in np.linspace(floor, _S, 5)[1:]:
         draw.line([(0, y), (_S, y)], fill=(115, 72, 42), width=2)
     draw.rectangle((0, floor - 9, _S, floor), fill=(250, 245, 235))
     x, w = rng.uniform(10, _S - 110), rng.uniform(75, 100)
     draw.rectangle((x, 26, x + w, 26 + w * 1.1), fill=(250, 248, 240))
-    draw.rectangle((x + 7, 33, x + w - 7, 19 + w * 1.1), fill=_jitter(rng, (150, 205, 240)))
+    draw.rectangle((x + 7, 33, x + w - 7, 19 + w * 1.1), fill=jitter(rng, (150, 205, 240)))
     draw.line([(x + w / 2, 26), (x + w / 2, 26 + w * 1.1)], fill=(250, 248, 240), width=6)
     draw.line([(x, 26 + w * 0.55), (x + w, 26 + w * 0.55)], fill=(250, 248, 240), width=6)
     return image
@@ -225,7 +225,7 @@ def draw_scene(name: str, rng: Rng, size: int) -> Image.Image:
 
 def draw_plain(color: str, rng: Rng, size: int) -> Image.Image:
     """A plain background; its color is within 10 levels a channel of `COLORS[color]`."""
-    return Image.new("RGB", (size, size), _jitter(rng, COLORS[color]))
+    return Image.new("RGB", (size, size), jitter(rng, COLORS[color]))
 
 
 def draw_gradient(first: str, second: str, rng: Rng, size: int) -> Image.Image:

@@ -73,7 +73,7 @@ class Composer:
         """`scene_variants` pictures of each scene are drawn once and reused (mirrored or not)."""
         self.store = store
         self.size = size
-        self._variants = scene_variants
+        self.scene_variants = scene_variants
         self._scenes: dict[tuple[str, int], Image.Image] = {}
         self._looks = {x.row: x for x in store.looks}
         self._subjects = store.subjects
@@ -85,11 +85,11 @@ class Composer:
     def background(self, name: str, seed: int) -> Image.Image:
         if not name.startswith("scene:"):
             return draw_background(name, seed, self.size)
-        key = (name, seed % self._variants)
+        key = (name, seed % self.scene_variants)
         if key not in self._scenes:
             self._scenes[key] = draw_background(name, key[1], self.size)
         image = self._scenes[key]
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if seed // self._variants % 2 else image
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if seed // self.scene_variants % 2 else image
 
     def draw_background_name(self, rng: np.random.Generator) -> str:
         kind = rng.random()
@@ -215,6 +215,14 @@ class Composer:
         """The same picture of the subject, in the same size and place, so that what P says of a place is what the
         target shows there (our choice: where size and place differ, a short training blurs)."""
         return replace(recipe, background=self._behind(recipe, rng))
+
+    def moved(self, recipe: Recipe, rng: np.random.Generator) -> Recipe:
+        """The same picture of the subject elsewhere: in another size, place and turn."""
+        scale = float(rng.uniform(0.45, 0.95))
+        x, y = (float(rng.uniform(0.46 * scale, 1 - 0.46 * scale)) for _ in range(2))
+        return replace(
+            recipe, scale=scale, x=x, y=y, angle=float(rng.normal(0, 12)), background=self._behind(recipe, rng)
+        )
 
     @staticmethod
     def _behind(recipe: Recipe, rng: np.random.Generator) -> str:

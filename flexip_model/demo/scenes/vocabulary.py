@@ -192,10 +192,9 @@ _WORD_OF = {code: word for word, code in WORDS.items()}
 
 
 def word_of(look: Look) -> str | None:
-    """The word that a look is the base's picture of; None if it is not one of these pictures."""
-    if look.frame or DRAWN_BY.get(look.style) != look.subject.artist:
-        return None
-    return _WORD_OF.get(look.subject.code.rsplit(":", 1)[-1])
+    """The word that the base's prompts call a look by in place of its emoji's name; None for frames of animations, and
+    where the name is the word."""
+    return None if look.frame else _WORD_OF.get(look.subject.code.rsplit(":", 1)[-1])
 
 
 def rename(store: Store) -> Store:

@@ -35,6 +35,27 @@ def fit(pixels: Tensor) -> Tensor:
     return F.interpolate((pixels + 1) / 2, ENCODER_SIDE, mode="bicubic", antialias=True).clamp(0, 1)
 
 
+class SightTrainer(nn.Module):
+    """Picture tower of the contrastive stage; the text encoder is made and frozen, its projection is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.visual = build_clip_vision()
+        self.project_text = nn.Linear(TEXT_WIDTH, ENCODER_WIDTH, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(2.6))
+
+    def losses(self, pixels: Tensor, other: Tensor, text: Tensor) -> dict[str, Tensor]:
+        """InfoNCE of pictures (n, 3, s, s) in [-1, 1] with the text encoder's final states of their prompts (n, 128),
+        and with other pictures of their subjects; and "loss"."""
+        seen, again = (
+            F.normalize(self.visual(normalize(fit(p), CLIP_MEAN, CLIP_STD)), dim=-1) for p in (pixels, other)
+        )
+        told = F.normalize(self.project_text(text), dim=-1)
+        scale = self.logit_scale.clamp(max=4.0).exp()
+        to_text, to_other = _contrast(seen, told, scale), _contrast(seen, again, scale)
+        return {"loss": to_text + to_other, "text": to_text, "other": to_other}
+
+
 class ClipTrainer(nn.Module):
     """Picture tower, text encoder and the text projection of the contrastive stage."""
 
@@ -85,6 +106,32 @@ class DinoTrainer(nn.Module):
         self.read = nn.Linear(ENCODER_WIDTH, 4 * _CELL * _CELL)
         self.latent = nn.Linear(ENCODER_WIDTH, 4)
         self.place = nn.Linear(ENCODER_WIDTH, 2 * GRID)
+
+    def losses(self, pixels: Tensor, alpha: Tensor, masked: Tensor, latents: Tensor) -> dict[str, Tensor]:
+        """Errors of what the probes say, and "loss".
+
+        Args:
+            pixels: (n, 3, s, s) in [-1, 1].
+            alpha: (n, 1, s, s) in [0, 1], the subject's.
+            masked: (n, 256) bool, the patches that the encoder does not see.
+            latents: the VAE's of the first pictures, which have no masked patch, (m, 4, 16, 16).
+        """
+        batch, shown = len(pixels), len(latents)
+        out, guessed, where = self(pixels, masked)
+        target = patch_targets(pixels, alpha)
+        color, truth = out[..., : 3 * _CELL**2], target[..., : 3 * _CELL**2]
+        share = target[..., 3 * _CELL**2 :]
+        weight = (0.15 + share).repeat(1, 1, 3)
+        looks = (weight * (color - truth).abs()).mean()
+        mask = F.binary_cross_entropy_with_logits(out[..., 3 * _CELL**2 :], share)
+        grid = torch.arange(GRID, device=pixels.device)
+        row, column = (places.repeat(batch) for places in (grid.repeat_interleave(GRID), grid.repeat(GRID)))
+        where = where.flatten(0, 1)
+        place = F.cross_entropy(where[:, :GRID], row) + F.cross_entropy(where[:, GRID:], column)
+        error = (guessed[:shown] - latents.flatten(2).transpose(1, 2)).pow(2).mean(-1)
+        code = (error * (0.15 + share[:shown].mean(-1))).mean()
+        loss = looks + 0.3 * mask + 0.2 * place + _CODE * code
+        return {"loss": loss, "looks": looks, "mask": mask, "place": place, "code": code}
 
     def forward(self, pixels: Tensor, masked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pictures (n, 3, s, s) and a mask (n, 256) to what the probes say: (n, 256, 196), (n, 256, 4) and

@@ -46,8 +46,8 @@ def export(
     adapter: Mapping[str, Tensor],
     training: dict[str, Any],
     dial: tuple[float, ...] = (),
-) -> None:
-    """Write every part of the shipped model into `folder`.
+) -> dict[str, dict[str, str]]:
+    """Write every part of the shipped model into `folder`; returns the encoders' names and hashes.
 
     Args:
         tokenizer: folder with CLIP's tokenizer files.
@@ -92,6 +92,7 @@ def export(
         title="FlexIP demo adapter",
         license="Apache-2.0",
     )
+    return encoders
 
 
 def _half(module: nn.Module) -> nn.Module:

@@ -18,6 +18,7 @@ from ...method.gate import gamma_tensor
 from ..scenes.words import Words
 from .base import Base
 from .networks import noise_schedule
+from .stage import device_of
 from .vae import to_pictures
 
 GUIDANCE = 3.0
@@ -44,20 +45,20 @@ def sample(
         adapter, features, gammas: all three or none; features are CLS (n, 128) and patches (n, 256, 128).
         same_noise: every picture begins from the same noise, as a γ sweep needs.
     """
-    count = len(prompts)
-    text = base.read(words(list(prompts) + [""] * count))
+    count, device = len(prompts), device_of(base)
+    text = base.read(words(list(prompts) + [""] * count).to(device))
     host = None
     if adapter is not None and features is not None and gammas is not None:
         host = inject(base.unet, adapter)
-        cls, patches = (torch.cat([f, torch.zeros_like(f)]) for f in features)
+        cls, patches = (torch.cat([f, torch.zeros_like(f)]).to(device) for f in features)
         p = adapter.preservation(ReferenceFeatures(cls, patches))
-        host.condition = Condition(p, adapter.personalization(text, cls), gamma_tensor(list(gammas) * 2))
+        host.condition = Condition(p, adapter.personalization(text, cls), gamma_tensor(list(gammas) * 2).to(device))
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(1 if same_noise else count, 4, 16, 16, generator=generator).expand(count, -1, -1, -1)
-    latents = denoise(base.unet, noise_schedule(), noise, text, steps=steps, guidance=GUIDANCE)
+    latents = denoise(base.unet, noise_schedule(), noise.to(device), text, steps=steps, guidance=GUIDANCE)
     if host is not None:
         host.eject()
-    return to_pictures(vae.decode(latents / vae.config.scaling_factor).sample)
+    return to_pictures(vae.decode(latents / vae.config.scaling_factor).sample.cpu())
 
 
 def mean_step(pictures: Sequence[Image.Image]) -> list[float]:

@@ -120,6 +120,16 @@ def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
     return loss
 
 
+def losses(model: Any, pixels: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    """Of pictures (n, 3, s, s) in [-1, 1] and standard normal noise (n, 4, s/8, s/8): the reconstruction's error, how
+    far the code is from unit scale, and "loss"."""
+    scale = float(model.config.scaling_factor)
+    code = model.encode(pixels).latent_dist.mean * scale
+    out = model.decode((code + 0.02 * noise) / scale).sample
+    pull = code.pow(2).mean()
+    return {"loss": reconstruction_loss(out, pixels) + 1e-3 * pull, "l1": (out - pixels).abs().mean(), "pull": pull}
+
+
 def run(composer: Composer, plan: Plan, folder: Path) -> Stage:
     """Train the VAE on the composer's pictures; the state stays in `folder`."""
     model, batch = build(), plan.batch

@@ -1,0 +1,143 @@
+"""Adapters beside the finished, frozen base: all of them on the same batches, in turn on one device."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...hosts.diffusers import inject
+from ...method.adapters import Adapter
+from ...train.configs.options import ConditioningDropout
+from ..scenes.words import LENGTH as TEXT_LENGTH
+from ..stages.base import Base
+from ..stages.networks import TEXT_WIDTH
+from .drawing import Noise, weighted_errors
+from .kinds import VARIATIONS, Variation, condition_of, new_adapter
+from .pool import Pool
+from .stepper import Pace, Run, Stepper, parameters
+
+ABLATED = 0.5
+"""Share of the time in which the ablations train."""
+
+
+class Batches:
+    """One seed's batches: the inputs that all adapters of the seed read."""
+
+    def __init__(self, base: Base, pool: Pool, null: dict[str, Tensor], batch: int, seed: int) -> None:
+        device = pool.latents.device
+        self.base, self.pool, self.null, self.batch = base, pool, null, batch
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self._noise, self._dropout = Noise(device), ConditioningDropout()
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(batch, *shape, device=device, dtype=dtype)
+
+        self.variant = torch.arange(batch, device=device) % 2 == 1
+        self.inputs = {
+            "noisy": zeros(4, 16, 16),
+            "target": zeros(4, 16, 16),
+            "steps": zeros(dtype=torch.long),
+            "mask": zeros(16, 16),
+            "text": zeros(TEXT_LENGTH, TEXT_WIDTH),
+            "drawn": zeros(),
+            **{
+                f"{kind}_{name}": zeros(*value.shape[1:])
+                for kind, of in pool.references.items()
+                for name, value in of.items()
+            },
+        }
+
+    @torch.no_grad()
+    def refill(self) -> None:
+        """Draw the next batch."""
+        device, pool, inputs = self.pool.latents.device, self.pool, self.inputs
+        picked = torch.randint(len(pool), (self.batch,), device=device, generator=self.generator)
+        noisy, target, steps = self._noise(pool.latents[picked].float())
+        dropped = torch.rand(self.batch, device=device, generator=self.generator)
+        no_image, no_text = self._drop(dropped)
+        text = self.base.read(pool.prompts(picked, no_text, TEXT_LENGTH))
+        found = {"noisy": noisy, "target": target, "steps": steps, "text": text, "mask": pool.mask[picked]}
+        found["drawn"] = torch.rand(self.batch, device=device, generator=self.generator)
+        for kind, of in pool.references.items():
+            for name, value in of.items():
+                seen = value[picked].float()
+                gone = no_image.view(-1, *[1] * (seen.ndim - 1))
+                found[f"{kind}_{name}"] = torch.where(gone, self.null[name], seen)
+        for name, value in found.items():
+            inputs[name].copy_(value)
+
+    def _drop(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """`ConditioningDropout.drop` on the device."""
+        image, text, both = self._dropout.image, self._dropout.text, self._dropout.both
+        both_gone = (drawn >= image + text) & (drawn < image + text + both)
+        return (drawn < image) | both_gone, ((drawn >= image) & (drawn < image + text)) | both_gone
+
+
+def stepper_of(name: str, base: Base, batches: Batches, pace: Pace, seed: int) -> tuple[Adapter, Stepper]:
+    """A new adapter of a name of `kinds`, and how it trains."""
+    torch.manual_seed(seed)
+    device = batches.pool.latents.device
+    variation = VARIATIONS.get(name, Variation())
+    adapter = new_adapter(name, base.unet).to(device)
+    unet = copy.deepcopy(base.unet).requires_grad_(False).eval()
+    host = inject(unet, adapter)
+    variant = batches.variant
+    if not (variation.image and variation.variant):
+        variant = torch.full_like(variant, variation.variant)
+    same = "moved" if variation.moved else "same"
+
+    def loss(i: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen = {}
+        for part in batches.null:
+            one, other = i[f"{same}_{part}"], i[f"variant_{part}"]
+            seen[part] = torch.where(variant.view(-1, *[1] * (one.ndim - 1)), other, one)
+        host.condition = condition_of(adapter, variation, seen, i["text"], variant, i["drawn"])
+        error = weighted_errors(unet(i["noisy"], i["steps"], i["text"]).sample, i["target"], i["mask"])
+        of_variants = (error * variant).sum() / variant.sum().clamp(min=1)
+        of_images = (error * ~variant).sum() / (~variant).sum().clamp(min=1)
+        return {"loss": error.mean(), "image": of_images, "variant": of_variants}
+
+    return adapter, Stepper(parameters(adapter), loss, batches.inputs, pace)  # type: ignore[arg-type]
+
+
+def train_adapters(
+    base: Base, pool: Pool, null: dict[str, Tensor], *, wanted: Sequence[str], pace: Pace, work: Path, deadline: float
+) -> dict[str, Adapter] | None:
+    """Train adapters named KIND-seedN; the ablations end at `ABLATED` of the time. None if the leg ended first."""
+    seeds = sorted({_seed(name) for name in wanted})
+    base.requires_grad_(False).eval()
+    if pool.latents.device.type == "cuda":
+        base.unet.to(memory_format=torch.channels_last)
+    batches = {seed: Batches(base, pool, null, pace.batch, seed) for seed in seeds}
+    adapters, steppers = {}, {}
+    for name in wanted:
+        seed = _seed(name)
+        kind = name.removesuffix(f"-seed{seed}")
+        own = replace(pace, until=ABLATED if ablated(name) else 1.0)
+        adapters[name], steppers[name] = stepper_of(kind, base, batches[seed], own, seed)
+
+    def refill() -> None:
+        for of in batches.values():
+            of.refill()
+
+    if not Run("adapters", work, steppers, refill, seconds=pace.seconds, deadline=deadline).go():
+        return None
+    for name, stepper in steppers.items():
+        stepper.use_average()
+        adapters[name].eval()
+    return adapters
+
+
+def ablated(name: str) -> bool:
+    """Whether an adapter is one of the ablations."""
+    kind = name.rsplit("-seed", 1)[0]
+    return kind in VARIATIONS and kind != "flexip"
+
+
+def _seed(name: str) -> int:
+    return int(name.rsplit("-seed", 1)[1])

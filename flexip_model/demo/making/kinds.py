@@ -1,0 +1,129 @@
+"""The adapters that are trained beside the small base: FlexIP, the two IP-Adapters, and FlexIP with parts left out.
+
+All train on the same batches for as many steps, but for the ablations, whose budget is smaller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ...hosts.condition import Condition
+from ...method.adapters import Adapter, ReferenceFeatures, create_adapter
+from ...method.config import FlexIPConfig
+from ...method.gate import spread_gamma
+from ..stages.networks import ADAPTER, ENCODER_WIDTH, GRID, place_waves
+
+GAMMA_SPREAD = 1.0
+"""The trainer's `gamma_spread`, as in the config `demo`."""
+CONFIGS = {
+    "flexip": ADAPTER,
+    "ip-adapter": replace(ADAPTER, kind="ip-adapter", queries=4),
+    "ip-adapter-plus": replace(ADAPTER, kind="ip-adapter-plus", queries=16),
+}
+"""IP-Adapter with its published 4 tokens, IP-Adapter-Plus with its 16, both of this model's widths."""
+
+
+@dataclass(frozen=True)
+class Variation:
+    """What is left out or changed of FlexIP.
+
+    Attributes:
+        queries: N_L, a square number.
+        moved: image samples have the subject elsewhere in the reference than in the target.
+        s, cls, learned: whether S, the [CLS] token of P and its learned queries are there.
+        gate: whether γ varies in training; otherwise both branches always count one half.
+        image, variant: which kinds of samples there are.
+    """
+
+    queries: int = GRID**2
+    moved: bool = False
+    s: bool = True
+    cls: bool = True
+    learned: bool = True
+    gate: bool = True
+    image: bool = True
+    variant: bool = True
+
+
+VARIATIONS = {
+    "flexip": Variation(),
+    "flexip-short": Variation(),
+    "flexip-no_s": Variation(s=False),
+    "flexip-no_cls": Variation(cls=False),
+    "flexip-no_queries": Variation(learned=False),
+    "flexip-no_gate": Variation(gate=False),
+    "flexip-images": Variation(variant=False),
+    "flexip-variants": Variation(image=False),
+    "flexip-moved": Variation(moved=True),
+    "flexip-moved_64": Variation(queries=64, moved=True),
+    "flexip-moved_16": Variation(queries=16, moved=True),
+}
+"""FlexIP, FlexIP with the ablations' budget, and the ablations. The last three ask how many queries
+it takes when the subject may stand elsewhere."""
+
+
+def new_adapter(name: str, unet: nn.Module) -> Adapter:
+    """An untrained adapter of a name of `VARIATIONS` or `CONFIGS`; each learned query begins with a place of its own
+    in the grid of the latents, and keys and values as copies of the base's text attention."""
+    variation = VARIATIONS.get(name)
+    config = CONFIGS[name] if variation is None else replace(ADAPTER, queries=variation.queries)
+    adapter = create_adapter(config)
+    side = round(config.queries**0.5)
+    queries = getattr(adapter, "queries", None)
+    if isinstance(queries, nn.Parameter) and side**2 == config.queries:
+        with torch.no_grad():
+            queries[0] += place_waves(side, config.width)
+    adapter.copy_text_attention(unet)
+    if variation is not None and not variation.s:
+        silence(adapter)
+    return adapter
+
+
+@torch.no_grad()
+def silence(adapter: Adapter) -> None:
+    """Let S add nothing, for good: its values are zero and stay so."""
+    for name, weight in adapter.named_parameters():
+        if name.endswith("personalization.to_v.weight"):
+            weight.zero_()
+            weight.requires_grad_(False)
+
+
+def preservation(adapter: Adapter, variation: Variation, features: ReferenceFeatures) -> Tensor:
+    """P without the tokens that a variation leaves out."""
+    tokens = adapter.preservation(features)
+    if not variation.cls:
+        tokens = tokens[:, :-1]
+    return tokens if variation.learned else tokens[:, -1:]
+
+
+def features_of(config: FlexIPConfig, seen: dict[str, Tensor]) -> ReferenceFeatures:
+    """What an adapter kind reads of a reference's cls (n, 128), hidden (n, 50, 128) and patches (n, 256, 128)."""
+    if config.kind == "ip-adapter":
+        return ReferenceFeatures(seen["cls"], seen["cls"].new_zeros(len(seen["cls"]), 0, ENCODER_WIDTH))
+    return ReferenceFeatures(seen["cls"], seen["hidden" if config.kind == "ip-adapter-plus" else "patches"])
+
+
+def condition_of(
+    adapter: Adapter, variation: Variation, seen: dict[str, Tensor], text: Tensor, variant: Tensor, drawn: Tensor
+) -> Condition:
+    """What the UNet trains from.
+
+    Args:
+        seen: features of a reference each; zeros, and for IP-Adapter-Plus those of a picture of zeros, where it was
+            dropped.
+        text: (n, 77, 128).
+        variant: (n,) bool, samples of the variant kind.
+        drawn: (n,) evenly from [0, 1], for γ.
+    """
+    features = features_of(adapter.config, seen)
+    p = preservation(adapter, variation, features)
+    if not adapter.has_personalization:
+        return Condition(p, None, torch.ones(1, 1, 1, device=p.device))
+    gate = adapter.gate  # type: ignore[union-attr]
+    gamma = spread_gamma(gate(variant), variant, drawn, GAMMA_SPREAD)  # type: ignore[operator]
+    if not variation.gate:
+        gamma = torch.full_like(gamma, 0.5)
+    return Condition(p, adapter.personalization(text, features.cls), gamma)
