@@ -37,10 +37,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("demo-model", help="make the model that ships with the pack, from public packages")
     parser.add_argument(
         "stage",
-        choices=("make", *STAGES, "check", "heldout"),
+        choices=("make", *STAGES, "check", "heldout", "evaluate-adapters"),
         help="one stage, or `make` for all of them; a stage goes on where it stopped. `check` measures "
         "the shipped files and compares them with what is on record; `heldout` draws the list of held-out drawings "
-        "from the data anew, into the work folder",
+        "from the data anew, into the work folder; `evaluate-adapters` measures several adapters beside one base, "
+        "without a network and on a card where there is one",
     )
     parser.add_argument(
         "--work", type=Path, default=WORK, help="folder for downloads, data and states (default: %(default)s)"
@@ -62,6 +63,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="processes; without a card they train side by side. Batches grow with their number",
     )
     parser.add_argument("--subjects", type=int, default=6, metavar="N", help="held-out subjects that `check` measures")
+    parser.add_argument(
+        "--rows", type=Path, help="where `evaluate` and `evaluate-adapters` keep what is measured (default: in --work)"
+    )
+    parser.add_argument("--adapters", type=Path, help="a folder of KIND-seedN.safetensors that are measured too")
+    parser.add_argument("--names", nargs="+", default=[], help="`evaluate-adapters` measures these alone")
+    parser.add_argument("--judge", type=Path, help="`evaluate-adapters` reads the judge's weights here")
     parser.set_defaults(run=_run)
 
 
@@ -70,6 +77,9 @@ def _steps() -> dict[str, int]:
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.stage == "evaluate-adapters":
+        _evaluate_adapters(options)
+        return
     need("making the model", {"PIL": "pillow", "resvg_py": "resvg-py"})
     if options.stage in ("make", "evaluate", "check"):
         need("measuring the model", {name: name for name in ("matplotlib", "scipy", "torchvision")}, "eval")
@@ -101,10 +111,26 @@ def _run(options: argparse.Namespace) -> None:
         elif stage in ("data", "export"):
             getattr(workshop, stage)()
         elif stage == "evaluate":
-            evaluate(workshop.out, workshop.work, options.processes, images)
+            evaluate(workshop.out, workshop.work, images, rows=options.rows, adapters=options.adapters)
         elif stage == "heldout":
             log.info(f"{workshop.heldout()}")
         elif stage == "check":
-            check(workshop.out, workshop.work, options.processes, options.subjects)
+            check(workshop.out, workshop.work, options.subjects)
         else:
             run(getattr(workshop, stage), trainers, seed=SEED)
+
+
+def _evaluate_adapters(options: argparse.Namespace) -> None:
+    need("measuring adapters", {name: name for name in ("PIL", "scipy", "torchvision")}, "eval")
+    from .evaluation.judge import fetch
+    from .evaluation.rows import evaluate_adapters
+    from .workshop import SHIPPED
+
+    evaluate_adapters(
+        options.out or SHIPPED,
+        options.work / "store",
+        options.judge or fetch(options.work / "downloads"),
+        options.rows or options.work / "evaluation",
+        adapters=options.adapters,
+        names=options.names,
+    )

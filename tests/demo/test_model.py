@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from flexip_model.demo.evaluation.judge import to_bytes
 from flexip_model.demo.evaluation.judges import border
-from flexip_model.demo.evaluation.shipped import Shipped
+from flexip_model.demo.evaluation.shipped import Shipped, noises
 from flexip_model.demo.scenes.backgrounds import color_name
 from flexip_model.demo.scenes.concepts import concept_of, heldout_instances
 from flexip_model.demo.stages.export import folder_bytes
-from flexip_model.demo.stages.sampling import sample
 from flexip_model.demo.stages.vae import to_pixels
 from flexip_model.files.adapter_file import read_info
 
@@ -84,52 +84,33 @@ def test_the_examples_were_never_trained_on() -> None:
 def test_gamma_zero_follows_the_prompts_background_and_gamma_one_moves_towards_the_reference(shipped: Shipped) -> None:
     colors = ["red", "blue", "yellow", "green"]
     reference = Image.open(FOLDER / "examples" / "wolf.webp").convert("RGB").resize((128, 128))
-    features = shipped.features(to_pixels([reference] * 4))
+    references = shipped.references(to_bytes([reference]))
     prompts = [f"a 3d render of a wolf on a plain {c} background" for c in colors]
-    pictures = {
-        g: sample(
-            shipped.base,
-            shipped.vae,
-            shipped.words,
-            prompts,
-            adapter=shipped.adapter,
-            features=features,
-            gammas=[g] * 4,
-            steps=12,
-        )
-        for g in (0.0, 1.0)
-    }
-    found = [color_name(border(p)) for p in pictures[0.0]]
+    pictures = {g: shipped.draw(prompts, noises(4, 0), references, [0] * 4, [g] * 4).cpu() for g in (0.0, 1.0)}
+    found = [color_name(b) for b in border(pictures[0.0])]
     assert sum(f == c for f, c in zip(found, colors, strict=True)) >= 3
 
-    def distance(picture: Image.Image) -> float:
-        middle = slice(32, 96)
-        return float(np.abs(np.asarray(picture, float)[middle, middle] - np.asarray(reference)[middle, middle]).mean())
+    def distance(drawn: torch.Tensor) -> float:
+        middle = (..., slice(32, 96), slice(32, 96))
+        return float((drawn[middle].float() - to_bytes([reference])[middle].float()).abs().mean())
 
-    assert np.mean([distance(p) for p in pictures[1.0]]) < np.mean([distance(p) for p in pictures[0.0]])
+    assert distance(pictures[1.0]) < distance(pictures[0.0])
 
 
 def test_gamma_one_keeps_each_held_out_example_so_that_its_look_tells_it_from_the_others(shipped: Shipped) -> None:
     paths = sorted((FOLDER / "examples").iterdir())
-    references = [Image.open(p).convert("RGB").resize((128, 128)) for p in paths]
-    features = shipped.features(to_pixels(references))
+    shown = [Image.open(p).convert("RGB").resize((128, 128)) for p in paths]
     prompts = [f"a 3d render of a {p.stem} on a plain blue background" for p in paths]
-    pictures = sample(
-        shipped.base,
-        shipped.vae,
-        shipped.words,
-        prompts,
-        adapter=shipped.adapter,
-        features=features,
-        gammas=[1.0] * len(paths),
-        steps=12,
-    )
-    wanted = [np.asarray(reference.resize((32, 32)), float) for reference in references]
+    count = len(paths)
+    drawn = shipped.draw(
+        prompts, noises(count, 0), shipped.references(to_bytes(shown)), range(count), [1.0] * count
+    ).cpu()
+    wanted = [np.asarray(reference.resize((32, 32)), float) for reference in shown]
     right = 0
-    for number, picture in enumerate(pictures):
-        pixels = np.asarray(picture, float)
-        behind = np.abs(pixels - border(picture)).max(-1, keepdims=True) < 40
-        look = np.where(behind, 255, pixels).astype(np.uint8)
+    for number, (picture, behind) in enumerate(zip(drawn, border(drawn), strict=True)):
+        pixels = picture.permute(1, 2, 0).numpy().astype(float)
+        empty = np.abs(pixels - behind).max(-1, keepdims=True) < 40
+        look = np.where(empty, 255, pixels).astype(np.uint8)
         small = np.asarray(Image.fromarray(look).resize((32, 32)), float)
         distances = [np.abs(small - w).mean() for w in wanted]
         right += int(np.argmin(distances)) == number

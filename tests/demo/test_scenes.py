@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from flexip_model.demo.evaluation.judge import to_bytes
 from flexip_model.demo.evaluation.judges import BackgroundJudge, border
 from flexip_model.demo.scenes.backgrounds import COLORS, SCENES, color_name, draw_scene, hue_matrix
 from flexip_model.demo.scenes.compose import Composer
@@ -28,7 +29,7 @@ def test_a_plain_background_has_the_colour_that_the_prompt_says(composer: Compos
     for seed in range(5):
         rng = np.random.default_rng(seed)
         recipe = replace(composer.recipe(rng), background=f"plain:{color}", scale=0.5, x=0.5, y=0.5)
-        frame = border(composer.picture(recipe), 6)
+        frame = border(to_bytes([composer.picture(recipe)]), 6)[0]
         assert np.abs(frame - COLORS[color]).max() <= 10
         assert color_name(frame) == color
         said = [composer.prompt(recipe, np.random.default_rng(i)) for i in range(20)]
@@ -40,9 +41,8 @@ def test_a_plain_background_has_the_colour_that_the_prompt_says(composer: Compos
 
 def test_scenes_differ_enough_to_be_told_apart_from_their_frames() -> None:
     judge = BackgroundJudge()
-    right = [
-        judge.scene(draw_scene(name, np.random.default_rng(1000 + i), 128)) == name for name in SCENES for i in range(6)
-    ]
+    drawn = [draw_scene(name, np.random.default_rng(1000 + i), 128) for name in SCENES for i in range(6)]
+    right = judge.right(to_bytes(drawn), [f"scene:{name}" for name in SCENES for _ in range(6)])
     assert np.mean(right) > 0.95
 
 

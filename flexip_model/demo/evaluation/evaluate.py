@@ -1,210 +1,285 @@
-"""How well the exported model keeps held-out subjects and follows prompts, subject by subject.
+"""How well an adapter keeps held-out subjects and lets the base follow prompts, subject by subject.
 
-51 held-out concepts, one subject each; its 3D picture on white is the reference. Six prompts (four in its own style on
-two plain colors and two scenes, one as a flat icon, one as a line drawing) × four noises × six γ, the same noises at
-every γ and without the adapter; and one fine sweep of 21 γ. What judges say of each picture: see `judges`.
+51 held-out instances of Fluent's whose words the base knows; a 3D rendering on white is the reference. Of each subject:
+
+- *own*: six prompts that name its own word (four in 3D on two plain colors and in two scenes, a cartoon, a flat icon),
+- *other*: two prompts in 3D that name another word, which the base learned in 3D: reference and prompt disagree,
+
+each from four noises, at six values of the knob (γ; of an IP-Adapter its scale), the same noises at every value and of
+every adapter; and a fine sweep of 21 values of one prompt. What judges say of each picture: `judges` and `style`.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ...common.parallel import run
-from ...files.safefile import atomic
-from ..scenes.backgrounds import COLORS, SCENES
+from ...images.contact_sheet import draw_sheet
 from ..scenes.compose import Composer
-from ..scenes.concepts import Subject
 from ..scenes.store import Store
-from ..stages.sampling import mean_step, sample
-from ..stages.vae import through_vae, to_pixels
-from .judge import Judge, raw_pixels
-from .judges import JUDGED_STYLES, Asked, BackgroundJudge, Gallery, StyleJudge, compose
-from .shipped import Shipped
+from ..stages.vae import to_pictures
+from .judge import Judge, raw_pixels, to_bytes
+from .judges import BackgroundJudge, Gallery
+from .shipped import References, Shipped, noises
+from .style import StyleJudge
+from .subjects import JUDGED_STYLES, Asked, Cast, Word, compose
 
-log = logging.getLogger(__name__)
-
-GAMMAS = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
+KNOB = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
 FINE = tuple(k / 20 for k in range(21))
 NOISES = 4
-STEPS = 10
-CONCEPTS = 51
-"""A subject's own reference and 50 distractors."""
+FINE_PROMPT = 2
+"""Which of a subject's own prompts the fine sweep is of: the first in a scene."""
+_PART = 1024
+_SHOWN = 8
+
+Measures = dict[str, float]
 
 
-def subjects_of(store: Store) -> list[Subject]:
-    """One subject for each of the first `CONCEPTS` held-out concepts, in alphabetical order."""
-    first: dict[str, Subject] = {}
-    for subject in store.subjects:
-        first.setdefault(subject.concept, subject)
-    return [first[concept] for concept in sorted(first)][:CONCEPTS]
+class Wanted(NamedTuple):
+    """A picture that is asked for: of which subject, by which word (its own or another), how."""
 
+    number: int
+    word: Word
+    asked: Asked
+    own: bool
 
-def asked_of(number: int) -> list[Asked]:
-    """The six prompts of a subject."""
-    rng = np.random.default_rng((41, number))
-    colors = [f"plain:{list(COLORS)[i]}" for i in rng.permutation(len(COLORS))[:4]]
-    scenes = [f"scene:{list(SCENES)[i]}" for i in rng.permutation(len(SCENES))[:2]]
-    return [*(Asked("3d", b) for b in (*colors[:2], *scenes)), Asked("flat", colors[2]), Asked("line", colors[3])]
-
-
-def reference_of(composer: Composer, subject: Subject) -> Image.Image:
-    """A subject's 3D picture on white, with the margin of a target."""
-    picture = compose(composer, subject, Asked("3d", "plain:white"), seed=0)
-    assert picture is not None  # every subject has a 3d picture
-    return picture
+    @property
+    def prompt(self) -> str:
+        return self.asked.prompt(self.word.name)
 
 
 class Evaluation:
-    """The model, the judges and the held-out subjects.
+    """The model, the judges and the held-out subjects, all on one device.
 
     Args:
         folder: what `export` wrote.
-        still: store of still pictures.
+        store: all drawings.
         weights: the judge's file.
+        device: the card where there is one, by default.
     """
 
-    def __init__(self, folder: Path, still: Path, weights: Path) -> None:
-        store = Store.open(still)
-        self.model = Shipped(folder)
-        fluent = store.by("fluent")
-        self.composer, self.seen = Composer(fluent.split(heldout=True)), Composer(fluent.split(heldout=False))
-        self.subjects = subjects_of(self.composer.store)
-        self.judge, self.backgrounds = Judge(weights), BackgroundJudge()
-        self.styles = StyleJudge(self.judge, self.seen)
-        self.gallery = Gallery(self.judge, self.composer, self.subjects)
+    def __init__(self, folder: Path, store: Store, weights: Path, device: torch.device | None = None) -> None:
+        self.model = Shipped(folder, device)
+        self.cast = Cast(store)
+        self.composer = Composer(store)
+        self.judge, self.backgrounds = Judge(weights, self.model.device), BackgroundJudge()
+        self.styles = StyleJudge(self.judge, Composer(store.split(heldout=False)), self.model.through_vae)
+        self.gallery = Gallery(self.judge, self.composer)
+        self.references = to_bytes(
+            [compose(self.composer, held.reference, "plain:white", seed=0) for held in self.cast.subjects]
+        )
 
-    def subject(self, number: int) -> dict[str, Any]:
-        """Everything that is measured of one subject; the values of `gammas` are in the order of `GAMMAS`."""
-        subject = self.subjects[number]
-        six = asked_of(number)
-        reference = reference_of(self.composer, subject)
-        cls, patches = self.model.features(to_pixels([reference]))
+    def wanted(self, number: int) -> list[Wanted]:
+        """A subject's 24 pictures by its own word, then its 8 by another; each prompt `NOISES` times."""
+        other, otherwise = self.cast.asked_otherwise(number)
+        own = [Wanted(number, self.cast.subjects[number].word, a, True) for a in self.cast.asked(number)]
+        return [w for w in (*own, *(Wanted(number, other, a, False) for a in otherwise)) for _ in range(NOISES)]
 
-        def features(count: int) -> tuple[Tensor, Tensor]:
-            return cls.expand(count, -1), patches.expand(count, -1, -1)
+    def rows(self, references: References, numbers: Sequence[int]) -> tuple[list[dict[str, Any]], Image.Image]:
+        """Everything that is measured of these subjects with an adapter, and a sheet of some of the pictures.
 
-        def figures(gamma: float | None) -> dict[str, float]:
-            asked = six * NOISES
-            prompts = [a.prompt(subject.name) for a in asked]
-            with_adapter: dict[str, Any] = (
-                {}
-                if gamma is None
-                else {
-                    "adapter": self.model.adapter,
-                    "features": features(len(prompts)),
-                    "gammas": [gamma] * len(prompts),
+        Args:
+            references: of all subjects.
+        """
+        wanted = [self.wanted(n) for n in numbers]
+        every = [w for of_one in wanted for w in of_one]
+        noise = torch.cat([_noise(n, len(of_one)) for n, of_one in zip(numbers, wanted, strict=True)])
+        pictures = self.model.draw(
+            [w.prompt for w in every] * len(KNOB),
+            noise.repeat(len(KNOB), 1, 1, 1),
+            references,
+            [w.number for w in every] * len(KNOB),
+            [value for value in KNOB for _ in every],
+        )
+        judged = self.judged(every * len(KNOB), pictures)
+        shape = (len(KNOB), len(numbers), len(wanted[0]))
+        table = {name: values.reshape(shape) for name, values in judged.items()}
+        drawn = pictures.unflatten(0, shape)
+        found = []
+        for place, number in enumerate(numbers):
+            of_knob = [
+                self._means(wanted[place], {name: values[k, place] for name, values in table.items()})
+                for k in range(len(KNOB))
+            ]
+            own = [n for n, w in enumerate(wanted[place]) if w.own]
+            found.append(
+                {
+                    **self._names(number),
+                    "own": [of_own for of_own, _ in of_knob],
+                    "other": [of_other for _, of_other in of_knob],
+                    "grid": _path(drawn[:, place, own]),
+                    "fine": self._fine(references, number),
                 }
             )
-            return self.judged(
-                number,
-                asked,
-                sample(
-                    self.model.base,
-                    self.model.vae,
-                    self.model.words,
-                    prompts,
-                    seed=1000 + number,
-                    steps=STEPS,
-                    **with_adapter,
-                ),
-            )
-
-        scene = six[2].prompt(subject.name)
-        fine = sample(
-            self.model.base,
-            self.model.vae,
-            self.model.words,
-            [scene] * len(FINE),
-            seed=1000 + number,
-            adapter=self.model.adapter,
-            features=features(len(FINE)),
-            gammas=FINE,
-            same_noise=True,
-            steps=STEPS,
+        first = FINE_PROMPT * NOISES
+        shown = range(min(_SHOWN, len(numbers)))
+        sheet = draw_sheet(
+            [to_pictures(drawn[:, n, first].cpu().float() / 127.5 - 1) for n in shown],
+            KNOB,
+            to_pictures(self.references[[numbers[n] for n in shown]].float() / 127.5 - 1),
         )
-        true = [(a, compose(self.composer, subject, a, seed=0)) for a in six]
-        shown = [(a, picture) for a, picture in true if picture is not None]
+        return found, sheet
+
+    def _fine(self, references: References, number: int) -> dict[str, Any]:
+        wanted = self.wanted(number)
+        first = FINE_PROMPT * NOISES
+        one = wanted[first]
+        noise = _noise(number, len(wanted))[first : first + 1]
+        count = len(FINE)
+        pictures = self.model.draw(
+            [one.prompt] * count, noise.expand(count, -1, -1, -1), references, [number] * count, FINE
+        )
+        judged = self.judged([one] * count, pictures)
         return {
-            "subject": subject.name,
-            "code": subject.code,
-            "pixel_steps": np.round(mean_step(fine), 5).tolist(),
-            "gammas": [figures(gamma) for gamma in GAMMAS],
-            "no_adapter": figures(None),
-            "copy": self.judged(number, six, [reference] * len(six)),
-            "through_vae": self.judged(
-                number, [a for a, _ in shown], through_vae(self.model.vae, [p for _, p in shown])
-            ),
+            **_path(pictures[:, None]),
+            **{name: np.round(judged[name], 4).tolist() for name in ("preservation", "fidelity")},
         }
 
-    def judged(self, number: int, asked: Sequence[Asked], pictures: Sequence[Image.Image]) -> dict[str, float]:
-        """Means over a subject's pictures.
+    def baseline(self, number: int) -> dict[str, Any]:
+        """A subject's measures without an adapter, of copies of its reference, and of the true pictures through the
+        VAE."""
+        wanted = self.wanted(number)
+        once = wanted[::NOISES]
+        true = [
+            compose(self.composer, (w.word.looks.get(w.asked.style) or w.word.looks["3d"])[0], w.asked.background)
+            for w in once
+        ]
+        pictures = {
+            "no_adapter": (wanted, self.model.draw([w.prompt for w in wanted], _noise(number, len(wanted)))),
+            "copy": (once, self.references[number].expand(len(once), -1, -1, -1)),
+            "through_vae": (once, self.model.through_vae(to_bytes(true))),
+        }
+        found: dict[str, Any] = self._names(number)
+        for name, (asked, drawn) in pictures.items():
+            own, other = self._means(asked, self.judged(asked, drawn))
+            found[name] = {"own": own, "other": other}
+        return found
 
-        first, first_raw: share in which the judge, and raw pixels, choose the subject's own reference among all.
+    def _names(self, number: int) -> dict[str, Any]:
+        held = self.cast.subjects[number]
+        return {
+            "subject": held.word.name,
+            "code": held.reference.subject.code,
+            "other_word": self.cast.asked_otherwise(number)[0].name,
+        }
+
+    def judged(self, wanted: Sequence[Wanted], pictures: Tensor) -> dict[str, np.ndarray]:
+        """What the judges say of each picture, (n,) each; NaN where something is not asked of it.
+
+        first, first_raw: the judge, and raw pixels, choose the subject's own reference among those of all subjects.
         preservation: the judge's cosine with the own reference minus its mean cosine with the others.
-        background, style, text: shares right; both right.
-        fidelity: probability of the style asked for, 0 where the background is wrong; the same of each style's
-            pictures alone as fidelity_3d, fidelity_flat and fidelity_line.
-        both: share in which `first` and `text` hold at once.
+        background, style: right or not. fidelity: the probability of the style asked for, 0 where the background is
+            wrong.
+        concept, concept_any (own): the subject's word is the judge's first of all subjects' words, each by its best
+            drawing in the style asked for, and by its best in any style.
+        asked, kept (other): of all subjects' words and the word asked for, the judge's first is the one asked for, or
+            the subject's own. following: its cosine with the word asked for minus the mean with those that are neither.
         """
+        parts = [
+            self._judged(wanted[start : start + _PART], pictures[start : start + _PART])
+            for start in range(0, len(wanted), _PART)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _judged(self, wanted: Sequence[Wanted], pictures: Tensor) -> dict[str, np.ndarray]:
+        pictures = pictures.to(self.model.device)
         seen, raw = self.judge(pictures), raw_pixels(pictures)
-        first, first_raw, preservation = [], [], []
-        for a, vector, pixels in zip(asked, seen, raw, strict=True):
-            candidates, raw_candidates = self.gallery.candidates(Asked("3d", a.background))
-            cosines = candidates @ vector
-            first.append(int(cosines.argmax()) == number)
-            first_raw.append(int((raw_candidates @ pixels).argmax()) == number)
-            others = (cosines.sum() - cosines[number]) / (len(cosines) - 1)
-            preservation.append(float(cosines[number] - others))
-        background = np.array([self.backgrounds.right(p, a.background) for p, a in zip(pictures, asked, strict=True)])
+        words = [held.word for held in self.cast.subjects]
+        looks = [held.reference for held in self.cast.subjects]
+        number = torch.tensor([w.number for w in wanted], device=seen.device)
+        found = {name: np.full(len(wanted), np.nan) for name in PER_PICTURE}
+
+        def note(name: str, rows: list[int], values: Tensor) -> None:
+            found[name][rows] = values.double().cpu().numpy()
+
+        for background, rows in _groups(wanted, lambda w: w.asked.background):
+            candidates, raw_candidates = self.gallery.vectors(looks, background)
+            mine, cosines = number[rows], seen[rows] @ candidates.t()
+            note("first", rows, cosines.argmax(1) == mine)
+            note("first_raw", rows, (raw[rows] @ raw_candidates.t()).argmax(1) == mine)
+            note("preservation", rows, _margin(cosines, mine, cosines.sum(1)))
+        for asked, rows in _groups(wanted, lambda w: w.asked if w.own else None):
+            for name, styles in (("concept", (asked.style,)), ("concept_any", JUDGED_STYLES)):
+                cosines = self.gallery.cosines(seen[rows], words, asked.background, styles)
+                note(name, rows, cosines.argmax(1) == number[rows])
+        for (word, asked), rows in _groups(wanted, lambda w: None if w.own else (w.word, w.asked)):
+            cosines = self.gallery.cosines(seen[rows], [*words, word], asked.background, (asked.style,))
+            mine, last = number[rows], torch.full((len(rows),), len(words), device=seen.device)
+            note("asked", rows, cosines.argmax(1) == last)
+            note("kept", rows, cosines.argmax(1) == mine)
+            neither = cosines.sum(1) - cosines.gather(1, mine[:, None])[:, 0]
+            note("following", rows, _margin(cosines[:, :], last, neither, len(words)))
         chances = self.styles(pictures)
-        wanted = torch.tensor([JUDGED_STYLES.index(a.style) for a in asked])
-        style = (chances.argmax(-1) == wanted).numpy()
-        chance = chances[torch.arange(len(asked)), wanted].numpy()
-        fidelity = background * chance
-        values = {
-            "first": first,
-            "first_raw": first_raw,
-            "preservation": preservation,
-            "background": background,
-            "style": style,
-            "text": background & style,
-            "fidelity": fidelity,
-            "both": background & style & np.array(first),
-            **{f"fidelity_{JUDGED_STYLES[n]}": fidelity[(wanted == n).numpy()] for n in wanted.unique().tolist()},
-        }
-        return {name: round(float(np.mean(value)), 4) for name, value in values.items()}
+        style = torch.tensor([JUDGED_STYLES.index(w.asked.style) for w in wanted], device=chances.device)
+        found["background"][:] = self.backgrounds.right(pictures, [w.asked.background for w in wanted])
+        note("style", list(range(len(wanted))), chances.argmax(1) == style)
+        chance = chances.gather(1, style[:, None])[:, 0].double().cpu().numpy()
+        found["fidelity"][:] = found["background"] * chance
+        return found
+
+    @staticmethod
+    def _means(wanted: Sequence[Wanted], judged: dict[str, np.ndarray]) -> tuple[Measures, Measures]:
+        """A subject's means over the pictures by its own word, and over those by another.
+
+        Beside what is judged of each picture: text, background and style both right; both (own), that and `first`;
+        style_3d and so on (own), style as asked, of the pictures in each style.
+        """
+        own = np.array([w.own for w in wanted])
+        text = judged["background"] * judged["style"]
+        every = {**judged, "text": text, "both": text * judged["first"]}
+        for style in JUDGED_STYLES:
+            of_it = np.array([w.asked.style == style for w in wanted])
+            every[f"style_{style}"] = np.where(of_it, judged["style"], np.nan)
+
+        def means(rows: np.ndarray, names: Sequence[str]) -> Measures:
+            return {name: round(float(np.nanmean(every[name][rows])), 4) for name in names}
+
+        return means(own, OWN), means(~own, OTHER)
 
 
-def measure(make: partial[Evaluation], rows: Path, numbers: Sequence[int], processes: int) -> list[dict[str, Any]]:
-    """The rows of the subjects `numbers`; those that lie in the folder `rows` already are not measured again."""
-    rows.mkdir(parents=True, exist_ok=True)
-    if any(not _row(rows, number).exists() for number in numbers):
-        run(partial(_measure, make, rows, tuple(numbers)), processes, seed=0)
-    return [json.loads(_row(rows, number).read_text(encoding="utf-8")) for number in numbers]
+PER_PICTURE = (
+    *("first", "first_raw", "preservation", "background", "style", "fidelity"),
+    *("concept", "concept_any", "asked", "kept", "following"),
+)
+OWN = (
+    *("first", "first_raw", "preservation", "concept", "concept_any", "background", "style", "text", "fidelity"),
+    *("both", *(f"style_{style}" for style in JUDGED_STYLES)),
+)
+OTHER = ("asked", "kept", "preservation", "following", "background", "style", "text", "fidelity")
 
 
-def _row(rows: Path, number: int) -> Path:
-    return rows / f"subject-{number:02}.json"
+def _noise(number: int, count: int) -> Tensor:
+    return noises(count, seed=1000 + number)
 
 
-def _measure(make: partial[Evaluation], rows: Path, numbers: Sequence[int]) -> None:
-    import torch.distributed as distributed
+def _groups(wanted: Sequence[Wanted], key: Callable[[Wanted], Any]) -> list[tuple[Any, list[int]]]:
+    """Rows by what they have in common, without those that have None."""
+    found: dict[Any, list[int]] = {}
+    for row, w in enumerate(wanted):
+        of = key(w)
+        if of is not None:
+            found.setdefault(of, []).append(row)
+    return list(found.items())
 
-    rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-    evaluation = make()
-    for number in numbers[rank::world]:
-        if not _row(rows, number).exists():
-            row = evaluation.subject(number)
-            with atomic(_row(rows, number)) as path:
-                path.write_text(json.dumps(row), encoding="utf-8")
-            log.info(f"{number + 1:3} {row['subject']}: first {[g['first'] for g in row['gammas']]}")
+
+def _margin(cosines: Tensor, of: Tensor, total: Tensor, count: int | None = None) -> Tensor:
+    """The cosine of one candidate of each row, minus the mean of the others, whose sum with it is `total`."""
+    own = cosines.gather(1, of[:, None])[:, 0]
+    return own - (total - own) / ((count or cosines.shape[1]) - 1)
+
+
+def _path(pictures: Tensor) -> dict[str, Any]:
+    """How far a sweep's pictures are from one another, (K + 1, n, 3, h, w) uint8: mean absolute difference of pixels in
+    [0, 1], over n. steps: of neighbors, (K,); skips: of those two apart, (K - 1,); far: of the ends."""
+    values = pictures.float() / 255
+
+    def apart(by: int) -> list[float]:
+        return [round(float((b - a).abs().mean()), 6) for a, b in zip(values[:-by], values[by:], strict=True)]
+
+    return {"steps": apart(1), "skips": apart(2), "far": apart(len(values) - 1)[0]}

@@ -1,4 +1,4 @@
-"""The base alone, on subjects that it was trained on: does it draw what a prompt names?"""
+"""The base alone, and the judges themselves: does it draw what a prompt names, and would they see it?"""
 
 from __future__ import annotations
 
@@ -6,72 +6,113 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ...images.contact_sheet import draw_cells
 from ..scenes.compose import Composer
-from ..stages.sampling import sample
-from ..stages.vae import psnr, through_vae
-from .evaluate import CONCEPTS, STEPS, Evaluation
-from .judges import BACKGROUNDS, JUDGED_STYLES, Asked, compose
+from ..stages.vae import to_pictures
+from .evaluate import Evaluation
+from .judge import to_bytes
+from .shipped import noises
+from .style import examples
+from .subjects import BACKGROUNDS, CONCEPTS, JUDGED_STYLES, Asked, Word, compose
 
-PER_STYLE = 30
+PROMPTS = {"3d": 25, "cartoon": 10, "flat": 10}
+"""How many of the words are asked for over each of the 20 backgrounds, in each style."""
+_SHOWN = 16
 
 
 def base_figures(evaluation: Evaluation, out: Path) -> dict[str, Any]:
-    """Shares right per kind of attribute, for each style; `out/base.png` shows the first pictures.
+    """Shares right of the favored words' prompts in each style, and ("every") of every word's in 3D;
+    `out/base-STYLE.jpg` shows some of the pictures.
 
-    subject: the judge's first choice among the subject's true picture and 50 others', all in the style and over the
-    background that the prompt asks for; chance is 0.02.
+    Over each background 51 words are drawn, all words alike often, no two of one concept, and the first of them are
+    asked for. concept: the judge's first choice among the 51, each by its best drawing in that style. `unseen` has the
+    same of the words that the base did not learn in that style, because their drawing is held out; `words` lists of
+    how many prompts each word was recognized, and how many there were.
     """
-    rng = np.random.default_rng(51)
-    seen, model = evaluation.seen, evaluation.model
-    figures: dict[str, Any] = {"prompts_per_style": PER_STYLE}
-    rows = []
-    for style in JUDGED_STYLES:
-        subjects = [s for s in seen.store.subjects if style in seen.store.styles_of(s.code)]
-        named = [subjects[i] for i in rng.choice(len(subjects), PER_STYLE, replace=False)]
-        asked = [Asked(style, BACKGROUNDS[i]) for i in rng.integers(len(BACKGROUNDS), size=PER_STYLE)]
-        prompts = [a.prompt(s.name) for a, s in zip(asked, named, strict=True)]
-        pictures = sample(model.base, model.vae, model.words, prompts, seed=int(rng.integers(1 << 30)), steps=STEPS)
-        rows.append(pictures[:10])
-        first = []
-        for a, subject, vector in zip(asked, named, evaluation.judge(pictures), strict=True):
-            others = [s for s in subjects if s.concept != subject.concept]
-            shown = [subject, *(others[i] for i in rng.choice(len(others), CONCEPTS - 1, replace=False))]
-            candidates = [compose(seen, s, a, 1) for s in shown]
-            first.append(int((evaluation.judge([c for c in candidates if c is not None]) @ vector).argmax()) == 0)
-        background = [evaluation.backgrounds.right(p, a.background) for p, a in zip(pictures, asked, strict=True)]
-        chances = evaluation.styles(pictures)
-        figures[style] = {
-            "subject": float(np.mean(first)),
-            "background": float(np.mean(background)),
-            "style": round(float((chances.argmax(-1) == JUDGED_STYLES.index(style)).float().mean()), 4),
-        }
-    draw_cells([("", picture) for row in rows for picture in row], len(rows[0])).save(out / "base.png")
-    figures["judges_on_true_pictures"] = _true_pictures(evaluation)
-    return figures
+    favored = [word for word in evaluation.cast.words if word.favored]
+    found = {style: _figures(evaluation, favored, style, out / f"base-{style}.jpg") for style in JUDGED_STYLES}
+    return found | {"every": _figures(evaluation, evaluation.cast.words, "3d", out / "base-every.jpg")}
 
 
-def _true_pictures(evaluation: Evaluation, count: int = 120) -> dict[str, float]:
-    """How often the judges themselves are right, on composed pictures of held-out subjects."""
-    rng, composer = np.random.default_rng(52), evaluation.composer
-    right = []
-    for number in range(count):
-        asked = Asked("3d", BACKGROUNDS[number % len(BACKGROUNDS)])
-        picture = compose(composer, evaluation.subjects[int(rng.integers(CONCEPTS))], asked, int(rng.integers(1 << 30)))
-        assert picture is not None  # every subject has a 3d picture
-        right.append(evaluation.backgrounds.right(picture, asked.background))
-    return {"background": round(float(np.mean(right)), 4), "style": round(evaluation.styles.accuracy(composer), 4)}
-
-
-def vae_figures(evaluation: Evaluation, out: Path) -> dict[str, float]:
-    """PSNR in dB on composed pictures of held-out and of trained subjects; `out/vae.png` shows eight, drawn again."""
-    composer: Composer = evaluation.composer
-    rng = np.random.default_rng(77)
-    originals: list[Image.Image] = [composer.picture(composer.recipe(rng, recolor=0)) for _ in range(8)]
-    vae = evaluation.model.vae
-    draw_cells([("", picture) for picture in originals + through_vae(vae, originals)], len(originals)).save(
-        out / "vae.png"
+def _figures(evaluation: Evaluation, known: list[Word], style: str, sheet: Path) -> dict[str, Any]:
+    rng = np.random.default_rng((51, JUDGED_STYLES.index(style)))
+    words = [word for word in known if style in word.looks]
+    groups = _groups(words, rng)
+    asked = [(word, Asked(style, b)) for b, group in groups.items() for word in group[: PROMPTS[style]]]
+    pictures = evaluation.model.draw(
+        [a.prompt(word.name) for word, a in asked], noises(len(asked), seed=2000 + JUDGED_STYLES.index(style))
     )
-    return {"heldout": round(psnr(vae, composer), 2), "seen": round(psnr(vae, evaluation.seen), 2)}
+    seen = evaluation.judge(pictures)
+    right: list[bool] = []
+    for background, group in groups.items():
+        here = seen[len(right) : len(right) + len(group[: PROMPTS[style]])]
+        best = evaluation.gallery.cosines(here, group, background, (style,)).argmax(1).tolist()
+        right += [choice == place for place, choice in enumerate(best)]
+    some = rng.permutation(len(asked))[:_SHOWN].tolist()
+    cells = zip(some, to_pictures(pictures[some].cpu().float() / 127.5 - 1), strict=True)
+    draw_cells([(asked[n][0].name, picture) for n, picture in cells], 8).save(sheet, quality=90)
+    unseen = [ok for ok, (word, _) in zip(right, asked, strict=True) if style not in word.learned]
+    counts: dict[str, list[int]] = {}
+    for ok, (word, _) in zip(right, asked, strict=True):
+        of_word = counts.setdefault(word.name, [0, 0])
+        of_word[0] += ok
+        of_word[1] += 1
+    return {
+        "prompts": len(asked),
+        "concept": _share(right),
+        "unseen": {"prompts": len(unseen), "concept": _share(unseen)},
+        "style": _share((evaluation.styles(pictures).argmax(-1) == JUDGED_STYLES.index(style)).tolist()),
+        "background": _share(evaluation.backgrounds.right(pictures, [a.background for _, a in asked]).tolist()),
+        "words": dict(sorted(counts.items())),
+    }
+
+
+def _groups(words: list[Word], rng: np.random.Generator) -> dict[str, list[Word]]:
+    """Background to up to 51 words of different concepts; words take turns at being asked for."""
+    waiting: list[Word] = []
+    found = {}
+    for background in BACKGROUNDS:
+        group: list[Word] = []
+        passed: list[Word] = []
+        size = min(CONCEPTS, len({word.concept for word in words}))
+        while len(group) < size:
+            if not waiting:
+                waiting = [words[i] for i in rng.permutation(len(words))]
+            word = waiting.pop(0)
+            fits = word.concept not in {other.concept for other in group}
+            (group if fits else passed).append(word)
+        waiting = passed + waiting
+        found[background] = [group[i] for i in rng.permutation(len(group))]
+    return found
+
+
+def judges_figures(evaluation: Evaluation) -> dict[str, Any]:
+    """How often the judges themselves are right on true pictures of held-out instances, as they are and through the
+    VAE; and the VAE's PSNR in dB."""
+    store = evaluation.composer.store
+    heldout, seen = Composer(store.split(heldout=True)), Composer(store.split(heldout=False))
+    through = evaluation.model.through_vae
+    rng = np.random.default_rng(52)
+    looks = [held.reference for held in evaluation.cast.subjects]
+    asked = [BACKGROUNDS[number % len(BACKGROUNDS)] for number in range(120)]
+    pictures = to_bytes(
+        [compose(evaluation.composer, looks[rng.integers(len(looks))], b, int(rng.integers(1 << 30))) for b in asked]
+    )
+    of_heldout = examples(heldout, 32, 77)[0]
+    return {
+        "background": _share(evaluation.backgrounds.right(pictures, asked).tolist()),
+        "style": evaluation.styles.accuracy(heldout),
+        "style_through_vae": evaluation.styles.accuracy(heldout, through),
+        "vae_psnr_db": {"heldout": _psnr(of_heldout, through), "seen": _psnr(examples(seen, 32, 77)[0], through)},
+    }
+
+
+def _psnr(pictures: Any, through: Any) -> float:
+    """Mean over pictures, 8-bit range."""
+    error = (through(pictures).float().cpu() - pictures.float()).square().mean((1, 2, 3)).clamp(min=1e-6)
+    return round(float((10 * np.log10(255**2 / error.numpy())).mean()), 2)
+
+
+def _share(right: list[bool]) -> float | None:
+    return round(float(np.mean(right)), 4) if right else None

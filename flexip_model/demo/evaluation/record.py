@@ -2,64 +2,107 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import platform
 import shutil
 from datetime import date
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...common.errors import FlexIPError
-from ...files.safefile import atomic, sha256
+from ...files.safefile import atomic
 from ..scenes.store import build
-from ..stages.export import ADAPTER_FILE
-from ..stages.sampling import GUIDANCE
-from .card import write_card
-from .evaluate import CONCEPTS, GAMMAS, NOISES, STEPS, Evaluation, measure
-from .evaluate_base import base_figures, vae_figures
-from .evaluate_likeness import likeness_figures
+from .figures.card import write_card
+from .figures.compare import compare
+from .figures.curves import draw_curves
+from .figures.summary import TOLERANCE, baselines, differences, summary
 from .judge import fetch
 from .outside import draw_outside
-from .summary import TOLERANCE, differences, draw_curves, summary
+from .rows import (
+    BASE,
+    BASELINES,
+    JUDGES,
+    PROTOCOL,
+    SHIPPED,
+    Measurement,
+    adapter_files,
+    digest_of,
+    evaluate_adapters,
+    hashes,
+    read_rows,
+    rows_beside,
+)
+from .shipped import Shipped
+from .subjects import CONCEPTS
 
 log = logging.getLogger(__name__)
 
 RECORD = "evaluation.json"
 """In the exported folder."""
-PROTOCOL = {"gammas": GAMMAS, "noises": NOISES, "steps": STEPS, "guidance": GUIDANCE}
 
 
-def evaluate(folder: Path, work: Path, processes: int, images: Path) -> None:
-    """Measure all held-out subjects and the base; the record goes into `folder` and its card, if it has one,
-    `curves.png` and `outside.jpg` into `images`."""
-    make, rows_folder = _prepare(folder, work)
-    rows = measure(make, rows_folder, range(CONCEPTS), processes)
-    evaluation, figures = make(), summary(rows)
-    record = {
-        "weights": _hashes(folder),
-        "protocol": PROTOCOL,
-        "environment": environment(),
-        "figures": figures,
-        "base": base_figures(evaluation, rows_folder),
-        "vae_psnr_db": vae_figures(evaluation, rows_folder),
-        "likeness": likeness_figures(evaluation.model, evaluation.seen, evaluation.composer),
-        "rows": rows,
-    }
-    draw_curves(figures, images / "curves.png")
-    draw_outside(evaluation.model, work / "downloads", images / "outside.jpg")
+def evaluate(folder: Path, work: Path, images: Path, *, rows: Path | None = None, adapters: Path | None = None) -> None:
+    """Measure what is not measured yet; the record goes into `folder` and its card, if it has one, `curves.png` and
+    `outside.jpg` into `images`.
+
+    Args:
+        rows: where `evaluate_adapters` wrote what it measured, here or on another machine; a folder in `work` by
+            default.
+        adapters: those to compare with, where they are not among these rows.
+    """
+    rows = rows or work / "evaluation"
+    evaluate_adapters(folder, _store(work), fetch(work / "downloads"), rows, adapters=adapters)
+    record = make_record(folder, rows)
+    draw_curves(record["figures"], record["baselines"], record["comparison"].get("kinds", {}), images / "curves.png")
+    draw_outside(Shipped(folder), work / "downloads", images / "outside.jpg")
     with atomic(folder / RECORD) as path:
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if (folder / "README.md").is_file():
         write_card(folder / "README.md", record)
     log.info(json.dumps({k: v for k, v in record.items() if k != "rows"}, indent=1))
-    log.info(f"{folder / RECORD}, curves and pictures in {images}, more in {rows_folder}")
+    log.info(f"{folder / RECORD}, curves and pictures in {images}, more in {rows}")
 
 
-def check(folder: Path, work: Path, processes: int, subjects: int) -> None:
-    """Measure the first `subjects` held-out subjects again.
+def make_record(folder: Path, rows: Path) -> dict[str, Any]:
+    """The record of what was measured of an exported folder.
+
+    Raises:
+        FlexIPError: not all of it was.
+    """
+    digest = digest_of(folder)
+    wanted = {
+        JUDGES: digest,
+        BASE: digest,
+        BASELINES: digest,
+        SHIPPED: digest_of(folder, adapter_files(folder, None)[SHIPPED]),
+    }
+    found = {name: read_rows(rows, name, of) for name, of in wanted.items()}
+    missing = [name for name, value in found.items() if value is None]
+    if missing:
+        raise FlexIPError(f"{rows} has nothing on {', '.join(missing)} of {folder}; run `demo-model evaluate-adapters`")
+    judges, base, beside, shipped = (found[name] or {} for name in wanted)
+    others = rows_beside(rows, folder)
+    # FlexIP first: the others' differences are from it.
+    order = sorted(others, key=lambda name: (not name.startswith("flexip-seed"), name))
+    return {
+        "weights": hashes(folder),
+        "protocol": PROTOCOL,
+        "environment": environment(),
+        "on": shipped["on"],
+        "figures": summary(shipped["rows"]),
+        "base": base["figures"],
+        "judges": judges["figures"],
+        "baselines": baselines(beside["rows"]),
+        "comparison": compare({name: others[name] for name in order}) if others else {},
+        "rows": shipped["rows"],
+    }
+
+
+def check(folder: Path, work: Path, subjects: int) -> None:
+    """Measure the first `subjects` held-out subjects again, on the processor.
 
     Raises:
         FlexIPError: a weights file is not the recorded one, or a measure is off by more than the tolerance.
@@ -70,14 +113,14 @@ def check(folder: Path, work: Path, processes: int, subjects: int) -> None:
     if not path.is_file():
         raise FlexIPError(f"{path} is missing: nothing is on record for these weights; run `demo-model evaluate`")
     record = json.loads(path.read_text(encoding="utf-8"))
-    other = [name for name, digest in _hashes(folder).items() if record["weights"].get(name) != digest]
+    other = [name for name, digest in hashes(folder).items() if record["weights"].get(name) != digest]
     if other:
         raise FlexIPError(f"{', '.join(other)} in {folder} is not what was measured; run `demo-model evaluate`")
-    make, rows_folder = _prepare(folder, work)
-    # Neither the rows of `evaluate` nor those of an earlier check: a check measures.
-    fresh = rows_folder.with_name(rows_folder.name + "-check")
-    shutil.rmtree(fresh, ignore_errors=True)
-    rows = measure(make, fresh, range(subjects), processes)
+    fresh = work / "evaluation-check"
+    shutil.rmtree(fresh, ignore_errors=True)  # what an earlier check left is no measurement
+    measure = Measurement(folder, _store(work), fetch(work / "downloads"), fresh, torch.device("cpu"))
+    measure.adapter(SHIPPED, adapter_files(folder, None)[SHIPPED], subjects)
+    rows = json.loads((fresh / f"{SHIPPED}.json").read_text(encoding="utf-8"))["rows"]
     found = differences(rows, record["rows"])
     off = {name: pair for name, pair in found.items() if abs(pair[0] - pair[1]) > TOLERANCE}
     worst = max(found, key=lambda name: abs(found[name][0] - found[name][1]))
@@ -90,25 +133,18 @@ def check(folder: Path, work: Path, processes: int, subjects: int) -> None:
     log.info(f"As on record, within {TOLERANCE}.")
 
 
-def _prepare(folder: Path, work: Path) -> tuple[partial[Evaluation], Path]:
-    if not (folder / ADAPTER_FILE).is_file():
-        raise FlexIPError(f"{folder / ADAPTER_FILE} is missing: run the stage `export` first, or name --out")
-    still = work / "still"
-    if not (still / "looks.json").exists():
-        build(work / "downloads", still, animated=False)
-    weights = fetch(work / "downloads")
-    digest = hashlib.sha256(json.dumps([_hashes(folder), PROTOCOL]).encode()).hexdigest()[:12]
-    return partial(Evaluation, folder, still, weights), work / "evaluation" / digest
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder).as_posix()): sha256(path) for path in sorted(folder.rglob("*.safetensors"))}
+def _store(work: Path) -> Path:
+    """The folder of drawings; without animation frames, which nothing here reads, where there is none."""
+    if (work / "store" / "looks.json").exists():
+        return work / "store"
+    if not (work / "still" / "looks.json").exists():
+        build(work / "downloads", work / "still", animated=False)
+    return work / "still"
 
 
 def environment() -> dict[str, Any]:
     """Date and versions that a record was made with."""
     import diffusers
-    import torch
     import torchvision
     import transformers
 

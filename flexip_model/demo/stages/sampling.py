@@ -1,12 +1,10 @@
-"""Pictures from the demo model while it trains: DDIM with guidance, a γ per sample."""
+"""Pictures from the small model: DDIM with guidance, a γ per sample, on whatever device the base is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -26,6 +24,38 @@ GUIDANCE = 3.0
 
 
 @torch.no_grad()
+def draw(
+    base: Base,
+    vae: Any,
+    words: Words,
+    prompts: Sequence[str],
+    noise: Tensor,
+    *,
+    adapter: Adapter | None = None,
+    condition: Callable[[Tensor], Condition] | None = None,
+    steps: int = 25,
+) -> Tensor:
+    """One picture per prompt, (n, 3, 128, 128) about in [-1, 1], on the base's device.
+
+    Args:
+        noise: (n, 4, 16, 16).
+        adapter, condition: both or none; what the adapter adds, made of the text (2n, 77, 128) of the prompts and of
+            as many empty ones, which are the negative.
+    """
+    device, count = device_of(base), len(prompts)
+    text = base.read(words([*prompts, ""]).to(device))
+    text = torch.cat([text[:-1], text[-1:].expand(count, -1, -1)])
+    host = None
+    if adapter is not None and condition is not None:
+        host = inject(base.unet, adapter)
+        host.condition = condition(text)
+    latents = denoise(base.unet, noise_schedule(), noise.to(device), text, steps=steps, guidance=GUIDANCE)
+    if host is not None:
+        host.eject()
+    pixels: Tensor = vae.decode(latents / vae.config.scaling_factor).sample
+    return pixels
+
+
 def sample(
     base: Base,
     vae: Any,
@@ -45,23 +75,16 @@ def sample(
         adapter, features, gammas: all three or none; features are CLS (n, 128) and patches (n, 256, 128).
         same_noise: every picture begins from the same noise, as a γ sweep needs.
     """
-    count, device = len(prompts), device_of(base)
-    text = base.read(words(list(prompts) + [""] * count).to(device))
-    host = None
+    count = len(prompts)
+    condition = None
     if adapter is not None and features is not None and gammas is not None:
-        host = inject(base.unet, adapter)
-        cls, patches = (torch.cat([f, torch.zeros_like(f)]).to(device) for f in features)
-        p = adapter.preservation(ReferenceFeatures(cls, patches))
-        host.condition = Condition(p, adapter.personalization(text, cls), gamma_tensor(list(gammas) * 2).to(device))
+        cls, patches = (torch.cat([f, torch.zeros_like(f)]) for f in features)
+
+        def condition(text: Tensor) -> Condition:
+            p = adapter.preservation(ReferenceFeatures(cls, patches))
+            return Condition(p, adapter.personalization(text, cls), gamma_tensor(list(gammas) * 2).to(text.device))
+
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(1 if same_noise else count, 4, 16, 16, generator=generator).expand(count, -1, -1, -1)
-    latents = denoise(base.unet, noise_schedule(), noise.to(device), text, steps=steps, guidance=GUIDANCE)
-    if host is not None:
-        host.eject()
-    return to_pictures(vae.decode(latents / vae.config.scaling_factor).sample.cpu())
-
-
-def mean_step(pictures: Sequence[Image.Image]) -> list[float]:
-    """Mean absolute pixel difference (0 to 1) between neighbors of a sweep."""
-    values = [np.asarray(p, np.float32) / 255 for p in pictures]
-    return [float(np.abs(a - b).mean()) for a, b in pairwise(values)]
+    drawn = draw(base, vae, words, prompts, noise, adapter=adapter, condition=condition, steps=steps)
+    return to_pictures(drawn.cpu())

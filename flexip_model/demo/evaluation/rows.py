@@ -1,0 +1,194 @@
+"""Rows of many adapters beside one base, kept in a folder: each is measured once, in groups of subjects.
+
+A file of rows says what was measured (weights and protocol, as a digest); another digest is measured anew. Nothing is
+downloaded here, so this runs where there is no network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Collection
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...common.device import pick_device
+from ...common.errors import FlexIPError
+from ...files.safefile import atomic, sha256
+from ..scenes.concepts import heldout_instances
+from ..scenes.store import Store
+from ..scenes.vocabulary import WORDS
+from ..stages.export import ADAPTER_FILE
+from ..stages.sampling import GUIDANCE
+from .evaluate import FINE, KNOB, NOISES, Evaluation
+from .evaluate_base import PROMPTS, base_figures, judges_figures
+from .shipped import STEPS
+from .subjects import CONCEPTS
+
+log = logging.getLogger(__name__)
+
+SHIPPED = "shipped"
+"""The rows' name of the adapter in the exported folder."""
+BASELINES, BASE, JUDGES = "baselines", "base", "judges"
+PROTOCOL: dict[str, Any] = {
+    "version": 5,
+    "knob": KNOB,
+    "fine": FINE,
+    "noises": NOISES,
+    "steps": STEPS,
+    "guidance": GUIDANCE,
+    "base_prompts": PROMPTS,
+}
+_GROUP = {"cpu": 1, "cuda": CONCEPTS}
+"""Subjects that are measured, and kept, at once."""
+
+
+def evaluate_adapters(
+    folder: Path,
+    store: Path,
+    weights: Path,
+    out: Path,
+    *,
+    adapters: Path | None = None,
+    names: Collection[str] = (),
+    subjects: int = CONCEPTS,
+    device: torch.device | None = None,
+) -> None:
+    """Measure the judges, the base, the baselines and adapters, each into a file of its own in `out`, with sheets of
+    pictures; what is there already is kept.
+
+    Args:
+        folder: what `export` wrote.
+        store: the folder of all drawings, as the stage `data` writes it.
+        weights: the judge's file.
+        adapters: a folder of adapter files, by name KIND-seedN; None is the exported adapter alone.
+        names: of the adapters that are wanted, files without suffix or "shipped"; empty is all.
+        subjects: how many of the held-out ones.
+        device: the card where there is one, by default.
+
+    Raises:
+        FlexIPError: no such adapter, or a file that is none; fewer subjects in the store.
+    """
+    files = adapter_files(folder, adapters)
+    unknown = [name for name in names if name not in files]
+    if unknown:
+        raise FlexIPError(f"there is no adapter {', '.join(unknown)}; there are {', '.join(files)}")
+    measure = Measurement(folder, store, weights, out, device)
+    measure.once(JUDGES, lambda: judges_figures(measure.evaluation))
+    measure.once(BASE, lambda: base_figures(measure.evaluation, out))
+    measure.baselines(subjects)
+    for name, path in files.items():
+        if not names or name in names:
+            measure.adapter(name, path, subjects)
+
+
+def adapter_files(folder: Path, adapters: Path | None) -> dict[str, Path]:
+    """The exported adapter, and those of another folder, by name."""
+    found = {SHIPPED: folder / ADAPTER_FILE}
+    if not found[SHIPPED].is_file():
+        raise FlexIPError(f"{found[SHIPPED]} is missing: run the stage `export` first, or name --out")
+    if adapters is not None and not adapters.is_dir():
+        raise FlexIPError(f"{adapters} is no folder; expected one of adapter files")
+    if adapters is not None:
+        found |= {path.stem: path for path in sorted(adapters.glob("*.safetensors"))}
+    return found
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every weights file below a folder."""
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.rglob("*.safetensors"))}
+
+
+def digest_of(folder: Path, adapter: Path | None = None) -> str:
+    """Says what is measured: the exported parts without their adapter, the protocol, words and held-out instances, and
+    an adapter."""
+    parts = {name: value for name, value in hashes(folder).items() if name != ADAPTER_FILE}
+    chosen = [PROTOCOL, WORDS, sorted(heldout_instances()), parts, None if adapter is None else sha256(adapter)]
+    return hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:16]
+
+
+def read_rows(out: Path, name: str, digest: str) -> dict[str, Any] | None:
+    """A file of rows, or None where there is none of this digest."""
+    path = out / f"{name}.json"
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found if found["digest"] == digest else None
+
+
+def rows_beside(out: Path, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of all adapters that were measured beside the base of `folder`, but for the exported one."""
+    found, base = {}, digest_of(folder)
+    for path in sorted(out.glob("*.json")):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value.get("beside") == base and path.stem != SHIPPED:
+            found[path.stem] = value["rows"]
+    return found
+
+
+def left_out(name: str) -> tuple[str, ...]:
+    """What of P an ablation was trained without, by the name of its file (the format has no word for it)."""
+    return tuple(part for part in ("cls", "queries") if f"-no_{part}-" in name)
+
+
+class Measurement:
+    """Measures into a folder what is not there yet; the networks are loaded when they are first needed."""
+
+    def __init__(self, folder: Path, store: Path, weights: Path, out: Path, device: torch.device | None = None) -> None:
+        self.folder, self.store, self.weights, self.out = folder, store, weights, out
+        self.device = device or pick_device("auto")
+        self.digest = digest_of(folder)
+        out.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        torch.backends.cudnn.allow_tf32 = False  # a check on a processor must find the same
+        return Evaluation(self.folder, Store.open(self.store), self.weights, self.device)
+
+    def once(self, name: str, make: Callable[[], dict[str, Any]]) -> None:
+        """A file of figures without rows."""
+        if read_rows(self.out, name, self.digest) is None:
+            self._write(name, {"digest": self.digest, "on": self._on(), "figures": make()})
+            log.info(f"{name} measured")
+
+    def baselines(self, subjects: int) -> None:
+        """What stands beside every adapter."""
+        kept = read_rows(self.out, BASELINES, self.digest) or {"digest": self.digest, "on": self._on(), "rows": []}
+        while len(kept["rows"]) < subjects:
+            kept["rows"].append(self.evaluation.baseline(len(kept["rows"])))
+            self._write(BASELINES, kept)
+            log.info(f"{BASELINES}: {len(kept['rows'])} of {subjects} subjects")
+
+    def adapter(self, name: str, path: Path, subjects: int) -> None:
+        """One adapter's rows."""
+        digest = digest_of(self.folder, path)
+        kept = read_rows(self.out, name, digest) or {"digest": digest, "beside": self.digest, "rows": []}
+        if len(kept["rows"]) >= subjects:
+            return
+        evaluation = self.evaluation
+        if subjects > len(evaluation.cast.subjects):
+            raise FlexIPError(f"{subjects} subjects were asked for; {self.store} has {len(evaluation.cast.subjects)}")
+        info, adapter = evaluation.model.load(path)
+        kept |= {"kind": adapter.kind, "training": info.training, "on": self._on()}
+        references = evaluation.model.references(evaluation.references, adapter, without=left_out(name))
+        while len(kept["rows"]) < subjects:
+            begin = len(kept["rows"])
+            numbers = range(begin, min(begin + _GROUP.get(self.device.type, 1), subjects))
+            rows, sheet = evaluation.rows(references, numbers)
+            kept["rows"] += rows
+            self._write(name, kept)
+            (self.out / "sheets").mkdir(exist_ok=True)
+            sheet.save(self.out / "sheets" / f"{name}-{begin:02}.jpg", quality=90)
+            log.info(f"{name}: {len(kept['rows'])} of {subjects} subjects, the last {rows[-1]['subject']}")
+
+    def _on(self) -> str:
+        """The device's name."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+
+    def _write(self, name: str, value: dict[str, Any]) -> None:
+        with atomic(self.out / f"{name}.json") as path:
+            path.write_text(json.dumps(value), encoding="utf-8")
