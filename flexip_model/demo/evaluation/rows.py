@@ -146,7 +146,6 @@ class Measurement:
 
     @cached_property
     def evaluation(self) -> Evaluation:
-        torch.backends.cudnn.allow_tf32 = False  # a check on a processor must find the same
         return Evaluation(self.folder, Store.open(self.store), self.weights, self.device)
 
     def once(self, name: str, make: Callable[[], dict[str, Any]]) -> None:

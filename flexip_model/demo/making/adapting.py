@@ -21,7 +21,7 @@ from .kinds import VARIATIONS, Variation, condition_of, new_adapter
 from .pool import Pool
 from .stepper import Pace, Run, Stepper, parameters
 
-ABLATED = 0.5
+ABLATED = 0.4
 """Share of the time in which the ablations train."""
 
 
