@@ -136,7 +136,7 @@ def train_adapters(
 def ablated(name: str) -> bool:
     """Whether an adapter is one of the ablations."""
     kind = name.rsplit("-seed", 1)[0]
-    return kind in VARIATIONS and kind != "flexip"
+    return kind in VARIATIONS and kind != "flexip" and not VARIATIONS[kind].moved
 
 
 def _seed(name: str) -> int:

@@ -120,7 +120,7 @@ class Legs:
         self.deadline = time.monotonic() + seconds
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 3
+        torch.backends.cudnn.benchmark = True
         torch.manual_seed(1)
         work.mkdir(parents=True, exist_ok=True)
         self._drawer = Drawer(processes or os.cpu_count() or 1)
