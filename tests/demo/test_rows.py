@@ -45,6 +45,9 @@ def tiny() -> Iterator[None]:
         patch.setattr(evaluate, "NOISES", 1)
         patch.setattr(evaluate_base, "PROMPTS", {"3d": 1, "cartoon": 1, "flat": 1})
         patch.setattr(style, "PER_STYLE", 6)
+        patch.setattr(style, "TESTED", 4)
+        patch.setattr(evaluate_base, "JUDGED", 4)
+        patch.setattr(evaluate_base, "BACKGROUNDS", ("plain:black", "scene:meadow"))
         yield
 
 

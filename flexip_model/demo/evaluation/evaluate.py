@@ -101,6 +101,7 @@ class Evaluation:
         shape = (len(KNOB), len(numbers), len(wanted[0]))
         table = {name: values.reshape(shape) for name, values in judged.items()}
         drawn = pictures.unflatten(0, shape)
+        fine = self._fine(references, wanted)
         found = []
         for place, number in enumerate(numbers):
             of_knob = [
@@ -114,7 +115,7 @@ class Evaluation:
                     "own": [of_own for of_own, _ in of_knob],
                     "other": [of_other for _, of_other in of_knob],
                     "grid": _path(drawn[:, place, own]),
-                    "fine": self._fine(references, number),
+                    "fine": fine[place],
                 }
             )
         first = FINE_PROMPT * NOISES
@@ -126,39 +127,52 @@ class Evaluation:
         )
         return found, sheet
 
-    def _fine(self, references: References, number: int) -> dict[str, Any]:
-        wanted = self.wanted(number)
-        first = FINE_PROMPT * NOISES
-        one = wanted[first]
-        noise = _noise(number, len(wanted))[first : first + 1]
-        count = len(FINE)
+    def _fine(self, references: References, wanted: Sequence[Sequence[Wanted]]) -> list[dict[str, Any]]:
+        """Of every subject the sweep of one prompt: its path, and what judges say along it."""
+        first, count = FINE_PROMPT * NOISES, len(FINE)
+        ones = [of_one[first] for of_one in wanted]
+        noise = torch.cat([_noise(w.number, len(of))[first : first + 1] for w, of in zip(ones, wanted, strict=True)])
+        every = [w for w in ones for _ in FINE]
         pictures = self.model.draw(
-            [one.prompt] * count, noise.expand(count, -1, -1, -1), references, [number] * count, FINE
+            [w.prompt for w in every],
+            noise.repeat_interleave(count, 0),
+            references,
+            [w.number for w in every],
+            FINE * len(ones),
         )
-        judged = self.judged([one] * count, pictures)
-        return {
-            **_path(pictures[:, None]),
-            **{name: np.round(judged[name], 4).tolist() for name in ("preservation", "fidelity")},
-        }
+        judged = self.judged(every, pictures)
+        return [
+            {
+                **_path(pictures[start : start + count, None]),
+                **{m: np.round(judged[m][start : start + count], 4).tolist() for m in ("preservation", "fidelity")},
+            }
+            for start in range(0, len(every), count)
+        ]
 
-    def baseline(self, number: int) -> dict[str, Any]:
-        """A subject's measures without an adapter, of copies of its reference, and of the true pictures through the
-        VAE."""
-        wanted = self.wanted(number)
-        once = wanted[::NOISES]
+    def baselines(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Measures of these subjects without an adapter, of copies of their references, and of the true pictures
+        through the VAE."""
+        wanted = [self.wanted(n) for n in numbers]
+        every = [w for of_one in wanted for w in of_one]
+        once = [w for of_one in wanted for w in of_one[::NOISES]]
+        noise = torch.cat([_noise(n, len(of_one)) for n, of_one in zip(numbers, wanted, strict=True)])
         true = [
             compose(self.composer, (w.word.looks.get(w.asked.style) or w.word.looks["3d"])[0], w.asked.background)
             for w in once
         ]
         pictures = {
-            "no_adapter": (wanted, self.model.draw([w.prompt for w in wanted], _noise(number, len(wanted)))),
-            "copy": (once, self.references[number].expand(len(once), -1, -1, -1)),
+            "no_adapter": (every, self.model.draw([w.prompt for w in every], noise)),
+            "copy": (once, self.references[[w.number for w in once]]),
             "through_vae": (once, self.model.through_vae(to_bytes(true))),
         }
-        found: dict[str, Any] = self._names(number)
+        found: list[dict[str, Any]] = [self._names(number) for number in numbers]
         for name, (asked, drawn) in pictures.items():
-            own, other = self._means(asked, self.judged(asked, drawn))
-            found[name] = {"own": own, "other": other}
+            judged = self.judged(asked, drawn)
+            each = len(asked) // len(numbers)
+            for place, row in enumerate(found):
+                part = slice(place * each, (place + 1) * each)
+                own, other = self._means(asked[part], {measure: values[part] for measure, values in judged.items()})
+                row[name] = {"own": own, "other": other}
         return found
 
     def _names(self, number: int) -> dict[str, Any]:

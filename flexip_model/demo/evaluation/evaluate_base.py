@@ -18,6 +18,8 @@ from .subjects import BACKGROUNDS, CONCEPTS, JUDGED_STYLES, Asked, Word, compose
 
 PROMPTS = {"3d": 25, "cartoon": 10, "flat": 10}
 """How many of the words are asked for over each of the 20 backgrounds, in each style."""
+JUDGED = 120
+"""True pictures whose backgrounds are judged, and a quarter as many of each style through the VAE for its PSNR."""
 _SHOWN = 16
 
 
@@ -95,16 +97,16 @@ def judges_figures(evaluation: Evaluation) -> dict[str, Any]:
     through = evaluation.model.through_vae
     rng = np.random.default_rng(52)
     looks = [held.reference for held in evaluation.cast.subjects]
-    asked = [BACKGROUNDS[number % len(BACKGROUNDS)] for number in range(120)]
+    asked = [BACKGROUNDS[number % len(BACKGROUNDS)] for number in range(JUDGED)]
     pictures = to_bytes(
         [compose(evaluation.composer, looks[rng.integers(len(looks))], b, int(rng.integers(1 << 30))) for b in asked]
     )
-    of_heldout = examples(heldout, 32, 77)[0]
+    of_heldout, of_seen = (examples(of, JUDGED // 4, 77)[0] for of in (heldout, seen))
     return {
         "background": _share(evaluation.backgrounds.right(pictures, asked).tolist()),
         "style": evaluation.styles.accuracy(heldout),
         "style_through_vae": evaluation.styles.accuracy(heldout, through),
-        "vae_psnr_db": {"heldout": _psnr(of_heldout, through), "seen": _psnr(examples(seen, 32, 77)[0], through)},
+        "vae_psnr_db": {"heldout": _psnr(of_heldout, through), "seen": _psnr(of_seen, through)},
     }
 
 

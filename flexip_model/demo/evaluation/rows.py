@@ -158,7 +158,7 @@ class Measurement:
         """What stands beside every adapter."""
         kept = read_rows(self.out, BASELINES, self.digest) or {"digest": self.digest, "on": self._on(), "rows": []}
         while len(kept["rows"]) < subjects:
-            kept["rows"].append(self.evaluation.baseline(len(kept["rows"])))
+            kept["rows"] += self.evaluation.baselines(self._group(len(kept["rows"]), subjects))
             self._write(BASELINES, kept)
             log.info(f"{BASELINES}: {len(kept['rows'])} of {subjects} subjects")
 
@@ -169,20 +169,23 @@ class Measurement:
         if len(kept["rows"]) >= subjects:
             return
         evaluation = self.evaluation
-        if subjects > len(evaluation.cast.subjects):
-            raise FlexIPError(f"{subjects} subjects were asked for; {self.store} has {len(evaluation.cast.subjects)}")
         info, adapter = evaluation.model.load(path)
         kept |= {"kind": adapter.kind, "training": info.training, "on": self._on()}
         references = evaluation.model.references(evaluation.references, adapter, without=left_out(name))
         while len(kept["rows"]) < subjects:
             begin = len(kept["rows"])
-            numbers = range(begin, min(begin + _GROUP.get(self.device.type, 1), subjects))
-            rows, sheet = evaluation.rows(references, numbers)
+            rows, sheet = evaluation.rows(references, self._group(begin, subjects))
             kept["rows"] += rows
             self._write(name, kept)
             (self.out / "sheets").mkdir(exist_ok=True)
             sheet.save(self.out / "sheets" / f"{name}-{begin:02}.jpg", quality=90)
             log.info(f"{name}: {len(kept['rows'])} of {subjects} subjects, the last {rows[-1]['subject']}")
+
+    def _group(self, begin: int, subjects: int) -> range:
+        known = len(self.evaluation.cast.subjects)
+        if subjects > known:
+            raise FlexIPError(f"{subjects} subjects were asked for; {self.store} has {known}")
+        return range(begin, min(begin + _GROUP.get(self.device.type, 1), subjects))
 
     def _on(self) -> str:
         """The device's name."""

@@ -18,7 +18,8 @@ from ..scenes.compose import Composer
 from .judge import Judge, to_bytes
 from .subjects import BACKGROUNDS, JUDGED_STYLES, compose
 
-PER_STYLE = 200
+PER_STYLE, TESTED = 200, 100
+"""True pictures of each style that the probe is fitted to, and that it is tested on."""
 _CENTER = slice(14, 114)
 """What is looked at."""
 
@@ -86,11 +87,10 @@ class StyleJudge:
         self,
         composer: Composer,
         change: Callable[[Tensor], Tensor] = lambda pictures: pictures,
-        per_style: int = 100,
         seed: int = 4,
     ) -> dict[str, float]:
         """Share right of each style, on true pictures of other drawings, changed by `change`."""
-        pictures, truth = examples(composer, per_style, seed)
+        pictures, truth = examples(composer, TESTED, seed)
         right = (self(change(pictures)).argmax(-1).cpu() == truth).float()
         return {
             style: round(float(right[truth == n].mean()), 4)

@@ -40,7 +40,7 @@ class Asked:
         return f"a {STYLE_WORDS[self.style][0]} of {'an' if name[0] in 'aeiou' else 'a'} {name} {place}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Word:
     """A word that the base knows.
 
