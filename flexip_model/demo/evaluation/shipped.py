@@ -23,7 +23,7 @@ from ..stages.export import ADAPTER_FILE, ENCODER_FILES
 from ..stages.sampling import draw
 
 STEPS = 10
-_CHUNK = {"cpu": 24, "cuda": 1024}
+_CHUNK = {"cpu": 24, "cuda": 512}
 """Pictures that are drawn at once."""
 
 
