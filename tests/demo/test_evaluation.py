@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -14,7 +15,7 @@ from flexip_model.common.errors import FlexIPError
 from flexip_model.demo.evaluation.judge import Judge, fetch, raw_pixels, read_weights, to_bytes
 from flexip_model.demo.evaluation.judges import BackgroundJudge, Gallery
 from flexip_model.demo.evaluation.shipped import Shipped
-from flexip_model.demo.evaluation.style import StyleJudge, examples
+from flexip_model.demo.evaluation.style import StyleJudge, examples, shading
 from flexip_model.demo.evaluation.subjects import CONCEPTS, JUDGED_STYLES, Asked, Cast, Held, compose
 from flexip_model.demo.evaluation.wheels import Wheel
 from flexip_model.demo.scenes.compose import Composer
@@ -152,12 +153,28 @@ def test_a_words_cosine_is_that_of_its_best_drawing(judge: Judge) -> None:
     assert found.shape == (1, 2) and float(found[0, 1]) == pytest.approx(1, abs=1e-4) > float(found[0, 0])
 
 
-def test_the_style_judge_tells_flat_from_shaded_also_through_the_vae(judge: Judge, store: Store) -> None:
+def test_the_style_judge_tells_flat_from_shaded_also_through_the_vae(judge: Judge, store: Store, monkeypatch) -> None:
     model = Shipped(DEMO, torch.device("cpu"))
+    monkeypatch.setattr(style, "PER_STYLE", 150)
+    monkeypatch.setattr(style, "TESTED", 40)
     styles = StyleJudge(judge, Composer(store.split(heldout=False), scene_variants=2), model.through_vae)
     heldout = Composer(store.split(heldout=True), scene_variants=2)
     assert min(styles.accuracy(heldout).values()) > 0.7
     assert min(styles.accuracy(heldout, model.through_vae).values()) > 0.5
+    again = StyleJudge(judge, heldout, model.through_vae, json.loads(json.dumps(styles.probe)))
+    pictures = examples(heldout, 3, seed=9)[0]
+    assert torch.allclose(again(pictures), styles(pictures), atol=1e-3)
+
+
+def test_shading_tells_a_flat_area_from_a_gradient() -> None:
+    ramp = torch.arange(100).repeat(100, 1)
+    pictures = torch.stack([torch.full((100, 100), 90), ramp]).byte()[:, None].expand(-1, 3, -1, -1)
+    flat, gradient = shading(pictures.contiguous())
+    assert (
+        flat.shape == (116,) and flat[0] == 1 and gradient[0] == 0
+    )  # no place, and every place, differs from the next
+    assert flat[12] == gradient[12] == 1  # neither is curved
+    assert flat[108] == pytest.approx(0, abs=1e-5) and gradient[108] > 1  # one color, and seven
 
 
 def test_examples_are_of_every_style_and_never_of_frames(store: Store) -> None:

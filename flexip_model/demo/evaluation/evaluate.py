@@ -27,7 +27,7 @@ from ..stages.vae import to_pictures
 from .judge import Judge, raw_pixels, to_bytes
 from .judges import BackgroundJudge, Gallery
 from .shipped import References, Shipped, noises
-from .style import StyleJudge
+from .style import Probe, StyleJudge
 from .subjects import JUDGED_STYLES, Asked, Cast, Word, compose
 
 KNOB = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
@@ -62,14 +62,22 @@ class Evaluation:
         store: all drawings.
         weights: the judge's file.
         device: the card where there is one, by default.
+        probe: the style judge's, where it is fitted already.
     """
 
-    def __init__(self, folder: Path, store: Store, weights: Path, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        store: Store,
+        weights: Path,
+        device: torch.device | None = None,
+        probe: Probe | None = None,
+    ) -> None:
         self.model = Shipped(folder, device)
         self.cast = Cast(store)
         self.composer = Composer(store)
         self.judge, self.backgrounds = Judge(weights, self.model.device), BackgroundJudge()
-        self.styles = StyleJudge(self.judge, Composer(store.split(heldout=False)), self.model.through_vae)
+        self.styles = StyleJudge(self.judge, Composer(store.split(heldout=False)), self.model.through_vae, probe)
         self.gallery = Gallery(self.judge, self.composer)
         self.references = to_bytes(
             [compose(self.composer, held.reference, "plain:white", seed=0) for held in self.cast.subjects]

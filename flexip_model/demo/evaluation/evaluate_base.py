@@ -91,7 +91,7 @@ def _groups(words: list[Word], rng: np.random.Generator) -> dict[str, list[Word]
 
 def judges_figures(evaluation: Evaluation) -> dict[str, Any]:
     """How often the judges themselves are right on true pictures of held-out instances, as they are and through the
-    VAE; and the VAE's PSNR in dB."""
+    VAE; the VAE's PSNR in dB; and the style judge's probe, so that a check need not fit it anew."""
     store = evaluation.composer.store
     heldout, seen = Composer(store.split(heldout=True)), Composer(store.split(heldout=False))
     through = evaluation.model.through_vae
@@ -106,6 +106,7 @@ def judges_figures(evaluation: Evaluation) -> dict[str, Any]:
         "background": _share(evaluation.backgrounds.right(pictures, asked).tolist()),
         "style": evaluation.styles.accuracy(heldout),
         "style_through_vae": evaluation.styles.accuracy(heldout, through),
+        "probe": evaluation.styles.probe,
         "vae_psnr_db": {"heldout": _psnr(of_heldout, through), "seen": _psnr(of_seen, through)},
     }
 

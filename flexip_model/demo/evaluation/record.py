@@ -15,7 +15,7 @@ import torch
 from ...common.errors import FlexIPError
 from ...files.safefile import atomic
 from ..scenes.store import build
-from .figures.card import write_card
+from .figures.card import tables, write_card
 from .figures.compare import compare
 from .figures.curves import draw_curves
 from .figures.summary import TOLERANCE, baselines, differences, summary
@@ -62,7 +62,7 @@ def evaluate(folder: Path, work: Path, images: Path, *, rows: Path | None = None
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if (folder / "README.md").is_file():
         write_card(folder / "README.md", record)
-    log.info(json.dumps({k: v for k, v in record.items() if k != "rows"}, indent=1))
+    log.info(tables(record))
     log.info(f"{folder / RECORD}, curves and pictures in {images}, more in {rows}")
 
 
@@ -118,7 +118,9 @@ def check(folder: Path, work: Path, subjects: int) -> None:
         raise FlexIPError(f"{', '.join(other)} in {folder} is not what was measured; run `demo-model evaluate`")
     fresh = work / "evaluation-check"
     shutil.rmtree(fresh, ignore_errors=True)  # what an earlier check left is no measurement
-    measure = Measurement(folder, _store(work), fetch(work / "downloads"), fresh, torch.device("cpu"))
+    measure = Measurement(
+        folder, _store(work), fetch(work / "downloads"), fresh, torch.device("cpu"), record["judges"]["probe"]
+    )
     measure.adapter(SHIPPED, adapter_files(folder, None)[SHIPPED], subjects)
     rows = json.loads((fresh / f"{SHIPPED}.json").read_text(encoding="utf-8"))["rows"]
     found = differences(rows, record["rows"])

@@ -27,6 +27,7 @@ from ..stages.sampling import GUIDANCE
 from .evaluate import FINE, KNOB, NOISES, Evaluation
 from .evaluate_base import PROMPTS, base_figures, judges_figures
 from .shipped import STEPS
+from .style import Probe
 from .subjects import CONCEPTS
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ SHIPPED = "shipped"
 """The rows' name of the adapter in the exported folder."""
 BASELINES, BASE, JUDGES = "baselines", "base", "judges"
 PROTOCOL: dict[str, Any] = {
-    "version": 5,
+    "version": 6,
     "knob": KNOB,
     "fine": FINE,
     "noises": NOISES,
@@ -138,15 +139,26 @@ def left_out(name: str) -> tuple[str, ...]:
 class Measurement:
     """Measures into a folder what is not there yet; the networks are loaded when they are first needed."""
 
-    def __init__(self, folder: Path, store: Path, weights: Path, out: Path, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        store: Path,
+        weights: Path,
+        out: Path,
+        device: torch.device | None = None,
+        probe: Probe | None = None,
+    ) -> None:
         self.folder, self.store, self.weights, self.out = folder, store, weights, out
         self.device = device or pick_device("auto")
+        self.probe = probe
         self.digest = digest_of(folder)
         out.mkdir(parents=True, exist_ok=True)
 
     @cached_property
     def evaluation(self) -> Evaluation:
-        return Evaluation(self.folder, Store.open(self.store), self.weights, self.device)
+        judges = read_rows(self.out, JUDGES, self.digest)
+        probe = self.probe or (judges["figures"]["probe"] if judges else None)
+        return Evaluation(self.folder, Store.open(self.store), self.weights, self.device, probe)
 
     def once(self, name: str, make: Callable[[], dict[str, Any]]) -> None:
         """A file of figures without rows."""
