@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from flexip_model.common.errors import FlexIPError
+from flexip_model.demo.evaluation import style
 from flexip_model.demo.evaluation.judge import Judge, fetch, raw_pixels, read_weights, to_bytes
 from flexip_model.demo.evaluation.judges import BackgroundJudge, Gallery
 from flexip_model.demo.evaluation.shipped import Shipped
@@ -167,7 +168,7 @@ def test_the_style_judge_tells_flat_from_shaded_also_through_the_vae(judge: Judg
 
 
 def test_shading_tells_a_flat_area_from_a_gradient() -> None:
-    ramp = torch.arange(100).repeat(100, 1)
+    ramp = 2 * torch.arange(100).repeat(100, 1)
     pictures = torch.stack([torch.full((100, 100), 90), ramp]).byte()[:, None].expand(-1, 3, -1, -1)
     flat, gradient = shading(pictures.contiguous())
     assert (
