@@ -62,7 +62,19 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         default=2,
         help="processes; without a card they train side by side. Batches grow with their number",
     )
-    parser.add_argument("--subjects", type=int, default=6, metavar="N", help="held-out subjects that `check` measures")
+    parser.add_argument(
+        "--subjects",
+        type=int,
+        metavar="N",
+        help="held-out subjects: `check` has 6, `evaluate-adapters` 51",
+    )
+    parser.add_argument(
+        "--noises",
+        type=int,
+        default=4,
+        metavar="N",
+        help="noises a prompt, of --adapters; fewer are faster",
+    )
     parser.add_argument(
         "--rows", type=Path, help="where `evaluate` and `evaluate-adapters` keep what is measured (default: in --work)"
     )
@@ -111,11 +123,18 @@ def _run(options: argparse.Namespace) -> None:
         elif stage in ("data", "export"):
             getattr(workshop, stage)()
         elif stage == "evaluate":
-            evaluate(workshop.out, workshop.work, images, rows=options.rows, adapters=options.adapters)
+            evaluate(
+                workshop.out,
+                workshop.work,
+                images,
+                rows=options.rows,
+                adapters=options.adapters,
+                noises=options.noises,
+            )
         elif stage == "heldout":
             log.info(f"{workshop.heldout()}")
         elif stage == "check":
-            check(workshop.out, workshop.work, options.subjects)
+            check(workshop.out, workshop.work, 6 if options.subjects is None else options.subjects)
         else:
             run(getattr(workshop, stage), trainers, seed=SEED)
 
@@ -126,6 +145,8 @@ def _evaluate_adapters(options: argparse.Namespace) -> None:
     from .evaluation.rows import evaluate_adapters
     from .workshop import SHIPPED
 
+    if options.noises < 1 or (options.subjects is not None and options.subjects < 1):
+        raise FlexIPError("subjects and noises must be at least 1")
     evaluate_adapters(
         options.out or SHIPPED,
         options.work / "store",
@@ -133,4 +154,6 @@ def _evaluate_adapters(options: argparse.Namespace) -> None:
         options.rows or options.work / "evaluation",
         adapters=options.adapters,
         names=options.names,
+        noises=options.noises,
+        **({} if options.subjects is None else {"subjects": options.subjects}),
     )

@@ -42,7 +42,8 @@ def tiny() -> Iterator[None]:
     """Pictures of two steps, one noise each, few examples."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shipped, "STEPS", 2)
-        patch.setattr(evaluate, "NOISES", 1)
+        patch.setattr(record, "NOISES", 1)
+        patch.setattr(rows, "NOISES", 1)
         patch.setattr(evaluate_base, "PROMPTS", {"3d": 1, "cartoon": 1, "flat": 1})
         patch.setattr(style, "PER_STYLE", 6)
         patch.setattr(style, "TESTED", 4)
@@ -82,7 +83,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def measured(tiny, adapters: Path, store: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("rows")
-    rows.evaluate_adapters(DEMO, store, weights, out, adapters=adapters, subjects=COUNT, device=CPU)
+    rows.evaluate_adapters(DEMO, store, weights, out, adapters=adapters, subjects=COUNT, noises=1, device=CPU)
     return out
 
 
@@ -135,11 +136,13 @@ def test_what_is_measured_is_not_measured_again_unless_another_protocol_asks(
         raise AssertionError("loaded again")
 
     monkeypatch.setattr(rows, "Evaluation", never)
-    again = {"adapters": adapters, "subjects": COUNT, "device": CPU}
+    again = {"adapters": adapters, "subjects": COUNT, "noises": 1, "device": CPU}
     rows.evaluate_adapters(DEMO, store, weights, measured, **again)
     assert {path.name: path.read_bytes() for path in measured.glob("*.json")} == before
     with pytest.raises(AssertionError, match="loaded again"):
         rows.evaluate_adapters(DEMO, store, weights, measured, **{**again, "subjects": COUNT + 1})
+    with pytest.raises(AssertionError, match="loaded again"):
+        rows.evaluate_adapters(DEMO, store, weights, measured, **{**again, "noises": 2})
     monkeypatch.setitem(rows.PROTOCOL, "guidance", 7.0)
     with pytest.raises(AssertionError, match="loaded again"):
         rows.evaluate_adapters(DEMO, store, weights, measured, **again)
@@ -249,7 +252,12 @@ def test_the_record_of_what_was_measured_becomes_card_and_curves(measured: Path,
     draw_curves(made["figures"], made["baselines"], made["comparison"]["kinds"], tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 1000
-    assert "not measured" not in text
+    assert "not measured" not in text and "2 subjects, 1 noises" in text
+    other = _read(measured, "ip-adapter-seed1") | {"noises": 4}
+    (measured / "odd.json").write_text(json.dumps(other))
+    with pytest.raises(FlexIPError, match="were drawn from 1 and 4 noises"):
+        record.make_record(DEMO, measured)
+    (measured / "odd.json").unlink()
     with pytest.raises(FlexIPError, match="has nothing on judges, base, baselines, shipped"):
         record.make_record(DEMO, tmp_path)
 
@@ -291,7 +299,7 @@ def test_the_record_the_workflows_and_the_dials_measurement_have_one_guidance() 
 def test_check_measures_the_files_that_ship_and_finds_what_is_on_record(tmp_path: Path, capsys) -> None:
     stale = tmp_path / "evaluation-check" / "shipped.json"  # what an earlier check left is not taken for a measurement
     stale.parent.mkdir(parents=True)
-    stale.write_text(json.dumps({"digest": rows.digest_of(DEMO, DEMO / ADAPTER_FILE), "rows": [{}]}))
+    stale.write_text(json.dumps({"digest": rows.digest_of(DEMO, DEMO / ADAPTER_FILE, 4), "rows": [{}]}))
     assert main(["demo-model", "check", "--work", str(tmp_path), "--subjects", "1"]) == 0
     assert "As on record" in capsys.readouterr().out
     assert _read(tmp_path / "evaluation-check", "shipped")["rows"][0]["code"] == _shipped_record()["rows"][0]["code"]

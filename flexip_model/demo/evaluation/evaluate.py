@@ -33,6 +33,7 @@ from .subjects import JUDGED_STYLES, Asked, Cast, Word, compose
 KNOB = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
 FINE = tuple(k / 20 for k in range(21))
 NOISES = 4
+"""Fewer do for a comparison on a processor, where a subject and adapter take most of a minute with all of them."""
 FINE_PROMPT = 2
 """Which of a subject's own prompts the fine sweep is of: the first in a scene."""
 _PART = 1024
@@ -63,6 +64,9 @@ class Evaluation:
         weights: the judge's file.
         device: the card where there is one, by default.
         probe: the style judge's, where it is fitted already.
+
+    Attributes:
+        noises: from how many noises each prompt is drawn; may be set.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Evaluation:
         device: torch.device | None = None,
         probe: Probe | None = None,
     ) -> None:
+        self.noises = NOISES
         self.model = Shipped(folder, device)
         self.cast = Cast(store)
         self.composer = Composer(store)
@@ -84,10 +89,10 @@ class Evaluation:
         )
 
     def wanted(self, number: int) -> list[Wanted]:
-        """A subject's 24 pictures by its own word, then its 8 by another; each prompt `NOISES` times."""
+        """A subject's 24 pictures by its own word, then its 8 by another; each prompt `noises` times."""
         other, otherwise = self.cast.asked_otherwise(number)
         own = [Wanted(number, self.cast.subjects[number].word, a, True) for a in self.cast.asked(number)]
-        return [w for w in (*own, *(Wanted(number, other, a, False) for a in otherwise)) for _ in range(NOISES)]
+        return [w for w in (*own, *(Wanted(number, other, a, False) for a in otherwise)) for _ in range(self.noises)]
 
     def rows(self, references: References, numbers: Sequence[int]) -> tuple[list[dict[str, Any]], Image.Image]:
         """Everything that is measured of these subjects with an adapter, and a sheet of some of the pictures.
@@ -126,7 +131,7 @@ class Evaluation:
                     "fine": fine[place],
                 }
             )
-        first = FINE_PROMPT * NOISES
+        first = FINE_PROMPT * self.noises
         shown = range(min(_SHOWN, len(numbers)))
         sheet = draw_sheet(
             [to_pictures(drawn[:, n, first].cpu().float() / 127.5 - 1) for n in shown],
@@ -137,7 +142,7 @@ class Evaluation:
 
     def _fine(self, references: References, wanted: Sequence[Sequence[Wanted]]) -> list[dict[str, Any]]:
         """Of every subject the sweep of one prompt: its path, and what judges say along it."""
-        first, count = FINE_PROMPT * NOISES, len(FINE)
+        first, count = FINE_PROMPT * self.noises, len(FINE)
         ones = [of_one[first] for of_one in wanted]
         noise = torch.cat([_noise(w.number, len(of))[first : first + 1] for w, of in zip(ones, wanted, strict=True)])
         every = [w for w in ones for _ in FINE]
@@ -162,7 +167,7 @@ class Evaluation:
         through the VAE."""
         wanted = [self.wanted(n) for n in numbers]
         every = [w for of_one in wanted for w in of_one]
-        once = [w for of_one in wanted for w in of_one[::NOISES]]
+        once = [w for of_one in wanted for w in of_one[:: self.noises]]
         noise = torch.cat([_noise(n, len(of_one)) for n, of_one in zip(numbers, wanted, strict=True)])
         true = [
             compose(self.composer, (w.word.looks.get(w.asked.style) or w.word.looks["3d"])[0], w.asked.background)

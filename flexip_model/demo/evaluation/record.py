@@ -15,6 +15,7 @@ import torch
 from ...common.errors import FlexIPError
 from ...files.safefile import atomic
 from ..scenes.store import build
+from .evaluate import NOISES
 from .figures.card import tables, write_card
 from .figures.compare import compare
 from .figures.curves import draw_curves
@@ -44,7 +45,15 @@ RECORD = "evaluation.json"
 """In the exported folder."""
 
 
-def evaluate(folder: Path, work: Path, images: Path, *, rows: Path | None = None, adapters: Path | None = None) -> None:
+def evaluate(
+    folder: Path,
+    work: Path,
+    images: Path,
+    *,
+    rows: Path | None = None,
+    adapters: Path | None = None,
+    noises: int = NOISES,
+) -> None:
     """Measure what is not measured yet; the record goes into `folder` and its card, if it has one, `curves.png` and
     `outside.jpg` into `images`.
 
@@ -52,9 +61,10 @@ def evaluate(folder: Path, work: Path, images: Path, *, rows: Path | None = None
         rows: where `evaluate_adapters` wrote what it measured, here or on another machine; a folder in `work` by
             default.
         adapters: those to compare with, where they are not among these rows.
+        noises: a prompt, of these adapters.
     """
     rows = rows or work / "evaluation"
-    evaluate_adapters(folder, _store(work), fetch(work / "downloads"), rows, adapters=adapters)
+    evaluate_adapters(folder, _store(work), fetch(work / "downloads"), rows, adapters=adapters, noises=noises)
     record = make_record(folder, rows)
     draw_curves(record["figures"], record["baselines"], record["comparison"].get("kinds", {}), images / "curves.png")
     draw_outside(Shipped(folder), work / "downloads", images / "outside.jpg")
@@ -72,12 +82,12 @@ def make_record(folder: Path, rows: Path) -> dict[str, Any]:
     Raises:
         FlexIPError: not all of it was.
     """
-    digest = digest_of(folder)
+    digest, exported = digest_of(folder), adapter_files(folder, None)[SHIPPED]
     wanted = {
         JUDGES: digest,
         BASE: digest,
-        BASELINES: digest,
-        SHIPPED: digest_of(folder, adapter_files(folder, None)[SHIPPED]),
+        BASELINES: digest_of(folder, noises=NOISES),
+        SHIPPED: digest_of(folder, exported, NOISES),
     }
     found = {name: read_rows(rows, name, of) for name, of in wanted.items()}
     missing = [name for name, value in found.items() if value is None]
@@ -96,9 +106,15 @@ def make_record(folder: Path, rows: Path) -> dict[str, Any]:
         "base": base["figures"],
         "judges": judges["figures"],
         "baselines": baselines(beside["rows"]),
-        "comparison": compare({name: others[name] for name in order}) if others else {},
+        "comparison": _comparison({name: others[name] for name in order}),
         "rows": shipped["rows"],
     }
+
+
+def _comparison(others: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    if not others:
+        return {}
+    return {"noises": next(iter(others.values()))["noises"], **compare({n: of["rows"] for n, of in others.items()})}
 
 
 def check(folder: Path, work: Path, subjects: int) -> None:

@@ -39,7 +39,6 @@ PROTOCOL: dict[str, Any] = {
     "version": 6,
     "knob": KNOB,
     "fine": FINE,
-    "noises": NOISES,
     "steps": STEPS,
     "guidance": GUIDANCE,
     "base_prompts": PROMPTS,
@@ -57,10 +56,11 @@ def evaluate_adapters(
     adapters: Path | None = None,
     names: Collection[str] = (),
     subjects: int = CONCEPTS,
+    noises: int = NOISES,
     device: torch.device | None = None,
 ) -> None:
-    """Measure the judges, the base, the baselines and adapters, each into a file of its own in `out`, with sheets of
-    pictures; what is there already is kept.
+    """Measure the judges, adapters and, beside the exported one, the base and the baselines, each into a file in `out`,
+    with sheets of pictures; what is there already is kept.
 
     Args:
         folder: what `export` wrote.
@@ -69,6 +69,7 @@ def evaluate_adapters(
         adapters: a folder of adapter files, by name KIND-seedN; None is the exported adapter alone.
         names: of the adapters that are wanted, files without suffix or "shipped"; empty is all.
         subjects: how many of the held-out ones.
+        noises: from how many noises each prompt is drawn with `adapters`; of the exported one always `NOISES`.
         device: the card where there is one, by default.
 
     Raises:
@@ -78,13 +79,14 @@ def evaluate_adapters(
     unknown = [name for name in names if name not in files]
     if unknown:
         raise FlexIPError(f"there is no adapter {', '.join(unknown)}; there are {', '.join(files)}")
+    wanted = [name for name in files if not names or name in names]
     measure = Measurement(folder, store, weights, out, device)
     measure.once(JUDGES, lambda: judges_figures(measure.evaluation))
-    measure.once(BASE, lambda: base_figures(measure.evaluation, out))
-    measure.baselines(subjects)
-    for name, path in files.items():
-        if not names or name in names:
-            measure.adapter(name, path, subjects)
+    if SHIPPED in wanted:
+        measure.once(BASE, lambda: base_figures(measure.evaluation, out))
+        measure.baselines(subjects)
+    for name in wanted:
+        measure.adapter(name, files[name], subjects, NOISES if name == SHIPPED else noises)
 
 
 def adapter_files(folder: Path, adapters: Path | None) -> dict[str, Path]:
@@ -104,11 +106,11 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.rglob("*.safetensors"))}
 
 
-def digest_of(folder: Path, adapter: Path | None = None) -> str:
-    """Says what is measured: the exported parts without their adapter, the protocol, words and held-out instances, and
-    an adapter."""
+def digest_of(folder: Path, adapter: Path | None = None, noises: int | None = None) -> str:
+    """Says what is measured: the exported parts without their adapter, the protocol, words and held-out instances, an
+    adapter, and from how many noises."""
     parts = {name: value for name, value in hashes(folder).items() if name != ADAPTER_FILE}
-    chosen = [PROTOCOL, WORDS, sorted(heldout_instances()), parts, None if adapter is None else sha256(adapter)]
+    chosen = [PROTOCOL, WORDS, sorted(heldout_instances()), parts, None if adapter is None else sha256(adapter), noises]
     return hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:16]
 
 
@@ -121,13 +123,22 @@ def read_rows(out: Path, name: str, digest: str) -> dict[str, Any] | None:
     return found if found["digest"] == digest else None
 
 
-def rows_beside(out: Path, folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The rows of all adapters that were measured beside the base of `folder`, but for the exported one."""
+def rows_beside(out: Path, folder: Path) -> dict[str, dict[str, Any]]:
+    """What was measured of all adapters beside the base of `folder`, but for the exported one.
+
+    Raises:
+        FlexIPError: they were drawn from different noises, so that they cannot be compared.
+    """
     found, base = {}, digest_of(folder)
     for path in sorted(out.glob("*.json")):
         value = json.loads(path.read_text(encoding="utf-8"))
         if value.get("beside") == base and path.stem != SHIPPED:
-            found[path.stem] = value["rows"]
+            found[path.stem] = value
+    counts = {value["noises"] for value in found.values()}
+    if len(counts) > 1:
+        raise FlexIPError(
+            f"the adapters in {out} were drawn from {sorted(counts)} noises; measure them from as many each"
+        )
     return found
 
 
@@ -167,20 +178,28 @@ class Measurement:
             log.info(f"{name} measured")
 
     def baselines(self, subjects: int) -> None:
-        """What stands beside every adapter."""
-        kept = read_rows(self.out, BASELINES, self.digest) or {"digest": self.digest, "on": self._on(), "rows": []}
+        """What stands beside the exported adapter."""
+        digest = digest_of(self.folder, noises=NOISES)
+        kept = read_rows(self.out, BASELINES, digest) or {"digest": digest, "on": self._on(), "rows": []}
         while len(kept["rows"]) < subjects:
+            self.evaluation.noises = NOISES
             kept["rows"] += self.evaluation.baselines(self._group(len(kept["rows"]), subjects))
             self._write(BASELINES, kept)
             log.info(f"{BASELINES}: {len(kept['rows'])} of {subjects} subjects")
 
-    def adapter(self, name: str, path: Path, subjects: int) -> None:
+    def adapter(self, name: str, path: Path, subjects: int, noises: int = NOISES) -> None:
         """One adapter's rows."""
-        digest = digest_of(self.folder, path)
-        kept = read_rows(self.out, name, digest) or {"digest": digest, "beside": self.digest, "rows": []}
+        digest = digest_of(self.folder, path, noises)
+        kept = read_rows(self.out, name, digest) or {
+            "digest": digest,
+            "beside": self.digest,
+            "noises": noises,
+            "rows": [],
+        }
         if len(kept["rows"]) >= subjects:
             return
         evaluation = self.evaluation
+        evaluation.noises = noises
         info, adapter = evaluation.model.load(path)
         kept |= {"kind": adapter.kind, "training": info.training, "on": self._on()}
         references = evaluation.model.references(evaluation.references, adapter, without=left_out(name))

@@ -125,7 +125,8 @@ def _base(record: dict[str, Any]) -> list[str]:
 
 def _comparison(comparison: dict[str, Any]) -> list[str]:
     kinds, first = comparison["kinds"], comparison["first"]
-    lines = [_line(["Over the knob, medians", *(f"{_label(k)} ({kinds[k]['seeds']})" for k in kinds)])]
+    of = f"{comparison['subjects']} subjects, {comparison['noises']} noises"
+    lines = [_line([f"Over the knob, medians; {of}", *(f"{_label(k)} ({kinds[k]['seeds']})" for k in kinds)])]
     lines.append("|---" * (len(kinds) + 1) + "|")
     for name, label in COMPARED.items():
         lines.append(_line([label, *(_number(kinds[kind]["figures"].get(name)) for kind in kinds)]))
