@@ -17,7 +17,7 @@ from PIL import Image
 
 from flexip_model.__main__ import main
 from flexip_model.common.errors import FlexIPError
-from flexip_model.demo.evaluation import evaluate, evaluate_base, record, rows, shipped, style
+from flexip_model.demo.evaluation import evaluate, evaluate_base, judges, record, rows, shipped, style
 from flexip_model.demo.evaluation.figures.card import BEGIN, END, Goal, tables, write_card
 from flexip_model.demo.evaluation.figures.compare import compare, per_subject, seed_groups
 from flexip_model.demo.evaluation.figures.curves import draw_curves
@@ -106,7 +106,7 @@ def test_every_adapter_has_rows_of_the_same_subjects_and_noises(measured: Path) 
         for row in found["rows"]:
             assert row["other_word"] in KNOWN
             assert len(row["own"]) == len(row["other"]) == len(evaluate.KNOB)
-            assert set(row["own"][0]) == set(evaluate.OWN) and set(row["other"][0]) == set(evaluate.OTHER)
+            assert set(row["own"][0]) == set(judges.OWN) and set(row["other"][0]) == set(judges.OTHER)
             assert len(row["fine"]["steps"]) == 20 and len(row["fine"]["skips"]) == 19
             assert len(row["grid"]["steps"]) == 5 and len(row["fine"]["fidelity"]) == 21
         assert (measured / "sheets" / f"{name}-00.jpg").exists()
@@ -180,7 +180,7 @@ def _rows(count: int = 4, gain: float = 1.0, jump: int | None = None) -> list[di
         steps = [0.01] * 20
         if jump is not None:
             steps[jump] = 0.2
-        measures = {kind: dict.fromkeys(getattr(evaluate, kind.upper()), 0.5) for kind in ("own", "other")}
+        measures = {kind: dict.fromkeys(getattr(judges, kind.upper()), 0.5) for kind in ("own", "other")}
 
         def row_of(kind: str, k: float, t: float, measures=measures) -> dict[str, float]:
             extra = {"preservation": float(k), "fidelity": float(t), "first": float(k), "text": float(t)}

@@ -45,11 +45,11 @@ def _figures(evaluation: Evaluation, known: list[Word], style: str, sheet: Path)
     pictures = evaluation.model.draw(
         [a.prompt(word.name) for word, a in asked], noises(len(asked), seed=2000 + JUDGED_STYLES.index(style))
     )
-    seen = evaluation.judge(pictures)
+    seen = evaluation.jury.judge(pictures)
     right: list[bool] = []
     for background, group in groups.items():
         here = seen[len(right) : len(right) + len(group[: PROMPTS[style]])]
-        best = evaluation.gallery.cosines(here, group, background, (style,)).argmax(1).tolist()
+        best = evaluation.jury.gallery.cosines(here, group, background, (style,)).argmax(1).tolist()
         right += [choice == place for place, choice in enumerate(best)]
     some = rng.permutation(len(asked))[:_SHOWN].tolist()
     cells = zip(some, to_pictures(pictures[some].cpu().float() / 127.5 - 1), strict=True)
@@ -64,8 +64,8 @@ def _figures(evaluation: Evaluation, known: list[Word], style: str, sheet: Path)
         "prompts": len(asked),
         "concept": _share(right),
         "unseen": {"prompts": len(unseen), "concept": _share(unseen)},
-        "style": _share((evaluation.styles(pictures).argmax(-1) == JUDGED_STYLES.index(style)).tolist()),
-        "background": _share(evaluation.backgrounds.right(pictures, [a.background for _, a in asked]).tolist()),
+        "style": _share((evaluation.jury.styles(pictures).argmax(-1) == JUDGED_STYLES.index(style)).tolist()),
+        "background": _share(evaluation.jury.backgrounds.right(pictures, [a.background for _, a in asked]).tolist()),
         "words": dict(sorted(counts.items())),
     }
 
@@ -103,10 +103,10 @@ def judges_figures(evaluation: Evaluation) -> dict[str, Any]:
     )
     of_heldout, of_seen = (examples(of, JUDGED // 4, 77)[0] for of in (heldout, seen))
     return {
-        "background": _share(evaluation.backgrounds.right(pictures, asked).tolist()),
-        "style": evaluation.styles.accuracy(heldout),
-        "style_through_vae": evaluation.styles.accuracy(heldout, through),
-        "probe": evaluation.styles.probe,
+        "background": _share(evaluation.jury.backgrounds.right(pictures, asked).tolist()),
+        "style": evaluation.jury.styles.accuracy(heldout),
+        "style_through_vae": evaluation.jury.styles.accuracy(heldout, through),
+        "probe": evaluation.jury.styles.probe,
         "vae_psnr_db": {"heldout": _psnr(of_heldout, through), "seen": _psnr(of_seen, through)},
     }
 

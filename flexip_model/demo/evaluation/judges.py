@@ -6,8 +6,9 @@ features (`evaluation.judge`), or by raw pixels. How the picture is drawn: see `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from ..scenes.backgrounds import SCENES, color_name, draw_scene
 from ..scenes.compose import Composer
 from ..scenes.store import Look
 from .judge import Judge, raw_pixels, to_bytes
-from .subjects import Word, true_pictures
+from .style import StyleJudge
+from .subjects import JUDGED_STYLES, Cast, Wanted, Word, true_pictures
 
 SIDE = 128
 _CELLS = 8
@@ -103,3 +105,114 @@ class Gallery:
         place = torch.tensor(owner, device=every.device).expand(len(every), -1)
         best = every.new_full((len(every), len(words)), -2.0)
         return best.scatter_reduce(1, place, every, "amax")
+
+
+PER_PICTURE = (
+    *("first", "first_raw", "preservation", "background", "style", "fidelity"),
+    *("concept", "concept_any", "asked", "kept", "following"),
+)
+OWN = (
+    *("first", "first_raw", "preservation", "concept", "concept_any", "background", "style", "text", "fidelity"),
+    *("both", *(f"style_{style}" for style in JUDGED_STYLES)),
+)
+OTHER = ("asked", "kept", "preservation", "following", "background", "style", "text", "fidelity")
+_PART = 1024
+
+Measures = dict[str, float]
+
+
+class Jury:
+    """All judges together, on pictures of a cast."""
+
+    def __init__(self, judge: Judge, styles: StyleJudge, gallery: Gallery, cast: Cast) -> None:
+        self.judge, self.styles, self.gallery, self.cast = judge, styles, gallery, cast
+        self.backgrounds = BackgroundJudge()
+
+    def judged(self, wanted: Sequence[Wanted], pictures: Tensor) -> dict[str, np.ndarray]:
+        """What the judges say of each picture, (n,) each; NaN where something is not asked of it.
+
+        first, first_raw: the judge, and raw pixels, choose the subject's own reference among those of all subjects.
+        preservation: the judge's cosine with the own reference minus its mean cosine with the others.
+        background, style: right or not. fidelity: the probability of the style asked for, 0 where the background is
+            wrong.
+        concept, concept_any (own): the subject's word is the judge's first of all subjects' words, each by its best
+            drawing in the style asked for, and by its best in any style.
+        asked, kept (other): of all subjects' words and the word asked for, the judge's first is the one asked for, or
+            the subject's own. following: its cosine with the word asked for minus the mean with those that are neither.
+        """
+        parts = [
+            self._judged(wanted[start : start + _PART], pictures[start : start + _PART])
+            for start in range(0, len(wanted), _PART)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _judged(self, wanted: Sequence[Wanted], pictures: Tensor) -> dict[str, np.ndarray]:
+        pictures = pictures.to(self.judge.device)
+        seen, raw = self.judge(pictures), raw_pixels(pictures)
+        words = [held.word for held in self.cast.subjects]
+        looks = [held.reference for held in self.cast.subjects]
+        number = torch.tensor([w.number for w in wanted], device=seen.device)
+        found = {name: np.full(len(wanted), np.nan) for name in PER_PICTURE}
+
+        def note(name: str, rows: list[int], values: Tensor) -> None:
+            found[name][rows] = values.double().cpu().numpy()
+
+        for background, rows in _groups(wanted, lambda w: w.asked.background):
+            candidates, raw_candidates = self.gallery.vectors(looks, background)
+            mine, cosines = number[rows], seen[rows] @ candidates.t()
+            note("first", rows, cosines.argmax(1) == mine)
+            note("first_raw", rows, (raw[rows] @ raw_candidates.t()).argmax(1) == mine)
+            note("preservation", rows, _margin(cosines, mine, cosines.sum(1)))
+        for asked, rows in _groups(wanted, lambda w: w.asked if w.own else None):
+            for name, styles in (("concept", (asked.style,)), ("concept_any", JUDGED_STYLES)):
+                cosines = self.gallery.cosines(seen[rows], words, asked.background, styles)
+                note(name, rows, cosines.argmax(1) == number[rows])
+        for (word, asked), rows in _groups(wanted, lambda w: None if w.own else (w.word, w.asked)):
+            cosines = self.gallery.cosines(seen[rows], [*words, word], asked.background, (asked.style,))
+            mine, last = number[rows], torch.full((len(rows),), len(words), device=seen.device)
+            note("asked", rows, cosines.argmax(1) == last)
+            note("kept", rows, cosines.argmax(1) == mine)
+            neither = cosines.sum(1) - cosines.gather(1, mine[:, None])[:, 0]
+            note("following", rows, _margin(cosines, last, neither, len(words)))
+        chances = self.styles(pictures)
+        style = torch.tensor([JUDGED_STYLES.index(w.asked.style) for w in wanted], device=chances.device)
+        found["background"][:] = self.backgrounds.right(pictures, [w.asked.background for w in wanted])
+        note("style", list(range(len(wanted))), chances.argmax(1) == style)
+        chance = chances.gather(1, style[:, None])[:, 0].double().cpu().numpy()
+        found["fidelity"][:] = found["background"] * chance
+        return found
+
+
+def means(wanted: Sequence[Wanted], judged: dict[str, np.ndarray]) -> tuple[Measures, Measures]:
+    """A subject's means over the pictures by its own word, and over those by another.
+
+    Beside what is judged of each picture: text, background and style both right; both (own), that and `first`;
+    style_3d and so on (own), style as asked, of the pictures in each style.
+    """
+    own = np.array([w.own for w in wanted])
+    text = judged["background"] * judged["style"]
+    every = {**judged, "text": text, "both": text * judged["first"]}
+    for style in JUDGED_STYLES:
+        of_it = np.array([w.asked.style == style for w in wanted])
+        every[f"style_{style}"] = np.where(of_it, judged["style"], np.nan)
+
+    def over(rows: np.ndarray, names: Sequence[str]) -> Measures:
+        return {name: round(float(np.nanmean(every[name][rows])), 4) for name in names}
+
+    return over(own, OWN), over(~own, OTHER)
+
+
+def _groups(wanted: Sequence[Wanted], key: Callable[[Wanted], Any]) -> list[tuple[Any, list[int]]]:
+    """Rows by what they have in common, without those that have None."""
+    found: dict[Any, list[int]] = {}
+    for row, w in enumerate(wanted):
+        of = key(w)
+        if of is not None:
+            found.setdefault(of, []).append(row)
+    return list(found.items())
+
+
+def _margin(cosines: Tensor, of: Tensor, total: Tensor, count: int | None = None) -> Tensor:
+    """The cosine of one candidate of each row, minus the mean of the others, whose sum with it is `total`."""
+    own = cosines.gather(1, of[:, None])[:, 0]
+    return own - (total - own) / ((count or cosines.shape[1]) - 1)

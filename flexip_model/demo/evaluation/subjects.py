@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -57,6 +58,19 @@ class Word:
     looks: Mapping[str, tuple[Look, ...]]
     learned: frozenset[str]
     favored: bool
+
+
+class Wanted(NamedTuple):
+    """A picture that is asked for: of which subject, by which word (its own or another), how."""
+
+    number: int
+    word: Word
+    asked: Asked
+    own: bool
+
+    @property
+    def prompt(self) -> str:
+        return self.asked.prompt(self.word.name)
 
 
 @dataclass(frozen=True)
@@ -145,6 +159,12 @@ class Cast:
         word = self.others[rng.integers(len(self.others))]
         color, scene = (names[rng.integers(len(names))] for names in (list(COLORS), list(SCENES)))
         return word, [Asked("3d", f"plain:{color}"), Asked("3d", f"scene:{scene}")]
+
+    def wanted(self, number: int, noises: int) -> list[Wanted]:
+        """A subject's pictures by its own word, six times `noises`, then those by another, twice as many as noises."""
+        other, otherwise = self.asked_otherwise(number)
+        own = [Wanted(number, self.subjects[number].word, a, True) for a in self.asked(number)]
+        return [w for w in (*own, *(Wanted(number, other, a, False) for a in otherwise)) for _ in range(noises)]
 
 
 def compose(composer: Composer, look: Look, background: str, seed: int = 1) -> Image.Image:

@@ -101,12 +101,6 @@ def to_pictures(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(v) for v in values]
 
 
-@torch.no_grad()
-def through_vae(model: Any, pictures: list[Image.Image]) -> list[Image.Image]:
-    """Pictures of 128 × 128 encoded and decoded."""
-    return to_pictures(model.decode(model.encode(to_pixels(pictures)).latent_dist.mean).sample)
-
-
 def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
     loss = (out - target).abs().mean()
     for _ in range(2):
@@ -188,15 +182,3 @@ def read(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise FlexIPError(f"{folder} holds no VAE: it has no config.json.")
     return AutoencoderKL.from_pretrained(folder).float().eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def psnr(model: Any, composer: Composer, count: int = 128, seed: int = 2) -> float:
-    """Mean PSNR in dB (8-bit range) over `count` composed pictures."""
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(count // 16):
-        pixels = to_pixels([composer.picture(composer.recipe(rng, recolor=0)) for _ in range(16)])
-        out = model.decode(model.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
-        values += (10 * torch.log10(4 / (out - pixels).pow(2).mean((1, 2, 3)))).tolist()
-    return float(np.mean(values))

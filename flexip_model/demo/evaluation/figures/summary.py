@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ....evaluation.statistics import interval
-from ..evaluate import KNOB, OTHER, OWN
+from ..evaluate import KNOB
+from ..judges import OTHER, OWN
 
 TOLERANCE = 0.05
 """How far a measure's mean over the checked subjects may be from the one on record: other processors round other."""
