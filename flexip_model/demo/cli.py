@@ -143,6 +143,7 @@ def _evaluate_adapters(options: argparse.Namespace) -> None:
     need("measuring adapters", {name: name for name in ("PIL", "scipy", "torchvision")}, "eval")
     from .evaluation.judge import fetch
     from .evaluation.rows import evaluate_adapters
+    from .evaluation.subjects import CONCEPTS
     from .workshop import SHIPPED
 
     if options.noises < 1 or (options.subjects is not None and options.subjects < 1):
@@ -155,5 +156,5 @@ def _evaluate_adapters(options: argparse.Namespace) -> None:
         adapters=options.adapters,
         names=options.names,
         noises=options.noises,
-        **({} if options.subjects is None else {"subjects": options.subjects}),
+        subjects=CONCEPTS if options.subjects is None else options.subjects,
     )

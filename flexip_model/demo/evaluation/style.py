@@ -30,6 +30,7 @@ _SIZES = (0, 0.004, 0.008, 0.012, 0.02, 0.03, 0.045, 0.07, 0.1, 0.15, 0.25, 0.4)
 """Differences of pixels are sorted into these classes, each from its number to the next."""
 _DECAY = 0.01
 _PART = 256
+_PARTS = ("mean", "std", "weight", "bias")
 
 Probe = Mapping[str, Sequence[float] | Sequence[Sequence[float]]]
 
@@ -98,11 +99,11 @@ class StyleJudge:
         seed: int = 3,
     ) -> None:
         self.judge = judge
-        self.mean, self.std, self.weight, self.bias = (
-            self._fit(*examples(composer, PER_STYLE, seed), through_vae)
-            if probe is None
-            else (torch.tensor(probe[name], device=judge.device) for name in ("mean", "std", "weight", "bias"))
-        )
+        if probe is None:
+            fitted = self._fit(*examples(composer, PER_STYLE, seed), through_vae)
+        else:
+            fitted = tuple(torch.tensor(probe[name], device=judge.device) for name in _PARTS)
+        self.mean, self.std, self.weight, self.bias = fitted
 
     @property
     def probe(self) -> dict[str, list[float] | list[list[float]]]:
@@ -112,9 +113,7 @@ class StyleJudge:
             name: np.vectorize(lambda v: float(f"{v:.6g}"))(t.cpu().numpy()).tolist() for name, t in tensors.items()
         }
 
-    def _fit(
-        self, pictures: Tensor, truth: Tensor, through_vae: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _fit(self, pictures: Tensor, truth: Tensor, through_vae: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
         features = torch.cat([self._features(pictures), self._features(through_vae(pictures))])
         truth = truth.repeat(2).to(features.device)
         mean, std = features.mean(0), features.std(0) + 1e-4

@@ -76,13 +76,15 @@ def sample(
         same_noise: every picture begins from the same noise, as a γ sweep needs.
     """
     count = len(prompts)
-    condition = None
+    condition: Callable[[Tensor], Condition] | None = None
     if adapter is not None and features is not None and gammas is not None:
-        cls, patches = (torch.cat([f, torch.zeros_like(f)]) for f in features)
+        cls, patches = (torch.cat([f, torch.zeros_like(f)]).to(device_of(base)) for f in features)
 
-        def condition(text: Tensor) -> Condition:
+        def made_of(text: Tensor) -> Condition:
             p = adapter.preservation(ReferenceFeatures(cls, patches))
             return Condition(p, adapter.personalization(text, cls), gamma_tensor(list(gammas) * 2).to(text.device))
+
+        condition = made_of
 
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(1 if same_noise else count, 4, 16, 16, generator=generator).expand(count, -1, -1, -1)

@@ -73,7 +73,8 @@ def compare(rows_of: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
         rows_of: an adapter's name to its rows; of all adapters the same subjects are kept.
     """
     count = min(len(rows) for rows in rows_of.values())
-    kinds, values = {}, {}
+    kinds: dict[str, dict[str, Any]] = {}
+    values: dict[str, dict[str, np.ndarray]] = {}
     for kind, names in seed_groups(list(rows_of)).items():
         seeds = [list(rows_of[name])[:count] for name in names]
         values[kind] = _mean_over_seeds([per_subject(rows) for rows in seeds])
