@@ -66,12 +66,12 @@ def evaluate(
     rows = rows or work / "evaluation"
     evaluate_adapters(folder, _store(work), fetch(work / "downloads"), rows, adapters=adapters, noises=noises)
     record = make_record(folder, rows)
-    draw_curves(record["figures"], record["baselines"], record["comparison"].get("kinds", {}), images / "curves.png")
-    draw_outside(Shipped(folder), work / "downloads", images / "outside.jpg")
     with atomic(folder / RECORD) as path:
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if (folder / "README.md").is_file():
         write_card(folder / "README.md", record)
+    draw_curves(record["figures"], record["baselines"], record["comparison"].get("kinds", {}), images / "curves.png")
+    draw_outside(Shipped(folder), work / "downloads", images / "outside.jpg")
     log.info(tables(record))
     log.info(f"{folder / RECORD}, curves and pictures in {images}, more in {rows}")
 
