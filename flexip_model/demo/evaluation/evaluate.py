@@ -32,7 +32,7 @@ from .subjects import Cast, Wanted, compose
 
 KNOB = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
 FINE = tuple(k / 20 for k in range(21))
-NOISES = 4
+NOISES = 2
 """Fewer do for a comparison on a processor, where a subject and adapter take most of a minute with all of them."""
 FINE_PROMPT = 2
 """Which of a subject's own prompts the fine sweep is of: the first in a scene."""
