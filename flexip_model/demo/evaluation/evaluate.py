@@ -5,7 +5,7 @@
 - *own*: six prompts that name its own word (four in 3D on two plain colors and in two scenes, a cartoon, a flat icon),
 - *other*: two prompts in 3D that name another word, which the base learned in 3D: reference and prompt disagree,
 
-each from four noises, at six values of the knob (γ; of an IP-Adapter its scale), the same noises at every value and of
+each from two noises, at six values of the knob (γ; of an IP-Adapter its scale), the same noises at every value and of
 every adapter; and a fine sweep of 21 values of one prompt. What judges say of each picture: `judges` and `style`.
 """
 
