@@ -56,7 +56,8 @@ class UNetOfWidths(UNetModel):
     """ComfyUI's UNet of SD1.5's structure with a width of its own at each level.
 
     ComfyUI's constructor knows whole multiples of one width alone. So it builds the structure at the first width, and
-    in it each layer gives its place to one of the same class that has its level's width.
+    in it each layer gives its place to one of the same class that has its level's width. It builds every group norm with
+    32 groups, too; here they have `groups`, which divides narrow widths.
     """
 
     def __init__(
@@ -69,9 +70,10 @@ class UNetOfWidths(UNetModel):
         dtype: torch.dtype,
         device: Any,
         operations: Any,
+        groups: int,
         **others: Any,
     ) -> None:
-        where = {"dtype": dtype, "device": device, "operations": operations}
+        where = {"dtype": dtype, "device": device, "operations": _with_groups(operations, groups)}
         uniform = [1] * len(channel_mult)
         super().__init__(
             channel_mult=uniform,
@@ -143,7 +145,8 @@ def load_unet(folder: Path, disable_dynamic: bool = False) -> comfy.model_patche
     count = sum(tensor.numel() for tensor in tensors.values())
     dtype = comfy.model_management.unet_dtype(model_params=count, supported_dtypes=supported)
     model_config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, load_device, supported))
-    model = comfy.model_base.BaseModel(model_config, PREDICTIONS[prediction], unet_model=UNetOfWidths)
+    unet_model = partial(UNetOfWidths, groups=config["norm_num_groups"])
+    model = comfy.model_base.BaseModel(model_config, PREDICTIONS[prediction], unet_model=unet_model)
     if model_config.inpaint_model():  # as `get_model` does, which takes no class of ours
         model.set_inpaint()
     names = comfy.utils.unet_to_diffusers(model_config.unet_config)
@@ -151,7 +154,6 @@ def load_unet(folder: Path, disable_dynamic: bool = False) -> comfy.model_patche
     if len(renamed) != len(tensors):
         raise FlexIPError(f"{folder / 'unet'} has tensors that SD1.5's UNet lacks; the folder is damaged")
     load_weights(model.diffusion_model, renamed, folder / "unet")
-    _set_groups(model.diffusion_model, config["norm_num_groups"])
     offload = comfy.model_management.unet_offload_device()
     patcher = manage(model.to(offload), load_device, offload, disable_dynamic)
     reload_with(patcher, load_unet, folder)
@@ -264,6 +266,16 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FlexIPError(f"{path} is missing; get the pack again, with its models")
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _with_groups(operations: Any, groups: int) -> Any:
+    """ComfyUI's layers, with so many groups in every group norm."""
+
+    class GroupNorm(operations.GroupNorm):  # type: ignore[misc]
+        def __init__(self, num_groups: int, num_channels: int, **others: Any) -> None:
+            super().__init__(groups, num_channels, **others)
+
+    return type(operations.__name__, (operations,), {"GroupNorm": GroupNorm})
 
 
 def _set_groups(module: nn.Module, groups: int) -> None:
