@@ -67,7 +67,7 @@ def run_shares(work: Callable[[Any, Share], None], task: Any, processes: int) ->
         return
     if share.world_size > 1:
         raise FlexIPError("--processes cannot be used under torchrun or accelerate launch, which start the processes")
-    start_members(_work_on_share, processes, work, task, together=False)
+    start_members(_work_on_share, processes, work, task)
 
 
 def _work_on_share(rank: int, processes: int, work: Callable[[Any, Share], None], task: Any) -> None:
@@ -77,7 +77,7 @@ def _work_on_share(rank: int, processes: int, work: Callable[[Any, Share], None]
     work(task, Share(rank, processes, rank))
 
 
-def start_members(member: Callable[..., None], processes: int, *arguments: Any, together: bool) -> None:
+def start_members(member: Callable[..., None], processes: int, *arguments: Any) -> None:
     """Call `member(rank, processes, *arguments)` in `processes` new processes and wait for all of them.
 
     None of them outlives this call, nor this process. (`torch.multiprocessing.spawn` ends the others at any failure,
@@ -86,7 +86,6 @@ def start_members(member: Callable[..., None], processes: int, *arguments: Any, 
     Args:
         member: a module's function.
         arguments: picklable.
-        together: whether the others are ended when one fails, because they would wait for it forever.
 
     Raises:
         FlexIPError: what a member raised; a member that was killed, or ended with an exit code.
@@ -105,7 +104,7 @@ def start_members(member: Callable[..., None], processes: int, *arguments: Any, 
         for process in members:
             process.start()
         running = list(members)
-        while running and not (together and failed):
+        while running:
             wait([process.sentinel for process in running])
             ended = [process for process in running if not process.is_alive()]
             failed += [process.exitcode for process in ended if process.exitcode]

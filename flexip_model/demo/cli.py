@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
-from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 from ..common.errors import FlexIPError
 from ..common.extras import need
-from ..common.parallel import run
-from .stages.recipe import ADAPTER_STEPS, LESSONS, PICTURES, PLANS, SEED
 
 log = logging.getLogger(__name__)
 
-STAGES = (
-    "data",
-    "vae",
-    "names",
-    "lessons",
-    "base",
-    "encoders",
-    "latents",
-    "tokens",
-    "together",
-    "adapter",
-    "export",
-    "evaluate",
-)
+MAKE = ("data", "names", "train", "export", "evaluate")
+OTHERS = ("bring", "check", "heldout", "evaluate-adapters")
 WORK = Path.home() / ".cache" / "flexip" / "demo-model"
 """Outside the clone, so that a new clone goes on from the same downloads and states."""
 
@@ -37,30 +23,38 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("demo-model", help="make the model that ships with the pack, from public packages")
     parser.add_argument(
         "stage",
-        choices=("make", *STAGES, "check", "heldout", "evaluate-adapters"),
-        help="one stage, or `make` for all of them; a stage goes on where it stopped. `check` measures "
-        "the shipped files and compares them with what is on record; `heldout` draws the list of held-out drawings "
-        "from the data anew, into the work folder; `evaluate-adapters` measures several adapters beside one base, "
-        "without a network and on a card where there is one",
+        choices=("make", *MAKE, *OTHERS),
+        help="one stage, or `make` for all of them; a stage goes on where it stopped. `bring` writes what a machine "
+        "with a card and without a network needs; `check` measures the shipped files and compares them with what is "
+        "on record; `heldout` draws the list of held-out drawings from the data anew, into the work folder; "
+        "`evaluate-adapters` measures several adapters beside one base, without a network and on a card where there "
+        "is one",
     )
     parser.add_argument(
         "--work", type=Path, default=WORK, help="folder for downloads, data and states (default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, help="where `export` writes (default: models/demo)")
-    parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures composed for the latents")
-    parser.add_argument("--lessons", type=int, default=LESSONS, help="pictures composed for the base")
-    parser.add_argument(
-        "--vae",
-        type=Path,
-        help="folder of a VAE that is made, such as models/demo/vae; the stage `vae` is left out then",
+    train = parser.add_argument_group("train")
+    train.add_argument("--seconds", type=float, default=inf, help="of this leg (default: no end)")
+    train.add_argument("--until", metavar="STAGE", help="the last stage: vae, clip, dino, base or adapters (default)")
+    train.add_argument(
+        "--plan", default="{}", metavar="JSON", help='changes to the plan, such as {"base": {"seconds": 600}}'
     )
-    for name, steps in _steps().items():
-        parser.add_argument(f"--steps-{name}", type=int, default=steps, metavar="N")
-    parser.add_argument(
-        "--processes",
-        type=int,
-        default=2,
-        help="processes; without a card they train side by side. Batches grow with their number",
+    train.add_argument("--vae", type=Path, help="folder of a VAE to begin from, such as models/demo/vae")
+    train.add_argument(
+        "--bring",
+        type=Path,
+        metavar="FOLDER",
+        help="`bring` writes it; `train` reads it in place of `data` and `names`",
+    )
+    train.add_argument(
+        "--returns", type=Path, metavar="FOLDER", help="where finished stages go, in files of at most 15 MiB"
+    )
+    train.add_argument(
+        "--returned", type=Path, metavar="FOLDER", help="such a folder, for `train` to go on from or `export` to read"
+    )
+    train.add_argument(
+        "--processes", type=int, help="processes that draw recipes (default: one for each core; 0: none of their own)"
     )
     parser.add_argument(
         "--subjects",
@@ -84,59 +78,59 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_run)
 
 
-def _steps() -> dict[str, int]:
-    return {**{name: plan.steps for name, plan in PLANS.items()}, "adapter": ADAPTER_STEPS}
-
-
 def _run(options: argparse.Namespace) -> None:
     if options.stage == "evaluate-adapters":
         _evaluate_adapters(options)
         return
-    need("making the model", {"PIL": "pillow", "resvg_py": "resvg-py"})
+    if options.stage in ("make", "data", "export", "evaluate", "check"):
+        need("making the model", {"PIL": "pillow", "resvg_py": "resvg-py"})
     if options.stage in ("make", "evaluate", "check"):
         need("measuring the model", {name: name for name in ("matplotlib", "scipy", "torchvision")}, "eval")
-    import torch
-
-    from .evaluation.record import check, evaluate
+    from .making.plan import STAGES, plan_of
     from .workshop import SHIPPED, Workshop
 
-    steps = {name: getattr(options, f"steps_{name}") for name in _steps()}
-    if min(options.pictures, options.lessons, options.processes, *steps.values()) < 1:
-        raise FlexIPError("pictures, lessons, steps and processes must be at least 1")
-    # A card trains alone, with the whole batch: only composing, encoding and measuring are shared out there.
-    trainers = 1 if torch.cuda.is_available() else options.processes
-    plans = {
-        name: replace(plan, steps=steps[name], batch=plan.batch * (options.processes // trainers))
-        for name, plan in PLANS.items()
-    }
-    workshop = Workshop(options.work, options.out or SHIPPED, plans, options.vae)
-    images = options.out or SHIPPED.parents[1] / "docs" / "images"
-    stages = [s for s in STAGES if s != "vae" or options.vae is None] if options.stage == "make" else [options.stage]
-    for stage in stages:
+    if options.seconds <= 0 or (options.processes is not None and options.processes < 0):
+        raise FlexIPError("seconds must be above 0 and processes at least 0")
+    if options.until not in (None, *STAGES):
+        raise FlexIPError(f"there is no stage {options.until} of `train`; expected one of {', '.join(STAGES)}")
+    workshop = Workshop(options.work, options.out or SHIPPED, plan_of(options.plan))
+    for stage in MAKE if options.stage == "make" else [options.stage]:
         log.info(f"== {stage}")
-        if stage == "latents":
-            workshop.latents(options.pictures, options.processes)
-        elif stage == "lessons":
-            workshop.lessons(options.lessons, options.processes)
-        elif stage == "adapter":
-            workshop.adapter(steps["adapter"], trainers)
-        elif stage in ("data", "export"):
-            getattr(workshop, stage)()
-        elif stage == "evaluate":
-            evaluate(
-                workshop.out,
-                workshop.work,
-                images,
-                rows=options.rows,
-                adapters=options.adapters,
-                noises=options.noises,
+        if stage == "train":
+            done = workshop.train(
+                options.until or STAGES[-1],
+                start_vae=options.vae,
+                seconds=options.seconds,
+                processes=options.processes,
+                brought=options.bring,
+                returned=options.returned,
+                returns=options.returns,
             )
+            if not done or options.until not in (None, STAGES[-1]):
+                return
+        elif stage == "bring":
+            if options.bring is None:
+                raise FlexIPError("bring needs --bring FOLDER, where it writes")
+            workshop.bring(options.bring)
+        elif stage == "export":
+            workshop.export(options.returned)
+        elif stage in ("data", "names"):
+            getattr(workshop, stage)()
         elif stage == "heldout":
             log.info(f"{workshop.heldout()}")
-        elif stage == "check":
-            check(workshop.out, workshop.work, 6 if options.subjects is None else options.subjects)
         else:
-            run(getattr(workshop, stage), trainers, seed=SEED)
+            _measure(options, stage, workshop.out, workshop.work)
+
+
+def _measure(options: argparse.Namespace, stage: str, out: Path, work: Path) -> None:
+    from .evaluation.record import check, evaluate
+    from .workshop import SHIPPED
+
+    if stage == "evaluate":
+        images = options.out or SHIPPED.parents[1] / "docs" / "images"
+        evaluate(out, work, images, rows=options.rows, adapters=options.adapters, noises=options.noises)
+    else:
+        check(out, work, 6 if options.subjects is None else options.subjects)
 
 
 def _evaluate_adapters(options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ Letters: B batch, S the encoder's picture size, M = (S / patch)² patches.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple, TypeAlias, cast
 
 import torch
@@ -137,7 +138,15 @@ def trained_crop(recorded: str | None, masked: bool) -> str:
 
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(B, 3, S, S) in [0, 1] → (pixels − mean) / std per channel, in the pixels' dtype."""
-    return (pixels - pixels.new_tensor(mean)[:, None, None]) / pixels.new_tensor(std)[:, None, None]
+    middle, deviation = (_channels(tuple(values), pixels.device, pixels.dtype) for values in (mean, std))
+    return (pixels - middle) / deviation
+
+
+@cache
+def _channels(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Values of channels, (C, 1, 1), made once for a device: a CUDA graph cannot be taken of a copy from the CPU."""
+    with torch.inference_mode(False):  # else training could not use what a node made
+        return torch.tensor(values, device=device, dtype=dtype)[:, None, None]
 
 
 def keep_patches(subject: Tensor | None, patch: int) -> Tensor | None:

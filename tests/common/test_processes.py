@@ -7,13 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
-from flexip_model.common import parallel
 from flexip_model.common.errors import FlexIPError
 from flexip_model.common.processes import Share, given_share, run_shares
 
@@ -50,12 +48,6 @@ def sleep_in_pool(folder: Path) -> None:
     sleep(folder, Share())
 
 
-def one_fails_and_one_waits(folder: Path) -> None:
-    if os.environ["RANK"] == "0":
-        raise FlexIPError("the first process gave up")
-    sleep(folder, Share())
-
-
 def test_each_process_gets_its_share(tmp_path: Path) -> None:
     run_shares(note, tmp_path, 3)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {str(i): f"3 {i}" for i in range(3)}
@@ -70,13 +62,6 @@ def test_a_share_that_fails_is_told_and_the_others_are_finished(tmp_path: Path) 
 def test_a_process_that_is_killed_is_told(tmp_path: Path) -> None:
     with pytest.raises(FlexIPError, match=r"1 of 2 processes ended .*exit code -9.* run the same command again"):
         run_shares(die, tmp_path, 2)
-
-
-def test_processes_that_work_together_end_together(tmp_path: Path) -> None:
-    begun = time.monotonic()
-    with pytest.raises(FlexIPError, match="the first process gave up"):
-        parallel.run(partial(one_fails_and_one_waits, tmp_path), 2, seed=0)
-    assert time.monotonic() - begun < 120
 
 
 def test_a_launchers_share_is_read_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,23 +15,24 @@ from ...method.adapters import Adapter
 from ...train.configs.options import ConditioningDropout
 from ..scenes.words import LENGTH as TEXT_LENGTH
 from ..stages.base import Base
+from ..stages.kinds import VARIATIONS, Variation, condition_of, kind_and_seed, new_adapter
 from ..stages.networks import TEXT_WIDTH
 from .drawing import Noise, weighted_errors
-from .kinds import VARIATIONS, Variation, condition_of, new_adapter
 from .pool import Pool
-from .stepper import Pace, Run, Stepper, parameters
+from .run import Run
+from .stepper import Pace, Stepper, parameters
 
 ABLATED = 0.4
 """Share of the time in which the ablations train."""
 
 
 class Batches:
-    """One seed's batches: the inputs that all adapters of the seed read."""
+    """One seed's batches: the inputs that all adapters of the seed read. A turn's batch is always the same."""
 
     def __init__(self, base: Base, pool: Pool, null: dict[str, Tensor], batch: int, seed: int) -> None:
         device = pool.latents.device
         self.base, self.pool, self.null, self.batch = base, pool, null, batch
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.seed, self.generator = seed, torch.Generator(device)
         self._noise, self._dropout = Noise(device), ConditioningDropout()
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -53,14 +54,15 @@ class Batches:
         }
 
     @torch.no_grad()
-    def refill(self) -> None:
-        """Draw the next batch."""
+    def refill(self, turn: int) -> None:
+        """Draw the batch of a turn."""
         device, pool, inputs = self.pool.latents.device, self.pool, self.inputs
+        self.generator.manual_seed((self.seed << 32) + turn)
         picked = torch.randint(len(pool), (self.batch,), device=device, generator=self.generator)
-        noisy, target, steps = self._noise(pool.latents[picked].float())
+        noisy, target, steps = self._noise(pool.latents[picked].float(), self.generator)
         dropped = torch.rand(self.batch, device=device, generator=self.generator)
         no_image, no_text = self._drop(dropped)
-        text = self.base.read(pool.prompts(picked, no_text, TEXT_LENGTH))
+        text = self.base.read(pool.prompts(picked, no_text, TEXT_LENGTH, self.generator))
         found = {"noisy": noisy, "target": target, "steps": steps, "text": text, "mask": pool.mask[picked]}
         found["drawn"] = torch.rand(self.batch, device=device, generator=self.generator)
         for kind, of in pool.references.items():
@@ -106,38 +108,45 @@ def stepper_of(name: str, base: Base, batches: Batches, pace: Pace, seed: int) -
 
 
 def train_adapters(
-    base: Base, pool: Pool, null: dict[str, Tensor], *, wanted: Sequence[str], pace: Pace, work: Path, deadline: float
+    base: Base,
+    pool: Pool,
+    null: dict[str, Tensor],
+    *,
+    wanted: Sequence[str],
+    pace: Pace,
+    work: Path,
+    name: str,
+    deadline: float,
 ) -> dict[str, Adapter] | None:
-    """Train adapters named KIND-seedN; the ablations end at `ABLATED` of the time. None if the leg ended first."""
-    seeds = sorted({_seed(name) for name in wanted})
+    """Train adapters named KIND-seedN; the ablations end at `ABLATED` of the time. None if the leg ended first.
+
+    Args:
+        null: the features of no reference, one row each.
+        name: of the run in `work`.
+    """
+    seeds = sorted({kind_and_seed(one)[1] for one in wanted})
     base.requires_grad_(False).eval()
     if pool.latents.device.type == "cuda":
         base.unet.to(memory_format=torch.channels_last)
     batches = {seed: Batches(base, pool, null, pace.batch, seed) for seed in seeds}
     adapters, steppers = {}, {}
-    for name in wanted:
-        seed = _seed(name)
-        kind = name.removesuffix(f"-seed{seed}")
-        own = replace(pace, until=ABLATED if ablated(name) else 1.0)
-        adapters[name], steppers[name] = stepper_of(kind, base, batches[seed], own, seed)
+    for one in wanted:
+        kind, seed = kind_and_seed(one)
+        own = replace(pace, until=ABLATED if ablated(kind) else 1.0)
+        adapters[one], steppers[one] = stepper_of(kind, base, batches[seed], own, seed)
 
-    def refill() -> None:
+    def refill(turn: int) -> None:
         for of in batches.values():
-            of.refill()
+            of.refill(turn)
 
-    if not Run("adapters", work, steppers, refill, seconds=pace.seconds, deadline=deadline).go():
+    if not Run(name, work, steppers, refill, pace=pace, deadline=deadline).go():
         return None
-    for name, stepper in steppers.items():
+    for one, stepper in steppers.items():
         stepper.use_average()
-        adapters[name].eval()
+        adapters[one].eval()
     return adapters
 
 
-def ablated(name: str) -> bool:
-    """Whether an adapter is one of the ablations."""
-    kind = name.rsplit("-seed", 1)[0]
+def ablated(kind: str) -> bool:
+    """Whether a kind is one of the ablations."""
     return kind in VARIATIONS and kind != "flexip" and not VARIATIONS[kind].moved
-
-
-def _seed(name: str) -> int:
-    return int(name.rsplit("-seed", 1)[1])

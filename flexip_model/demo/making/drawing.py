@@ -15,7 +15,8 @@ from ..scenes.words import LENGTH as TEXT_LENGTH
 from ..stages.base import Base
 from ..stages.networks import TEXT_WIDTH, noise_schedule
 from .pool import Pool
-from .stepper import Pace, Run, Stepper, parameters
+from .run import Run
+from .stepper import Pace, Stepper, parameters
 
 SUBJECT = 4.0
 """How much more an error counts in a cell that holds any of the subject: outlines as much as what is inside."""
@@ -29,16 +30,16 @@ class Noise:
     def __init__(self, device: torch.device) -> None:
         self.kept = noise_schedule().alphas_cumprod.to(device)
 
-    def __call__(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, latents: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Latents (n, 4, s, s) to (noisy latents, v, steps).
 
         Steps are spread over the batch (lower variance), with density (1 - t)^(-1/3): more at much noise, where
         subject and background are decided (our choice).
         """
-        count = len(latents)
-        spread = (torch.arange(count, device=latents.device) + torch.rand(count, device=latents.device)) / count
+        count, device = len(latents), latents.device
+        spread = (torch.arange(count, device=device) + torch.rand(count, device=device, generator=generator)) / count
         steps = ((1 - spread**1.5) * 1000).long().clamp(0, 999)
-        noise = torch.randn_like(latents)
+        noise = torch.randn(latents.shape, device=device, generator=generator)
         signal, rest = (part[steps].sqrt()[:, None, None, None] for part in (self.kept, 1 - self.kept))
         return signal * latents + rest * noise, signal * noise - rest * latents, steps
 
@@ -70,7 +71,7 @@ def train_base(base: Base, pool: Pool, pace: Pace, work: Path, deadline: float) 
         much = (i["steps"] >= MUCH).float()
         return {"loss": error.mean(), "noisy": (error * much).sum() / much.sum().clamp(min=1)}
 
-    def refill() -> None:
+    def refill(_turn: int) -> None:
         picked = torch.randint(len(pool), (pace.batch,), device=device)
         noisy, target, steps = noise(pool.latents[picked].float())
         with torch.no_grad():
@@ -80,7 +81,7 @@ def train_base(base: Base, pool: Pool, pace: Pace, work: Path, deadline: float) 
         inputs["mask"].copy_(pool.mask[picked])
 
     stepper = Stepper(parameters(unet), loss, inputs, pace)  # type: ignore[arg-type]
-    done = Run("base", work, {"base": stepper}, refill, seconds=pace.seconds, deadline=deadline).go()
+    done = Run("base", work, {"base": stepper}, refill, pace=pace, deadline=deadline).go()
     if done:
         stepper.use_average()
     return done

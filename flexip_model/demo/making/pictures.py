@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..scenes.painter import Painter
 from ..stages import vae as vae_stage
 from ..stages.encoders import DinoTrainer, SightTrainer
 from ..stages.networks import GRID
-from .painter import Painter
-from .stepper import Pace, Run, Stepper, parameters
+from .run import Run
+from .stepper import Pace, Stepper, parameters
 
+NORMALIZED_ON = 256
+"""Pictures on which the VAE's latents are normalized."""
 MASKED = 0.4
 """Share of the patches that the DINO-like encoder does not see, in every second picture."""
 
@@ -35,7 +38,9 @@ class Targets:
 
 
 def train_vae(model: Any, targets: Targets, pace: Pace, work: Path, deadline: float) -> bool:
-    """Train the VAE; False if the leg ended first. Afterwards its latents have unit deviation (`vae.normalize`)."""
+    """Train the VAE; False if the leg ended first. Before, so that a new one is as one that is made, and afterwards its
+    latents have unit deviation (`vae.normalize`)."""
+    vae_stage.normalize(model.eval(), targets.paint(targets.pick(NORMALIZED_ON))[0])
     model.requires_grad_(True).train()
     device = targets.painter.device
     if device.type == "cuda":
@@ -49,15 +54,15 @@ def train_vae(model: Any, targets: Targets, pace: Pace, work: Path, deadline: fl
         parameters(model), lambda i: vae_stage.losses(model, i["pixels"], i["noise"]), inputs, pace, bf16=False
     )
 
-    def refill() -> None:
+    def refill(_turn: int) -> None:
         inputs["pixels"].copy_(targets.paint(targets.pick(pace.batch))[0])
         inputs["noise"].normal_()
 
-    if not Run("vae", work, {"vae": stepper}, refill, seconds=pace.seconds, deadline=deadline).go():
+    if not Run("vae", work, {"vae": stepper}, refill, pace=pace, deadline=deadline).go():
         return False
     stepper.use_average()
     model.eval().requires_grad_(False)
-    vae_stage.normalize(model, targets.paint(targets.pick(256))[0])
+    vae_stage.normalize(model, targets.paint(targets.pick(NORMALIZED_ON))[0])
     return True
 
 
@@ -75,14 +80,14 @@ def train_sight(
     inputs["text"] = pooled(targets.ids[:1, 0]).repeat(pace.batch, 1)
     stepper = Stepper(parameters(model), lambda i: model.losses(**i), inputs, pace)
 
-    def refill() -> None:
+    def refill(_turn: int) -> None:
         picked = targets.pick(pace.batch)
         inputs["pixels"].copy_(targets.paint(picked)[0])
         inputs["other"].copy_(targets.paint(picked, "variant")[0])
         which = torch.randint(targets.ids.shape[1], picked.shape, device=device)
         inputs["text"].copy_(pooled(targets.ids[picked, which]))
 
-    done = Run("clip", work, {"clip": stepper}, refill, seconds=pace.seconds, deadline=deadline).go()
+    done = Run("clip", work, {"clip": stepper}, refill, pace=pace, deadline=deadline).go()
     if done:
         stepper.use_average()
     return done
@@ -99,7 +104,7 @@ def train_dino(model: DinoTrainer, vae: Any, targets: Targets, pace: Pace, work:
     }
     stepper = Stepper(parameters(model), lambda i: model.losses(**i), inputs, pace)
 
-    def refill() -> None:
+    def refill(_turn: int) -> None:
         pixels, alpha = targets.paint(targets.pick(pace.batch))
         inputs["pixels"].copy_(pixels)
         inputs["alpha"].copy_(alpha.clamp(0, 1))
@@ -109,7 +114,7 @@ def train_dino(model: DinoTrainer, vae: Any, targets: Targets, pace: Pace, work:
             code = vae.encode(pixels[:shown]).latent_dist.mean * float(vae.config.scaling_factor)
         inputs["latents"].copy_(code)
 
-    done = Run("dino", work, {"dino": stepper}, refill, seconds=pace.seconds, deadline=deadline).go()
+    done = Run("dino", work, {"dino": stepper}, refill, pace=pace, deadline=deadline).go()
     if done:
         stepper.use_average()
     return done

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ...images.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalize
+from ..scenes.drawn import LENGTH, REFERENCES, Drawn
+from ..scenes.painter import Painter
 from ..stages.encoders import fit
-from .drawn import LENGTH, REFERENCES, Drawn
-from .painter import Painter
 
 _AT_ONCE = 256
 
@@ -58,9 +58,9 @@ class Pool:
     def __len__(self) -> int:
         return len(self.latents)
 
-    def prompts(self, picked: Tensor, empty: Tensor, length: int) -> Tensor:
+    def prompts(self, picked: Tensor, empty: Tensor, length: int, generator: torch.Generator | None = None) -> Tensor:
         """Ids (n, length), int64, of one prompt each of the targets `picked` (n,); of the empty one where `empty`."""
-        which = torch.randint(self.ids.shape[1], picked.shape, device=picked.device)
+        which = torch.randint(self.ids.shape[1], picked.shape, device=picked.device, generator=generator)
         ids = torch.full((len(picked), length), self.pad, device=picked.device, dtype=torch.long)
         ids[:, :LENGTH] = self.ids[picked, which].long()
         ids[:, 1:][empty] = self.pad

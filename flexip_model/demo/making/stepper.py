@@ -6,30 +6,20 @@ processor the same step runs as it is.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-
-from ...common.errors import FlexIPError
-from ...files.safefile import load_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
 Tensors = Mapping[str, Tensor]
 WARM_UP = 3
 """Steps before the graph is taken, as PyTorch asks for."""
-LOG_EVERY = 5.0
-"""Seconds between two entries of the log."""
-WAIT_EVERY = 8
-"""Turns after which the processor waits for the card, so that the time that is told is the time that was spent."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +29,7 @@ class Pace:
     Attributes:
         seconds: of training, over all legs.
         batch: samples of a step.
+        steps: after which it ends although there is time left.
         lr: the highest learning rate; it rises over `warmup` steps and falls as half a cosine wave from the share
             `decay_from` of the time on.
         until: the share of the time after which it ends, where several train in turn.
@@ -52,6 +43,7 @@ class Pace:
     warmup: int = 200
     decay_from: float = 0.4
     until: float = 1.0
+    steps: float = math.inf
     ema: float = 0.999
     clip_norm: float = 1.0
     weight_decay: float = 0.01
@@ -69,8 +61,9 @@ class Stepper:
     Args:
         named: the trained parameters by name.
         loss: the static inputs to named losses; "loss" is minimized. It may not ask the device for a value.
-        inputs: tensors of the inputs' shapes on the device; every step's are copied into these, or `share` is told.
-        bf16: whether the loss is computed under autocast to bfloat16.
+        inputs: tensors on the device, read by `loss`; every step's are copied into these.
+        bf16: whether a card computes the loss under autocast to bfloat16. A processor never does, as some are slower
+            with it.
     """
 
     def __init__(
@@ -83,7 +76,6 @@ class Stepper:
         bf16: bool = True,
     ) -> None:
         self.named, self.pace, self.inputs = dict(named), pace, inputs
-        self._loss, self._bf16 = loss, bf16
         self.weights: list[nn.Parameter] = list(self.named.values())
         self.device = self.weights[0].device
         self.averaged = [w.detach().clone() for w in self.weights]
@@ -91,6 +83,7 @@ class Stepper:
         self._keep = torch.zeros((), device=self.device)
         self._zero = torch.zeros((), device=self.device)
         on_card = self.device.type == "cuda"
+        self._loss, self._bf16 = loss, bf16 and on_card
         self.optimizer = torch.optim.AdamW(
             self.weights,
             lr=self._rate,
@@ -101,6 +94,8 @@ class Stepper:
         )
         self.steps = self._warm = 0
         self._graph: torch.cuda.CUDAGraph | None = None
+        # Warm-up and capture share one stream, so that gradients are accumulated on the stream that made them.
+        self._side = torch.cuda.Stream() if on_card else None
         self.sums: dict[str, Tensor] = {}
 
     def step(self, progress: float, pool: object = None) -> None:
@@ -113,7 +108,8 @@ class Stepper:
             self._compute()
         elif self._warm < WARM_UP:
             self._warm += 1
-            side = torch.cuda.Stream()
+            side = self._side
+            assert side is not None
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 self._compute()
@@ -127,7 +123,7 @@ class Stepper:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         try:
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.graph(graph, pool=pool, stream=self._side):  # type: ignore[arg-type]
                 self._compute()
         except RuntimeError as error:
             log.warning(f"no graph of this step, it runs as it is: {str(error).strip().splitlines()[0]}")
@@ -174,7 +170,7 @@ class Stepper:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that going on needs, on the CPU."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, weight, averaged in zip(self.named, self.weights, self.averaged, strict=True):
             moments = self.optimizer.state.get(weight, {})
             parts = {"weight": weight, "averaged": averaged, **moments}
@@ -198,106 +194,6 @@ class Stepper:
                     for part, value in moments.items()
                 }
         self.steps = steps
-
-
-class Run:
-    """Steppers that take their steps in turn until their time is over or the leg's, with a log and a state on disk.
-
-    Args:
-        name: the folder's, in `work`.
-        steppers: by name; each is given the same share of steps.
-        refill: writes the next step's inputs.
-        deadline: when the leg ends, of `time.monotonic`.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        work: Path,
-        steppers: Mapping[str, Stepper],
-        refill: Callable[[], None],
-        *,
-        seconds: float,
-        deadline: float,
-    ) -> None:
-        self.name, self.folder, self.steppers = name, work / name, dict(steppers)
-        self._refill, self.seconds, self.deadline = refill, seconds, deadline
-        self.spent, self.history = 0.0, []  # type: ignore[var-annotated]
-        path = self.folder / "run.json"
-        if path.exists():
-            told = json.loads(path.read_text(encoding="utf-8"))
-            self.spent, self.history = told["spent"], told["history"]
-            for key, stepper in self.steppers.items():
-                stepper.load(load_tensors(self.folder / f"{key}.state.safetensors"), told["steps"][key])
-
-    @property
-    def done(self) -> bool:
-        return self.spent >= self.seconds
-
-    def go(self) -> bool:
-        """Train until the time is over; False if the leg ended first."""
-        begun, logged, pool = time.monotonic(), time.monotonic(), None
-        steps_logged = {key: s.steps for key, s in self.steppers.items()}
-        if self.device.type == "cuda":
-            pool = torch.cuda.graph_pool_handle()
-        before, turns = self.spent, 0
-        while not self.done and time.monotonic() < self.deadline:
-            progress = self.spent / self.seconds
-            self._refill()
-            for stepper in self.steppers.values():
-                if progress < stepper.pace.until:
-                    stepper.step(progress, pool)
-            turns += 1
-            if self.device.type == "cuda" and turns % WAIT_EVERY == 0:
-                torch.cuda.synchronize()
-            self.spent = before + time.monotonic() - begun
-            if time.monotonic() - logged > LOG_EVERY or self.done:
-                self._log(time.monotonic() - logged, steps_logged)
-                logged, steps_logged = time.monotonic(), {key: s.steps for key, s in self.steppers.items()}
-        self.save()
-        return self.done
-
-    @property
-    def device(self) -> torch.device:
-        return next(iter(self.steppers.values())).device
-
-    def _log(self, seconds: float, before: Mapping[str, int]) -> None:
-        for key, stepper in self.steppers.items():
-            taken = stepper.steps - before[key]
-            if not taken:
-                continue
-            means = {name: round(value / taken, 5) for name, value in stepper.take_sums().items()}
-            if not all(math.isfinite(value) for value in means.values()):
-                raise FlexIPError(f"{self.name}: the loss of {key} is not a number at step {stepper.steps}")
-            speed = round(taken * stepper.pace.batch / seconds, 1)
-            self.history.append({"of": key, "step": stepper.steps, "spent": round(self.spent, 1), **means})
-            told = f"{self.name} {self.spent:.0f}/{self.seconds:.0f} s {key} {stepper.steps}"
-            log.info(f"{told} {means} {speed} samples/s")
-
-    def save(self) -> None:
-        """Write the states; a later leg goes on from them."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for key, stepper in self.steppers.items():
-            write_tensors(self.folder / f"{key}.state.safetensors", stepper.state(), {"format": "pt"})
-        told = {
-            "spent": self.spent,
-            "steps": {key: s.steps for key, s in self.steppers.items()},
-            "batch": {key: s.pace.batch for key, s in self.steppers.items()},
-            "history": self.history,
-        }
-        (self.folder / "run.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
-
-
-def steps_of(work: Path, name: str) -> dict[str, dict[str, int]]:
-    """Steps and batch of a run's networks."""
-    told = json.loads((work / name / "run.json").read_text(encoding="utf-8"))
-    return {key: {"steps": steps, "batch": told["batch"][key]} for key, steps in told["steps"].items()}
-
-
-def copy_into(target: dict[str, Tensor], source: Tensors) -> None:
-    """Copy a step's inputs into the static ones."""
-    for name, value in source.items():
-        target[name].copy_(value, non_blocking=True)
 
 
 def parameters(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ...files.safefile import atomic
 from . import sources
 from .concepts import ARTISTS, Subject, draw_heldout, heldout_instances, select
 
 SIDE = 144
 FRAMES = 4
+PIXELS, INDEX = "looks.npy", "looks.json"
+"""A store's files."""
 STYLES = ("3d", "cartoon", "flat", "line")
 """3d: Fluent's rendered still and animation frames; cartoon: Noto's shaded drawing; flat: Twemoji's and Fluent's
 drawings without shades; line: Fluent's one-color high-contrast drawing."""
@@ -56,9 +59,7 @@ class Store:
     @classmethod
     def open(cls, folder: Path) -> Store:
         """The store that `build` wrote into `folder`."""
-        index = json.loads((folder / "looks.json").read_text(encoding="utf-8"))
-        looks = [Look(e["row"], Subject(**e["subject"]), e["style"], e["frame"]) for e in index]
-        return cls(np.load(folder / "looks.npy", mmap_mode="r"), looks)
+        return cls(np.load(folder / PIXELS, mmap_mode="r"), read_index(folder))
 
     def split(self, heldout: bool) -> Store:
         """The part that training reads (`heldout=False`) or the part that it never reads."""
@@ -150,10 +151,26 @@ def build(downloads: Path, folder: Path, animated: bool = True) -> Store:
                 drawn = subject if artist == subject.artist else subject.by(artist)
                 add(drawn, style, False, svg_picture(*drawing))
 
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "looks.npy", np.stack(pixels))
-    (folder / "looks.json").write_text(json.dumps([asdict(x) for x in looks], ensure_ascii=False), encoding="utf-8")
+    write(folder, np.stack(pixels), looks)
     return Store.open(folder)
+
+
+def write(folder: Path, pixels: np.ndarray, looks: list[Look]) -> None:
+    """Write what `Store.open` reads; the index comes last, so that a folder with one is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / PIXELS, pixels)
+    with atomic(folder / INDEX) as path:
+        path.write_text(json.dumps([asdict(look) for look in looks], ensure_ascii=False), encoding="utf-8")
+
+
+def read_index(folder: Path) -> list[Look]:
+    """The looks of a store's folder, without their pixels."""
+    return looks_of((folder / INDEX).read_text(encoding="utf-8"))
+
+
+def looks_of(index: str | bytes) -> list[Look]:
+    """The looks of an index in JSON, as `write` writes it."""
+    return [Look(e["row"], Subject(**e["subject"]), e["style"], e["frame"]) for e in json.loads(index)]
 
 
 def write_heldout(store: Store, path: Path) -> None:

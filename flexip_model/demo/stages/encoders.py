@@ -1,29 +1,22 @@
-"""Stage 2: the tiny encoders, both from nothing but this data.
+"""The tiny encoders, both from nothing but this data.
 
-CLIP-like: the picture tower against the text encoder (symmetric InfoNCE with the prompts), and against the tower's
-view of another picture of the same subject in the same colors, so that [CLS] says what the subject is and how it
-looks. DINO-like: 40 % of the patches are masked; every patch token must tell, through one linear layer, its own
-pixels, which of them belong to the subject, the VAE's latent there, and where in the picture it lies. Linear, so that
-the tokens hold looks and places in a form that an adapter can use: without the last, tokens of a short training know
-what they show but not where.
+CLIP-like: the picture tower against the frozen text encoder (symmetric InfoNCE with the prompts), and against the
+tower's view of another picture of the same subject in the same colors, so that [CLS] says what the subject is and how
+it looks. DINO-like: in half of the pictures 40 % of the patches are masked; every patch token must tell, through one
+linear layer, its own pixels, which of them belong to the subject, the VAE's latent there, and where in the picture it
+lies. Linear, so that the tokens hold looks and places in a form that an adapter can use: without the last, tokens of a
+short training know what they show but not where.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...encoders.formats import DINO_MODULES
 from ...images.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalize
-from ..scenes.compose import Composer
-from ..scenes.words import Words
-from .networks import ENCODER_SIDE, ENCODER_WIDTH, GRID, TEXT_WIDTH, build_clip_vision, build_dino, build_text_encoder
-from .stage import Plan, Stage, device_of, load_averaged, train
-from .vae import to_pixels
+from .networks import ENCODER_SIDE, ENCODER_WIDTH, GRID, TEXT_WIDTH, build_clip_vision, build_dino
 
 _CELL = ENCODER_SIDE // GRID
 _CODE = 3.0
@@ -56,44 +49,9 @@ class SightTrainer(nn.Module):
         return {"loss": to_text + to_other, "text": to_text, "other": to_other}
 
 
-class ClipTrainer(nn.Module):
-    """Picture tower, text encoder and the text projection of the contrastive stage."""
-
-    def __init__(self, vocabulary: int) -> None:
-        super().__init__()
-        self.visual = build_clip_vision()
-        self.text = build_text_encoder(vocabulary)
-        self.project_text = nn.Linear(TEXT_WIDTH, ENCODER_WIDTH, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(2.6))
-
-    def picture(self, pixels: Tensor) -> Tensor:
-        return F.normalize(self.visual(normalize(fit(pixels), CLIP_MEAN, CLIP_STD)), dim=-1)
-
-    def words(self, ids: Tensor) -> Tensor:
-        return F.normalize(self.project_text(self.text(ids).pooler_output), dim=-1)
-
-
 def _contrast(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
     logits, truth = scale * a @ b.t(), torch.arange(len(a), device=a.device)
     return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.t(), truth)) / 2
-
-
-def run_clip(composer: Composer, words: Words, plan: Plan, folder: Path) -> Stage:
-    model, batch = ClipTrainer(len(words.tokenizer)), plan.batch
-
-    def step(rng: np.random.Generator) -> dict[str, Tensor]:
-        recipes = [composer.recipe(rng) for _ in range(batch)]
-        others = [composer.variant(r, rng) for r in recipes]
-        pixels = to_pixels([composer.picture(r) for r in recipes + others])
-        ids = words([composer.prompt(r, rng) for r in recipes])
-        ids = ids[:, : int((ids != ids[0, -1]).sum(1).max()) + 1]
-        device = device_of(model)
-        seen, text = model.picture(pixels.to(device)), model.words(ids.to(device))
-        scale = model.logit_scale.clamp(max=4.0).exp()
-        to_text, to_other = _contrast(seen[:batch], text, scale), _contrast(seen[:batch], seen[batch:], scale)
-        return {"loss": to_text + to_other, "text": to_text, "other": to_other}
-
-    return train(model, step, plan, folder)
 
 
 class DinoTrainer(nn.Module):
@@ -147,63 +105,10 @@ def patch_targets(pixels: Tensor, alpha: Tensor) -> Tensor:
     return F.unfold(both, _CELL, stride=_CELL).transpose(1, 2)
 
 
-def run_dino(composer: Composer, vae: Any, plan: Plan, folder: Path) -> Stage:
-    """Train the DINO-like encoder; `vae` is the one whose latents its tokens learn to tell."""
-    model, batch = DinoTrainer(), plan.batch
-    shown = batch // 2
-
-    def step(rng: np.random.Generator) -> dict[str, Tensor]:
-        pictures = [composer.picture_and_mask(composer.recipe(rng)) for _ in range(batch)]
-        pixels = to_pixels([p for p, _ in pictures])
-        alpha = torch.from_numpy(np.stack([np.asarray(m) for _, m in pictures]))[:, None].float() / 255
-        masked = torch.from_numpy(rng.random((batch, GRID**2)) < 0.4)
-        masked[:shown] = False
-        device = device_of(model)
-        pixels, alpha, masked = pixels.to(device), alpha.to(device), masked.to(device)
-        vae.to(device)
-        out, guessed, where = model(pixels, masked)
-        with torch.no_grad():  # of the pictures without masks
-            latents = vae.encode(pixels[:shown]).latent_dist.mean * vae.config.scaling_factor
-        target = patch_targets(pixels, alpha)
-        color, truth = out[..., : 3 * _CELL**2], target[..., : 3 * _CELL**2]
-        share = target[..., 3 * _CELL**2 :]
-        weight = (0.15 + share).repeat(1, 1, 3)
-        looks = (weight * (color - truth).abs()).mean()
-        mask = F.binary_cross_entropy_with_logits(out[..., 3 * _CELL**2 :], share)
-        grid = torch.arange(GRID, device=device)
-        row, column = (places.repeat(batch) for places in (grid.repeat_interleave(GRID), grid.repeat(GRID)))
-        where = where.flatten(0, 1)
-        place = F.cross_entropy(where[:, :GRID], row) + F.cross_entropy(where[:, GRID:], column)
-        error = (guessed[:shown] - latents.flatten(2).transpose(1, 2)).pow(2).mean(-1)
-        code = (error * (0.15 + share[:shown].mean(-1))).mean()
-        return {
-            "loss": looks + 0.3 * mask + 0.2 * place + _CODE * code,
-            "looks": looks,
-            "mask": mask,
-            "place": place,
-            "code": code,
-        }
-
-    return train(model, step, plan, folder)
-
-
-def load_clip(words: Words, folder: Path) -> ClipTrainer:
-    return load_averaged(ClipTrainer(len(words.tokenizer)), folder)  # type: ignore[return-value]
-
-
-def load_dino(folder: Path) -> nn.Module:
-    return load_averaged(DinoTrainer(), folder).encoder  # type: ignore[return-value]
-
-
-class Features:
-    """Frozen encoders over composed pictures: the [CLS] and the patch tokens of a reference."""
-
-    def __init__(self, visual: nn.Module, dino: nn.Module) -> None:
-        self.visual, self.dino = visual, dino
-
-    @torch.no_grad()
-    def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, 3, s, s) in [-1, 1] to CLS (n, 128) and patches (n, 256, 128)."""
-        seen = fit(pixels)
-        patches = self.dino(normalize(seen, IMAGENET_MEAN, IMAGENET_STD)).last_hidden_state[:, 1:]
-        return self.visual(normalize(seen, CLIP_MEAN, CLIP_STD)), patches
+def names_in_files(network: nn.Module) -> dict[str, str]:
+    """A network's keys and what they are called in files: transformers 5 renamed modules of DINOv2, and a file that a
+    machine with another version wrote must be readable here, and be the same."""
+    names = {key: key for key in network.state_dict()}
+    for hub, library in DINO_MODULES.items():
+        names = {key: name.replace(library, hub) for key, name in names.items()}
+    return names

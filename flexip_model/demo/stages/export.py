@@ -1,59 +1,48 @@
-"""The shipped folder: a diffusers pipeline, the two encoders and the adapter, all weights in fp16."""
+"""The shipped folder: a diffusers pipeline, the two encoders and examples, all weights in fp16."""
 
 from __future__ import annotations
 
 import io
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from ...encoders import load_clip, load_dino
-from ...files.adapter_file import save_adapter
 from ...files.safefile import write_tensors
 from ...images.pictures import on_white
 from ..scenes.compose import MIDDLE
 from ..scenes.sources import read_assets
 from ..scenes.words import Words
 from .base import Base
-from .networks import ADAPTER, encoder_metadata, noise_schedule
+from .encoders import names_in_files
+from .networks import encoder_metadata, noise_schedule
 
 ADAPTER_FILE = "flexip_demo.safetensors"
+Encoders = dict[str, dict[str, str]]
+"""Names and weights' hashes of the two encoders, as an adapter file tells them."""
 ENCODER_FILES = {"open_clip": "clip_vision.safetensors", "dinov2": "dinov2.safetensors"}
 
 
 def save_encoder(family: str, module: nn.Module, path: Path) -> str:
     """Write an encoder with the library's own keys and its sizes in the metadata; returns its weights_hash."""
-    tensors = {k: v.half().contiguous() for k, v in module.state_dict().items()}
+    names = names_in_files(module)
+    tensors = {names[k]: v.half().cpu().contiguous() for k, v in module.state_dict().items()}
     write_tensors(path, tensors, {"format": "pt", "flexip.encoder": json.dumps(encoder_metadata(family))})
     return (load_clip if family == "open_clip" else load_dino)(path).weights_hash
 
 
-def export(
-    folder: Path,
-    *,
-    vae: nn.Module,
-    base: Base,
-    tokenizer: Path,
-    visual: nn.Module,
-    dino: nn.Module,
-    adapter: Mapping[str, Tensor],
-    training: dict[str, Any],
-    dial: tuple[float, ...] = (),
-) -> dict[str, dict[str, str]]:
-    """Write every part of the shipped model into `folder`; returns the encoders' names and hashes.
+def write_base(
+    folder: Path, *, vae: nn.Module, base: Base, tokenizer: Path, visual: nn.Module, dino: nn.Module
+) -> Encoders:
+    """Write every part of the shipped model but the adapter into `folder`; returns the encoders' names and hashes.
 
     Args:
         tokenizer: folder with CLIP's tokenizer files.
-        adapter: the adapter's tensors.
-        training: what the adapter file says of its training; must hold "trained".
-        dial: of the adapter's config.
     """
     from diffusers import StableDiffusionPipeline
 
@@ -79,27 +68,18 @@ def export(
         family: save_encoder(family, module, folder / "encoders" / ENCODER_FILES[family])
         for family, module in (("open_clip", visual), ("dinov2", dino))
     }
-    encoders = {
+    return {
         "clip": {"name": encoder_metadata("open_clip")["name"], "hash": hashes["open_clip"]},
         "retrieval": {"name": encoder_metadata("dinov2")["name"], "hash": hashes["dinov2"]},
     }
-    save_adapter(
-        folder / ADAPTER_FILE,
-        replace(ADAPTER, dial=dial),
-        adapter,
-        training=training,
-        encoders=encoders,
-        title="FlexIP demo adapter",
-        license="Apache-2.0",
-    )
-    return encoders
 
 
-def _half(module: nn.Module) -> nn.Module:
-    """A half-precision copy; the module itself stays as it is."""
+def _half(module: Any) -> Any:
+    """A half-precision copy on the CPU; the module itself stays as it is."""
     import copy
 
-    return copy.deepcopy(module).to(torch.float16)
+    # A network in channels_last would be written in that order.
+    return copy.deepcopy(module).to("cpu", torch.float16, memory_format=torch.contiguous_format)
 
 
 def _tidy(config: Path) -> None:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ...images.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
-from ...method.adapters import FlexIPAdapter
 from ...method.config import FlexIPConfig
 from ..scenes.words import LENGTH
 
@@ -166,15 +165,12 @@ def build_dino() -> Any:
     return model
 
 
-def build_adapter() -> FlexIPAdapter:
-    """A new adapter; each of its queries begins with a place of its own in the grid of the latents."""
-    adapter = FlexIPAdapter(ADAPTER)
-    with torch.no_grad():
-        adapter.queries[0] += place_waves(GRID, ADAPTER.width)
-    return adapter
-
-
 def noise_schedule() -> Any:
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(**SCHEDULER)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a network computes."""
+    return next(module.parameters()).device

@@ -15,8 +15,7 @@ from ...method.adapters import Adapter, ReferenceFeatures
 from ...method.gate import gamma_tensor
 from ..scenes.words import Words
 from .base import Base
-from .networks import noise_schedule
-from .stage import device_of
+from .networks import device_of, noise_schedule
 from .vae import to_pictures
 
 GUIDANCE = 3.0

@@ -1,8 +1,7 @@
-"""Stage 1: the VAE (factor 8, 4 channels, diffusers' AutoencoderKL at a narrow width).
+"""The VAE (factor 8, 4 channels, diffusers' AutoencoderKL at a narrow width).
 
 Our choices: L1 on pixels, on their differences (edges) and at half and quarter size; a deterministic code kept
-near unit scale by a small pull, so that no adversarial or perceptual network is needed. Training reads 64 px crops
-and, for the last fifth, whole pictures.
+near unit scale by a small pull, so that no adversarial or perceptual network is needed.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...common.errors import FlexIPError
-from ..scenes.compose import Composer, to_array
-from .stage import Plan, Stage, device_of, load_averaged, train
+from ..scenes.compose import to_array
 
 CONFIG = {
     "in_channels": 3,
@@ -124,26 +122,6 @@ def losses(model: Any, pixels: Tensor, noise: Tensor) -> dict[str, Tensor]:
     return {"loss": reconstruction_loss(out, pixels) + 1e-3 * pull, "l1": (out - pixels).abs().mean(), "pull": pull}
 
 
-def run(composer: Composer, plan: Plan, folder: Path) -> Stage:
-    """Train the VAE on the composer's pictures; the state stays in `folder`."""
-    model, batch = build(), plan.batch
-
-    def step(rng: np.random.Generator) -> dict[str, Tensor]:
-        whole = rng.random() < 0.06
-        pictures = [composer.picture(composer.recipe(rng)) for _ in range(batch // 4 if whole else batch // 2)]
-        pixels = to_pixels(pictures)
-        if not whole:
-            corners = rng.integers(0, composer.size - 63, (batch, 2))
-            pixels = torch.stack([pixels[i // 2, :, y : y + 64, x : x + 64] for i, (y, x) in enumerate(corners)])
-        pixels = pixels.to(device_of(model))
-        code = model.encode(pixels).latent_dist.mean
-        out = model.decode(code + 0.02 * torch.randn_like(code)).sample
-        pull = code.pow(2).mean()
-        return {"loss": reconstruction_loss(out, pixels) + 1e-3 * pull, "l1": (out - pixels).abs().mean(), "pull": pull}
-
-    return train(model, step, plan, folder)
-
-
 @torch.no_grad()
 def normalize(model: Any, pixels: Tensor) -> None:
     """Fold the latents' mean and deviation into the 1 × 1 convolutions around the code, in place.
@@ -161,14 +139,6 @@ def normalize(model: Any, pixels: Tensor) -> None:
     quant.weight[4:], quant.bias[4:] = 0.0, -20.0
     post.bias += post.weight[:, :, 0, 0] @ mean
     post.weight /= gain[None, :, None, None]
-
-
-def load(folder: Path, composer: Composer, seed: int = 1) -> Any:
-    """The trained VAE with normalized latents, frozen."""
-    model = load_averaged(build(), folder)
-    rng = np.random.default_rng(seed)
-    normalize(model, to_pixels([composer.picture(composer.recipe(rng)) for _ in range(256)]))
-    return model
 
 
 def read(folder: Path) -> Any:

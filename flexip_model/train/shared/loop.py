@@ -1,7 +1,4 @@
-"""The loop of every training here: accelerate underneath, one optimizer, averaged weights, exact checkpoints.
-
-`trainer.Trainer` trains adapters with it, `demo.stages` trains the parts of the model that ships.
-"""
+"""The loop under `trainer.Trainer`: accelerate underneath, one optimizer, averaged weights, exact checkpoints."""
 
 from __future__ import annotations
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..scenes.backgrounds import SCENES, draw_scene, hue_matrix
-from ..scenes.compose import SIDE, Composer
-from ..scenes.store import Store
+from .backgrounds import SCENES, draw_scene, hue_matrix
+from .compose import SIDE, Composer
 from .drawn import COLUMNS
+from .store import Store
 
 _FINER = 2
 """Sprites are sampled this much finer a side and averaged, so that edges stay smooth where a look is made smaller."""

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ...common.errors import FlexIPError
 from ...hosts.condition import Condition
-from ...method.adapters import Adapter, ReferenceFeatures, create_adapter
+from ...method.adapters import Adapter, FlexIPAdapter, ReferenceFeatures, create_adapter
 from ...method.config import FlexIPConfig
 from ...method.gate import spread_gamma
-from ..stages.networks import ADAPTER, ENCODER_WIDTH, GRID, place_waves
+from .networks import ADAPTER, ENCODER_WIDTH, GRID, place_waves
 
 GAMMA_SPREAD = 1.0
 """The trainer's `gamma_spread`, as in the config `demo`."""
@@ -63,6 +64,19 @@ VARIATIONS = {
 }
 """FlexIP, FlexIP with the ablations' budget, and the ablations. The last three ask how many queries
 it takes when the subject may stand elsewhere."""
+
+
+def kind_and_seed(name: str) -> tuple[str, int]:
+    """An adapter's kind, of `VARIATIONS` or `CONFIGS`, and its seed, of a name KIND-seedN.
+
+    Raises:
+        FlexIPError: it is no such name.
+    """
+    kind, _, seed = name.rpartition("-seed")
+    known = {**CONFIGS, **VARIATIONS}
+    if kind not in known or not seed.isdigit():
+        raise FlexIPError(f"there is no adapter {name}; expected KIND-seedN with one of the kinds {', '.join(known)}")
+    return kind, int(seed)
 
 
 def new_adapter(name: str, unet: nn.Module) -> Adapter:
@@ -122,8 +136,8 @@ def condition_of(
     p = preservation(adapter, variation, features)
     if not adapter.has_personalization:
         return Condition(p, None, torch.ones(1, 1, 1, device=p.device))
-    gate = adapter.gate  # type: ignore[union-attr]
-    gamma = spread_gamma(gate(variant), variant, drawn, GAMMA_SPREAD)  # type: ignore[operator]
+    assert isinstance(adapter, FlexIPAdapter)
+    gamma = spread_gamma(adapter.gate(variant), variant, drawn, GAMMA_SPREAD)
     if not variation.gate:
         gamma = torch.full_like(gamma, 0.5)
     return Condition(p, adapter.personalization(text, features.cls), gamma)

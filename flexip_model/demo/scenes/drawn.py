@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import cache
-from multiprocessing import get_context
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base.lessons import Lessons
-from ..scenes.backgrounds import COLORS, SCENES, jitter
-from ..scenes.compose import Composer, Recipe
-from ..scenes.store import Store
-from ..scenes.words import Words
+from ...common.errors import FlexIPError
+from ...common.prefetch import worker_pool
+from .backgrounds import COLORS, SCENES, jitter
+from .compose import Composer, Recipe
+from .lessons import Lessons
+from .store import Store, read_index
+from .words import Words
 
 COLUMNS = (
     *("row", "scene", "mirrored", "top_red", "top_green", "top_blue", "red", "green", "blue"),
@@ -84,7 +85,8 @@ def draw(composer: Composer, words: Words, count: int, seed: tuple[int, ...], re
     recipes = [composer.recipe(rng) for _ in range(count)]
     told = composer.lesson if isinstance(composer, Lessons) else composer.prompt
     ids = words([told(recipe, rng) for recipe in recipes for _ in range(PROMPTS)])
-    assert bool((ids[:, LENGTH:] == ids[0, -1]).all()), "a prompt is longer than what is kept of it"
+    if not bool((ids[:, LENGTH:] == ids[0, -1]).all()):
+        raise FlexIPError(f"a prompt has more than {LENGTH} tokens: learn a tokenizer from this store (stage `data`)")
 
     def rows(of: list[Recipe]) -> NDArray[np.float32]:
         return np.array([row_of(composer, recipe) for recipe in of], np.float32).reshape(len(of), len(COLUMNS))
@@ -101,8 +103,7 @@ class Drawing:
     """What processes need to draw: where the store's index and the tokenizer lie, and what is wanted.
 
     Attributes:
-        store: an archive of `packed`.
-        tokenizer: a folder.
+        store, tokenizer: folders.
         lessons: targets for the base (words, without references), else targets for encoders and adapters.
         seed: of the targets; each chunk has its own beside it.
     """
@@ -120,29 +121,25 @@ class Drawing:
 
 @cache
 def _tools(drawing: Drawing) -> tuple[Composer, Words]:
-    import json
-    import zipfile
-
-    from ..scenes.concepts import Subject
-    from ..scenes.store import Look
-    from .packed import INDEX
-
-    with zipfile.ZipFile(drawing.store) as archive:
-        entries = json.loads(archive.read(INDEX))
-    looks = [Look(row, Subject(**e["subject"]), e["style"], e["frame"]) for row, e in enumerate(entries)]
-    store = Store(np.zeros((0, 1, 1, 4), np.uint8), looks).split(heldout=False)
+    store = Store(np.zeros((0, 1, 1, 4), np.uint8), read_index(drawing.store)).split(heldout=False)
     return (Lessons if drawing.lessons else Composer)(store), Words(drawing.tokenizer)
 
 
 class Drawer:
-    """Draws chunks in processes of its own while the device is busy with other things."""
+    """Draws chunks in processes of its own while the device is busy with other things; with none, when they are asked
+    for."""
 
     def __init__(self, processes: int) -> None:
-        self._pool = ProcessPoolExecutor(processes, get_context("spawn"))
+        self._pool = worker_pool(processes) if processes else None
 
-    def start(self, drawing: Drawing, count: int):
-        """Begin to draw at least `count` targets; `join` the results of what comes back."""
-        return [self._pool.submit(drawing.chunk, number) for number in range(-(-count // CHUNK))]
+    def start(self, drawing: Drawing, count: int) -> list[Callable[[], Drawn]]:
+        """Begin to draw at least `count` targets; `join` what comes back from the calls."""
+        numbers = range(-(-count // CHUNK))
+        if self._pool is None:
+            return [partial(drawing.chunk, number) for number in numbers]
+        return [self._pool.submit(drawing.chunk, number).result for number in numbers]
 
     def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)

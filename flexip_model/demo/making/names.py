@@ -8,6 +8,7 @@ code ("dog" and "dog face"), so the base may be asked by either.
 
 from __future__ import annotations
 
+import math
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,16 @@ from torch.nn import functional as F
 
 from ..scenes.backgrounds import COLORS, SCENES
 from ..scenes.compose import Composer
+from ..scenes.drawn import LENGTH
+from ..scenes.lessons import Lessons
 from ..scenes.store import STYLES, Store
 from ..scenes.words import Words
 from ..stages.networks import ENCODER_WIDTH, TEXT_WIDTH, build_text_encoder
-from ..stages.stage import Plan, Stage, device_of, load_averaged, train
-from .lessons import Lessons
+from .run import Run
+from .stepper import Pace, Stepper, parameters
 
+_SEED = 24
+"""Of the prompts, beside the step."""
 BACKGROUNDS = (
     *(f"plain:{c}" for c in COLORS),
     *(f"scene:{s}" for s in SCENES),
@@ -57,38 +62,40 @@ class NamesTrainer(nn.Module):
         ]
 
 
-def run_names(store: Store, words: Words, plan: Plan, folder: Path) -> Stage:
-    """Train on the prompts of the base's words and of all subjects, half and half; no picture is drawn."""
+def train_names(store: Store, words: Words, pace: Pace, work: Path) -> Any:
+    """Train on the prompts of the base's words and of all subjects, half and half; no picture is drawn.
+
+    Returns:
+        The text encoder, frozen.
+    """
     every, lessons, codes = Composer(store), Lessons(store), emoji_codes(store)
     place = {code: i for i, code in enumerate(codes)}
-    model, batch = NamesTrainer(len(words.tokenizer), len(codes)), plan.batch
+    model = NamesTrainer(len(words.tokenizer), len(codes))
+    inputs = {
+        "ids": torch.zeros(pace.batch, LENGTH, dtype=torch.long),
+        "truth": torch.zeros(3, pace.batch, dtype=torch.long),
+    }
 
-    def step(rng: np.random.Generator) -> dict[str, Tensor]:
+    def loss(i: dict[str, Tensor]) -> dict[str, Tensor]:
+        name, style, background = (
+            F.cross_entropy(logits, wanted) for logits, wanted in zip(model(i["ids"]), i["truth"], strict=True)
+        )
+        return {"loss": name + 0.5 * style + 0.5 * background, "name": name, "style": style, "background": background}
+
+    def refill(turn: int) -> None:
+        rng = np.random.default_rng((_SEED, turn))
         prompts, truth = [], []
-        for number in range(batch):
+        for number in range(pace.batch):
             composer = lessons if number % 2 else every
             recipe = composer.recipe(rng)
             look = composer.look(recipe)
             prompts.append(composer.prompt(recipe, rng))
-            truth.append(
-                (
-                    place[look.subject.code.rsplit(":", 1)[-1]],
-                    STYLES.index(look.style),
-                    BACKGROUNDS.index(recipe.background),
-                )
-            )
-        ids = words(prompts)
-        ids = ids[:, : int((ids != ids[0, -1]).sum(1).max()) + 1]
-        device = device_of(model)
-        right = torch.tensor(truth, device=device).t()
-        name, style, background = (
-            F.cross_entropy(logits, wanted) for logits, wanted in zip(model(ids.to(device)), right, strict=True)
-        )
-        return {"loss": name + 0.5 * style + 0.5 * background, "name": name, "style": style, "background": background}
+            code = look.subject.code.rsplit(":", 1)[-1]
+            truth.append((place[code], STYLES.index(look.style), BACKGROUNDS.index(recipe.background)))
+        inputs["ids"].copy_(words(prompts)[:, :LENGTH])
+        inputs["truth"].copy_(torch.tensor(truth).t())
 
-    return train(model, step, plan, folder)
-
-
-def load_text(store: Store, words: Words, folder: Path) -> Any:
-    """The trained text encoder, frozen."""
-    return load_averaged(NamesTrainer(len(words.tokenizer), len(emoji_codes(store))), folder).text
+    stepper = Stepper(parameters(model), loss, inputs, pace)  # type: ignore[arg-type]
+    Run("names", work, {"names": stepper}, refill, pace=pace, deadline=math.inf).go()
+    stepper.use_average()
+    return model.text.eval().requires_grad_(False)

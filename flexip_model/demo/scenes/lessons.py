@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..scenes.compose import SIDE, Composer, Recipe
-from ..scenes.store import Look, Store
-from ..scenes.vocabulary import WORDS, rename
+from .compose import SIDE, Composer, Recipe
+from .store import Look, Store
+from .vocabulary import WORDS, rename
 
 _STYLE_SHARE = {"3d": 0.45, "cartoon": 0.25, "flat": 0.2, "line": 0.1}
 _FAVORED = 0.4

@@ -6,17 +6,14 @@ import io
 import json
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ...files.safefile import atomic
-from ..scenes.concepts import Subject
-from ..scenes.store import Look, Store
-
-INDEX = "looks.json"
+from .store import INDEX, Store, looks_of, write
 
 
 def pack(store: Store, path: Path) -> None:
@@ -31,15 +28,14 @@ def pack(store: Store, path: Path) -> None:
         archive.writestr(INDEX, json.dumps([asdict(look) for look in store.looks], ensure_ascii=False))
 
 
-def unpack(path: Path) -> Store:
-    """The store of an archive that `pack` wrote, in memory."""
+def unpack(path: Path, folder: Path) -> None:
+    """Write the store of an archive that `pack` wrote as `Store.open` reads it; rows are counted anew."""
     with zipfile.ZipFile(path) as archive:
-        index = json.loads(archive.read(INDEX))
-        packed = [archive.read(f"{entry['row']}.webp") for entry in index]
+        looks = looks_of(archive.read(INDEX))
+        packed = [archive.read(f"{look.row}.webp") for look in looks]
     with ThreadPoolExecutor() as threads:
-        pixels = list(threads.map(_pixels, packed))
-    looks = [Look(row, Subject(**e["subject"]), e["style"], e["frame"]) for row, e in enumerate(index)]
-    return Store(np.stack(pixels), looks)
+        pixels = np.stack(list(threads.map(_pixels, packed)))
+    write(folder, pixels, [replace(look, row=row) for row, look in enumerate(looks)])
 
 
 def _pixels(data: bytes) -> np.ndarray:
