@@ -57,7 +57,7 @@ class Batches:
     def refill(self, turn: int) -> None:
         """Draw the batch of a turn."""
         device, pool, inputs = self.pool.latents.device, self.pool, self.inputs
-        self.generator.manual_seed((self.seed << 32) + turn)
+        self.generator.manual_seed(self.seed * 1_000_003 + turn)  # the CPU's reads 32 bits of it
         picked = torch.randint(len(pool), (self.batch,), device=device, generator=self.generator)
         noisy, target, steps = self._noise(pool.latents[picked].float(), self.generator)
         dropped = torch.rand(self.batch, device=device, generator=self.generator)

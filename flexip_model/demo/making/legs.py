@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...common.errors import FlexIPError
 from ...images.contact_sheet import draw_cells
 from ..scenes.compose import Composer
 from ..scenes.drawn import Drawer, Drawing, Drawn, join
@@ -134,7 +135,13 @@ class Legs:
 
     def _ask(self, lessons: bool) -> list[Callable[[], Drawn]]:
         if lessons not in self._asked:
-            drawing = Drawing(self.work / STORE, self.work / TOKENIZER, lessons, seed=7 if lessons else 5)
+            drawing = Drawing(
+                self.work / STORE,
+                self.work / TOKENIZER,
+                lessons,
+                seed=7 if lessons else 5,
+                scene_variants=SCENE_VARIANTS,
+            )
             count = self.plan.lessons if lessons else self.plan.targets
             self._asked[lessons] = self._drawer.start(drawing, count)
         return self._asked[lessons]
@@ -215,11 +222,13 @@ class Legs:
         encoders = networks.write_base(self.work / "model")
         taken = steps_of(self.work, run)
         composer = Composer(self.store.split(heldout=False), SCENE_VARIANTS)
-        dials = {
-            name: networks.dial(adapter, composer, self.plan.calibrated)
-            for name, adapter in adapters.items()
-            if kind_and_seed(name)[0] == "flexip"
-        }
+        dials: dict[str, tuple[float, ...]] = {}
+        for name, adapter in adapters.items():
+            if kind_and_seed(name)[0] == "flexip":
+                try:
+                    dials[name] = networks.dial(adapter, composer, self.plan.calibrated)
+                except FlexIPError as error:  # no reason to lose what was trained
+                    log.warning(f"{name} gets no dial: {error}")
         for name, adapter in adapters.items():
             training = {"adapter": taken[name], "name": name}
             save(self.work / ADAPTERS / f"{name}.safetensors", adapter, encoders, training, dials.get(name, ()))

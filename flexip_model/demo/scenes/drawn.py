@@ -106,12 +106,14 @@ class Drawing:
         store, tokenizer: folders.
         lessons: targets for the base (words, without references), else targets for encoders and adapters.
         seed: of the targets; each chunk has its own beside it.
+        scene_variants: as the painter's.
     """
 
     store: Path
     tokenizer: Path
     lessons: bool
     seed: int
+    scene_variants: int
 
     def chunk(self, number: int) -> Drawn:
         """Chunk `number` of `CHUNK` targets."""
@@ -122,7 +124,7 @@ class Drawing:
 @cache
 def _tools(drawing: Drawing) -> tuple[Composer, Words]:
     store = Store(np.zeros((0, 1, 1, 4), np.uint8), read_index(drawing.store)).split(heldout=False)
-    return (Lessons if drawing.lessons else Composer)(store), Words(drawing.tokenizer)
+    return (Lessons if drawing.lessons else Composer)(store, drawing.scene_variants), Words(drawing.tokenizer)
 
 
 class Drawer:

@@ -26,7 +26,7 @@ class Painter:
 
     def __init__(self, store: Store, device: torch.device, scene_variants: int, size: int = SIDE) -> None:
         self.size, self.device = size, device
-        self.looks = torch.from_numpy(np.asarray(store.pixels)).to(device).permute(0, 3, 1, 2).contiguous()
+        self.looks = torch.from_numpy(np.array(store.pixels)).to(device).permute(0, 3, 1, 2).contiguous()
         scenes = [draw_scene(name, np.random.default_rng(i), size) for name in SCENES for i in range(scene_variants)]
         self.scenes = torch.from_numpy(np.stack([np.asarray(s) for s in scenes])).to(device).permute(0, 3, 1, 2)
         self.turns = torch.from_numpy(np.stack([hue_matrix(k / 360) for k in range(360)])).to(device)
