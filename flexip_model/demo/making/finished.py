@@ -18,7 +18,7 @@ from ...files.safefile import load_tensors, write_tensors
 from ...images.preprocess import CLIP_MEAN, CLIP_STD
 from ...method.adapters import Adapter
 from ...train.calibrate import GATES, calibration_curve, picture_changes
-from ..scenes.compose import Composer
+from ..scenes.compose import ON_WHITE, Composer
 from ..scenes.sources import PACKAGES
 from ..scenes.words import Words
 from ..stages import export, vae
@@ -161,7 +161,7 @@ def save(
         path,
         replace(adapter.config, dial=dial),
         {key: value.detach().cpu() for key, value in adapter.state_dict().items()},
-        training={"trained": True, "kinds": KINDS, **training},
+        training={"trained": True, "kinds": KINDS, "references": {"crop": "center", "white": ON_WHITE}, **training},
         encoders=encoders,
         title=f"small model, {path.stem}",
         license="Apache-2.0",

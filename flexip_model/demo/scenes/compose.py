@@ -21,6 +21,8 @@ STYLE_WORDS = {
 RECOLORED = ("with changed colors", "in unusual colors")
 _STYLE_SHARE = {"3d": 0.45, "cartoon": 0.45, "flat": 0.33, "line": 0.22}
 _WHITE = "plain:white"
+ON_WHITE = 0.67
+"""Share of references on white, as when their background was removed."""
 MIDDLE = 0.51
 """Height of a subject's middle."""
 
@@ -227,7 +229,7 @@ class Composer:
     @staticmethod
     def _behind(recipe: Recipe, rng: np.random.Generator) -> str:
         """A reference's background: white two times in three, as when it was removed, else the recipe's."""
-        return _WHITE if rng.random() < 0.67 else recipe.background
+        return _WHITE if rng.random() < ON_WHITE else recipe.background
 
 
 def to_array(image: Image.Image) -> np.ndarray:
