@@ -56,8 +56,8 @@ class UNetOfWidths(UNetModel):
     """ComfyUI's UNet of SD1.5's structure with a width of its own at each level.
 
     ComfyUI's constructor knows whole multiples of one width alone. So it builds the structure at the first width, and
-    in it each layer gives its place to one of the same class that has its level's width. It builds every group norm with
-    32 groups, too; here they have `groups`, which divides narrow widths.
+    in it each layer gives its place to one of the same class that has its level's width. It builds every group norm
+    with 32 groups, too; here they have `groups`, which divides narrow widths.
     """
 
     def __init__(
