@@ -5,7 +5,7 @@
 - *own*: six prompts that name its own word (four in 3D on two plain colors and in two scenes, a cartoon, a flat icon),
 - *other*: two prompts in 3D that name another word, which the base learned in 3D: reference and prompt disagree,
 
-each from two noises, at six values of the knob (γ; of an IP-Adapter its scale), the same noises at every value and of
+each from one noise, at six values of the knob (γ; of an IP-Adapter its scale), the same noises at every value and of
 every adapter; and a fine sweep of 21 values of one prompt. What judges say of each picture: `judges` and `style`.
 """
 
@@ -32,7 +32,7 @@ from .subjects import Cast, Wanted, compose
 
 KNOB = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
 FINE = tuple(k / 20 for k in range(21))
-NOISES = 2
+NOISES = 1
 """Fewer do for a comparison on a processor, where a subject and adapter take most of a minute with all of them."""
 FINE_PROMPT = 2
 """Which of a subject's own prompts the fine sweep is of: the first in a scene."""
