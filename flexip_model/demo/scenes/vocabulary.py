@@ -1,14 +1,11 @@
-"""The words that the base learns to draw, and the drawing that each of them has in each of its styles.
+"""The words that the base draws most often, and the drawing that each of them has in each of its styles.
 
-A word in a style needs 1,000 to 2,000 samples until anyone can name its picture (tried: 65 leave a blob, 290 a first
-shape), so a processor affords about 150 words in three styles. Our choice of words: what people try first (animals,
-food, vehicles, things at hand), whose pictures stay clear at 128 px, are drawn from nearly one side by all artists,
-and are not told apart by small marks alone ("police car" beside "car"). `FLUENT_HELD_OUT`, 56 of them, are words of
-held-out Fluent concepts: the base learns them from the other two artists, so that an adapter's held-out reference is
-a thing that the base has a word for. The styles: Fluent's 3D renderings first, because they look best; Noto's shaded
-cartoons, which teach held-out words nearly as a rendering would; Twemoji's flat icons, the furthest from both. Fluent's
-own flat and line drawings are left to the encoders and adapters: they would double the samples for looks that
-fewer people ask for.
+The base has a word for every emoji, its name; these 160 are asked for more often (`lessons`) and take the place of
+their emoji's longer names ("dog" for "dog face"). Our choice: what people try first (animals, food, vehicles, things at
+hand), whose pictures stay clear at 128 px, are drawn from nearly one side by all artists, and are not told apart by
+small marks alone ("police car" beside "car"). `FLUENT_HELD_OUT`, 56 of them, are words of held-out Fluent concepts: the
+base learns them from the other two artists, so that an adapter's held-out reference is a thing that the base has a word
+for.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ from dataclasses import replace
 from .store import Look, Store
 
 DRAWN_BY = {"3d": "fluent", "cartoon": "noto", "flat": "twemoji"}
-"""The base's styles, and whose drawing each is."""
+"""The styles that are judged, and whose drawing each is; Fluent's flat and line drawings are learned too."""
 
 ALL_ARTISTS = {
     "dog": "1f436",

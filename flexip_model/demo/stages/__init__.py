@@ -1,1 +1,1 @@
-"""The small model's training, stage by stage, and its export."""
+"""The small model's networks and adapter kinds, pictures from them, and the folder that ships."""
