@@ -82,11 +82,11 @@ def _condition(shipped: Shipped, name: str) -> tuple[Condition, torch.nn.Module]
 def test_ablations_lack_the_tokens_and_the_gate_that_they_are_named_after(shipped: Shipped) -> None:
     tokens = {name: _condition(shipped, name)[0] for name in VARIATIONS}
     whole = tokens["flexip"]
-    assert whole.p.shape[1] == 257 and len(set(whole.gamma.flatten().tolist())) == 2
-    assert torch.equal(tokens["flexip-no_cls"].p, whole.p[:, :-1])
-    assert torch.equal(tokens["flexip-no_queries"].p, whole.p[:, -1:])
+    assert whole.preservation.shape[1] == 257 and len(set(whole.gamma.flatten().tolist())) == 2
+    assert torch.equal(tokens["flexip-no_cls"].preservation, whole.preservation[:, :-1])
+    assert torch.equal(tokens["flexip-no_queries"].preservation, whole.preservation[:, -1:])
     assert (tokens["flexip-no_gate"].gamma == 0.5).all()
-    assert tokens["flexip-moved_16"].p.shape[1] == 17
+    assert tokens["flexip-moved_16"].preservation.shape[1] == 17
 
 
 def test_without_s_nothing_of_s_is_added_before_or_after_training(shipped: Shipped, pool: Pool, null) -> None:
