@@ -27,7 +27,7 @@ from flexip_model.demo.making.stepper import Pace, Stepper, parameters
 from flexip_model.demo.stages.kinds import kind_and_seed
 from flexip_model.demo.workshop import Workshop
 from flexip_model.files.adapter_file import read_info
-from flexip_model.files.safefile import load_tensors
+from flexip_model.files.safefile import load_tensors, read_header
 from flexip_model.images.preprocess import CLIP_MEAN, CLIP_STD, normalize
 
 from ..support.demo_work import WANTED, make_tiny, make_work, tiny_plan
@@ -66,7 +66,8 @@ def trained(work: Path) -> Path:
 def test_legs_train_all_stages_and_the_exported_folder_draws(trained: Path, tmp_path: Path) -> None:
     export_model(trained, tmp_path / "out")
     info = read_info(tmp_path / "out" / "flexip_demo.safetensors")
-    assert info.trained and info.title == "FlexIP demo adapter"
+    header = read_header(tmp_path / "out" / "flexip_demo.safetensors")
+    assert info.trained and header.metadata["modelspec.title"] == "FlexIP demo adapter"
     steps = info.training["steps"]
     assert set(steps) == {"names", *NETWORKS, "adapter"} and steps["base"] == {"steps": 3, "batch": 2}
     assert any(line.endswith("(CC-BY-4.0)") for line in info.training["data"])
