@@ -60,7 +60,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "--subjects",
         type=int,
         metavar="N",
-        help="held-out subjects: `check` has 6, `evaluate-adapters` 51",
+        help="held-out subjects: `check` has 6, the others 51",
     )
     parser.add_argument(
         "--noises",
@@ -124,11 +124,14 @@ def _run(options: argparse.Namespace) -> None:
 
 def _measure(options: argparse.Namespace, stage: str, out: Path, work: Path) -> None:
     from .evaluation.record import check, evaluate
+    from .evaluation.subjects import CONCEPTS
     from .workshop import SHIPPED
 
     if stage == "evaluate":
         images = options.out or SHIPPED.parents[1] / "docs" / "images"
-        evaluate(out, work, images, rows=options.rows, adapters=options.adapters, noises=options.noises)
+        subjects = CONCEPTS if options.subjects is None else options.subjects
+        given = {"rows": options.rows, "adapters": options.adapters, "noises": options.noises}
+        evaluate(out, work, images, **given, subjects=subjects)
     else:
         check(out, work, 6 if options.subjects is None else options.subjects)
 

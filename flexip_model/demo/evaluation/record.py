@@ -53,6 +53,7 @@ def evaluate(
     rows: Path | None = None,
     adapters: Path | None = None,
     noises: int = NOISES,
+    subjects: int = CONCEPTS,
 ) -> None:
     """Measure what is not measured yet; the record goes into `folder` and its card, if it has one, `curves.png` and
     `outside.jpg` into `images`.
@@ -62,9 +63,11 @@ def evaluate(
             default.
         adapters: those to compare with, where they are not among these rows.
         noises: a prompt, of these adapters.
+        subjects: how many of the held-out ones, the first of the vocabulary's order; the card says how many.
     """
     rows = rows or work / "evaluation"
-    evaluate_adapters(folder, _store(work), fetch(work / "downloads"), rows, adapters=adapters, noises=noises)
+    weights = fetch(work / "downloads")
+    evaluate_adapters(folder, _store(work), weights, rows, adapters=adapters, noises=noises, subjects=subjects)
     record = make_record(folder, rows)
     with atomic(folder / RECORD) as path:
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
