@@ -44,7 +44,7 @@ def test_the_shipped_unet_has_widths_that_are_no_multiples_of_one(pack):
 
     model = importlib.import_module(f"{pack.__name__}.nodes.loading.diffusers_folder").load_unet(SHIPPED)
     theirs = UNet2DConditionModel.from_pretrained(SHIPPED / "unet")
-    assert tuple(theirs.config.block_out_channels) == (64, 96, 96, 64)
+    assert tuple(theirs.config.block_out_channels) == (48, 128, 128, 64)
     x, t, text = torch.randn(2, 4, 16, 16), torch.tensor([500.0, 500.0]), torch.randn(2, 77, 128)
     unet = model.model.diffusion_model.float()
     with torch.inference_mode():

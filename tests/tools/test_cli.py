@@ -74,7 +74,7 @@ def test_an_ip_adapter_file_is_told_how_to_become_one(tmp_path, capsys):
 def test_compare_swaps_the_order_and_gives_the_rounds_own_ratios():
     calls = []
     row = compare("a", lambda: calls.append("ours"), lambda: calls.append("baseline"), rounds=2, goal="≤ 1")
-    assert calls == ["ours", "baseline", "baseline", "ours", "ours", "baseline"]
+    assert calls == ["baseline", "ours", "baseline", "ours", "ours", "baseline"]
     assert row.spread[0] <= row.ratio <= row.spread[1]
     text = table([row, Row("b", 0.5, None, None, None, "MB", "≤ 1 MB")])
     assert text.splitlines()[-1] == "| b | 0.5 MB |  |  | ≤ 1 MB |"
