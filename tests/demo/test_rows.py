@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
-from flexip_model.__main__ import main
 from flexip_model.common.errors import FlexIPError
 from flexip_model.demo.evaluation import evaluate, evaluate_base, judges, record, rows, shipped, style
 from flexip_model.demo.evaluation.figures.card import BEGIN, END, Goal, tables, write_card
@@ -25,12 +23,10 @@ from flexip_model.demo.evaluation.figures.summary import differences, summary
 from flexip_model.demo.evaluation.judge import fetch
 from flexip_model.demo.evaluation.shipped import Shipped
 from flexip_model.demo.stages.export import ADAPTER_FILE
-from flexip_model.demo.stages.sampling import GUIDANCE
 from flexip_model.files.adapter_file import save_adapter
 from flexip_model.method.adapters import create_adapter
 
 from ..support.demo_cast import HELD, KNOWN, cast_store, write_store
-from ..support.paths import ROOT
 from ..support.paths import SHIPPED as DEMO
 
 CPU = torch.device("cpu")
@@ -259,46 +255,3 @@ def test_a_measure_that_changed_is_found() -> None:
     now[0]["own"][-1]["first"] -= 0.5
     changed = differences(now[:1], _rows())["first (own) at γ = 1"]
     assert abs(changed[0] - changed[1]) > 0.4
-
-
-# The record that ships
-
-
-def _shipped_record() -> dict[str, Any]:
-    return json.loads((DEMO / record.RECORD).read_text(encoding="utf-8"))
-
-
-def test_the_record_is_that_of_the_files_that_ship_and_its_figures_are_those_of_its_rows() -> None:
-    found = _shipped_record()
-    assert found["weights"] == rows.hashes(DEMO)
-    assert found["protocol"] == json.loads(json.dumps(rows.PROTOCOL))
-    assert len(found["rows"]) == 51
-    assert json.loads(json.dumps(summary(found["rows"]))) == found["figures"]
-    card = (DEMO / "README.md").read_text(encoding="utf-8")
-    assert BEGIN + tables(found) + END in card
-
-
-def test_the_record_the_workflows_and_the_dials_measurement_have_one_guidance() -> None:
-    graphs = [
-        json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("flexip_basic", "flexip_gamma_sweep")
-    ]
-    used = [node["inputs"]["cfg"] for graph in graphs for node in graph.values() if node["class_type"] == "KSampler"]
-    values = yaml.safe_load((ROOT / "flexip_model/train/configs/demo.yaml").read_text(encoding="utf-8"))
-    assert used == [GUIDANCE, GUIDANCE] and values["guidance"] == GUIDANCE == rows.PROTOCOL["guidance"]
-
-
-def test_check_measures_the_files_that_ship_and_finds_what_is_on_record(tmp_path: Path, capsys) -> None:
-    stale = tmp_path / "evaluation-check" / "shipped.json"  # what an earlier check left is not taken for a measurement
-    stale.parent.mkdir(parents=True)
-    stale.write_text(json.dumps({"digest": rows.digest_of(DEMO, DEMO / ADAPTER_FILE, 4), "rows": [{}]}))
-    assert main(["demo-model", "check", "--work", str(tmp_path), "--subjects", "1"]) == 0
-    assert "As on record" in capsys.readouterr().out
-    assert _read(tmp_path / "evaluation-check", "shipped")["rows"][0]["code"] == _shipped_record()["rows"][0]["code"]
-
-
-def test_check_refuses_weights_that_are_not_the_measured_ones(tmp_path: Path, capsys) -> None:
-    (tmp_path / record.RECORD).write_text(json.dumps(_shipped_record()))
-    (tmp_path / ADAPTER_FILE).write_bytes(b"other")
-    assert main(["demo-model", "check", "--work", str(tmp_path), "--out", str(tmp_path)]) == 2
-    assert "is not what was measured" in capsys.readouterr().err

@@ -136,9 +136,8 @@ def rows_beside(out: Path, folder: Path) -> dict[str, dict[str, Any]]:
             found[path.stem] = value
     counts = {value["noises"] for value in found.values()}
     if len(counts) > 1:
-        raise FlexIPError(
-            f"the adapters in {out} were drawn from {sorted(counts)} noises; measure them from as many each"
-        )
+        told = " and ".join(map(str, sorted(counts)))
+        raise FlexIPError(f"the adapters in {out} were drawn from {told} noises; measure them from as many each")
     return found
 
 
