@@ -271,7 +271,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _with_groups(operations: Any, groups: int) -> Any:
     """ComfyUI's layers, with so many groups in every group norm."""
 
-    class GroupNorm(operations.GroupNorm):  # type: ignore[misc]
+    class GroupNorm(operations.GroupNorm):
         def __init__(self, num_groups: int, num_channels: int, **others: Any) -> None:
             super().__init__(groups, num_channels, **others)
 
