@@ -14,12 +14,26 @@ class FlexIPError(ValueError):
         sentences: the text; of a list of mistakes one sentence for each.
     """
 
-    def __init__(self, text: str, sentences: Sequence[str] = ()) -> None:
+    # Without an `__init__`, so that a compiled UNet can raise it: torch.compile does not trace one.
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        return (str(self),)
+
+
+class SeveralErrors(FlexIPError):
+    """Several mistakes at once."""
+
+    def __init__(self, text: str, sentences: Sequence[str]) -> None:
         super().__init__(text)
-        self.sentences = tuple(sentences) or (text,)
+        self._sentences = tuple(sentences)
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        return self._sentences
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (str(self), self.sentences)
+        return type(self), (str(self), self._sentences)
 
 
 class UnreadableError(FlexIPError):
@@ -63,4 +77,4 @@ class Mistakes:
             raise FlexIPError(self.sentences[0])
         if self.sentences:
             lines = [what.format(count=len(self.sentences)), *(f"  - {sentence}" for sentence in self.sentences)]
-            raise FlexIPError("\n".join(lines), self.sentences)
+            raise SeveralErrors("\n".join(lines), self.sentences)

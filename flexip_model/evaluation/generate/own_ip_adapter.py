@@ -37,6 +37,7 @@ class OwnIPAdapter:
 
     def __init__(self, base: Base, file: Path, image_encoder: Path | None, crop: str, device: torch.device) -> None:
         from diffusers import StableDiffusionPipeline
+        from diffusers.utils import logging as diffusers_logging
         from transformers import CLIPVisionModelWithProjection
 
         config, _, origin = convert_ip_adapter(file)  # to refuse by name what diffusers would fail on
@@ -57,7 +58,7 @@ class OwnIPAdapter:
             image_encoder=encoder,
             requires_safety_checker=False,
         )
-        told = logging.getLogger("diffusers.models.modeling_utils")
+        told = diffusers_logging.get_logger("diffusers.models.modeling_utils")
         level = told.level
         try:
             told.setLevel(logging.ERROR)  # its loader casts a UNet and then warns of casts
