@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import codecs
-
 MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16's, which it begins with
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-    codecs.BOM_UTF8: "utf-8-sig",
+    b"\xff\xfe\x00\x00": "utf-32",  # before UTF-16's, which it begins with
+    b"\x00\x00\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+    b"\xef\xbb\xbf": "utf-8-sig",
 }
 LOST = "\N{REPLACEMENT CHARACTER}"
 """What stands in a text where another program could not read a character."""

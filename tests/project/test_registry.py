@@ -34,7 +34,7 @@ NODES = {path.stem for path in (ROOT / "web" / "docs").glob("*.md")}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT, COMFY = PYPROJECT["project"], PYPROJECT["tool"]["comfy"]
 MEGABYTES = 40
-"""Bound of what is downloaded to install the pack; the weights of the small model are 26 of them."""
+"""Bound of what is downloaded to install the pack; the weights of the small model are 32 of them."""
 
 
 def in_git() -> list[str]:

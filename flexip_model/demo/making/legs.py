@@ -6,10 +6,10 @@ that were finished.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import time
-import zlib
 from collections.abc import Callable
 from math import inf
 from pathlib import Path
@@ -206,7 +206,7 @@ class Legs:
         with torch.no_grad():
             null["hidden"] = networks.encoding().visual(black, hidden=True).hidden.float()
         # Adapters that are asked for later are a run of their own.
-        run = f"{ADAPTERS}/run-{zlib.crc32(' '.join(wanted).encode()):08x}"
+        run = f"{ADAPTERS}/run-{hashlib.sha256(' '.join(wanted).encode()).hexdigest()[:8]}"
         adapters = train_adapters(
             networks.base,
             pool,

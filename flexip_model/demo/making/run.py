@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ class Run:
         on_card = self.device.type == "cuda"
         pool = torch.cuda.graph_pool_handle() if on_card else None
         while (progress := self.progress) < 1 and time.monotonic() < self.deadline and not asked.number:
-            torch.manual_seed(zlib.crc32(f"{self.name} {self.turns}".encode()))
+            torch.manual_seed(int.from_bytes(hashlib.sha256(f"{self.name} {self.turns}".encode()).digest()[:4]))
             self._refill(self.turns)
             for stepper in self.steppers.values():
                 if progress < stepper.pace.until:
