@@ -90,7 +90,7 @@ class Run:
         on_card = self.device.type == "cuda"
         pool = torch.cuda.graph_pool_handle() if on_card else None
         while (progress := self.progress) < 1 and time.monotonic() < self.deadline and not asked.number:
-            torch.manual_seed(int.from_bytes(hashlib.sha256(f"{self.name} {self.turns}".encode()).digest()[:4]))
+            torch.manual_seed(int.from_bytes(hashlib.sha256(f"{self.name} {self.turns}".encode()).digest()[:4], "big"))
             self._refill(self.turns)
             for stepper in self.steppers.values():
                 if progress < stepper.pace.until:
