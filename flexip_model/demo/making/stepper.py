@@ -158,11 +158,6 @@ class Stepper:
         return found
 
     @torch.no_grad()
-    def average(self) -> dict[str, Tensor]:
-        """The averaged weights by name, copies on the CPU in float32."""
-        return {name: value.cpu().contiguous() for name, value in zip(self.named, self.averaged, strict=True)}
-
-    @torch.no_grad()
     def use_average(self) -> None:
         """Put the averaged weights into the network; training ends here."""
         for weight, value in zip(self.weights, self.averaged, strict=True):
