@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .console import is_log_shown, shown_log
+from .console import are_bars_shown, is_log_shown, share_terminal, shown_log
 from .errors import FlexIPError
 from .parent import end_with_parent
 
@@ -95,8 +95,9 @@ def start_members(member: Callable[..., None], processes: int, *arguments: Any) 
 
     context = multiprocessing.get_context("spawn")
     errors = context.SimpleQueue()
+    terminal = context.RLock() if are_bars_shown() else None
     members = [
-        context.Process(target=_member, args=(member, rank, processes, arguments, errors, is_log_shown()))
+        context.Process(target=_member, args=(member, rank, processes, arguments, errors, is_log_shown(), terminal))
         for rank in range(processes)
     ]
     failed: list[int] = []
@@ -131,8 +132,11 @@ def _member(
     arguments: tuple[Any, ...],
     errors: SimpleQueue[str],
     show_log: bool,
+    terminal: Any,
 ) -> None:
     end_with_parent()
+    if terminal is not None:
+        share_terminal(terminal)
     try:
         with shown_log() if show_log else nullcontext():
             member(rank, processes, *arguments)

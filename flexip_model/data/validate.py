@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from ..common.console import Progress
 from ..common.errors import FlexIPError
 from ..common.texts import LOST
 from .format.captions import CaptionCount, count_captions
@@ -33,6 +34,7 @@ from .format.schema import (
 from .format.shards import HEADER
 from .pack.pixels import MARKED, UNREADABLE, highest
 
+REPORT_SECONDS = 30.0
 SHOWN = 3
 """Captions of a dataset that `show` prints."""
 
@@ -71,8 +73,15 @@ def validate(folder: Path, quick: bool = False) -> Validation:
         found.error(f"{name}: {'has no entry in flexip-data.json' if name in names else 'has no index'}")
     ids: list[np.ndarray] = []
     heldout: set[str] = set()
+    total = sum(_open(folder, name).metadata.num_rows for name in names)
+    progress = Progress(
+        lambda groups: f"{groups:,} of {total:,} groups checked, {found.errors:,} errors",
+        unit="groups",
+        total=total,
+        seconds=REPORT_SECONDS,
+    )
     for name in names:
-        ids.append(_dataset(folder, name, found, quick=quick, heldout=heldout))
+        ids.append(_dataset(folder, name, found, quick=quick, heldout=heldout, progress=progress))
     every = np.concatenate(ids)
     if len(np.unique(every)) != len(every):
         found.error(f"{len(every) - len(np.unique(every)):,} frame ids occur in more than one dataset")
@@ -85,17 +94,30 @@ def validate(folder: Path, quick: bool = False) -> Validation:
     return found
 
 
-def _batches(folder: Path, name: str) -> Iterator[pa.RecordBatch]:
+def _open(folder: Path, name: str) -> pq.ParquetFile:
     path = folder / "index" / f"{name}.parquet"
     try:
         file = pq.ParquetFile(path)
-        check_schema(path, file.schema_arrow)
-        yield from file.iter_batches(batch_size=4096)
     except (OSError, pa.ArrowException) as error:
-        raise FlexIPError(f"{path} cannot be read ({error}); get it again or pack the dataset again") from error
+        raise _unreadable(path, error) from error
+    check_schema(path, file.schema_arrow)
+    return file
 
 
-def _dataset(folder: Path, name: str, found: Validation, *, quick: bool, heldout: set[str]) -> np.ndarray:
+def _batches(folder: Path, name: str) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from _open(folder, name).iter_batches(batch_size=4096)
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(folder / "index" / f"{name}.parquet", error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> FlexIPError:
+    return FlexIPError(f"{path} cannot be read ({error}); get it again or pack the dataset again")
+
+
+def _dataset(
+    folder: Path, name: str, found: Validation, *, quick: bool, heldout: set[str], progress: Progress
+) -> np.ndarray:
     ids, groups = array("Q"), array("Q")
     reader = _Reader(folder, quick)
     for batch in _batches(folder, name):
@@ -124,6 +146,7 @@ def _dataset(folder: Path, name: str, found: Validation, *, quick: bool, heldout
                     found.error(f"{where}: {frame.frame_id}: a caption lost characters; save its file as UTF-8")
                 for text in reader.check(frame):
                     found.error(f"{where}: {frame.frame_id}: {text}")
+            progress.add(1)
     if twice := len(groups) - len(np.unique(np.array(groups))):
         found.error(f"{name}: {twice:,} group ids occur more than once, so that a group may lie in two splits")
     if twice := len(ids) - len(np.unique(np.array(ids))):

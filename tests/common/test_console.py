@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -72,3 +80,63 @@ def test_progress_with_a_total_says_how_long_the_rest_takes(capsys, monkeypatch)
         now[0] += 30
         progress.add(2)
     assert capsys.readouterr().out == "2 of 8 pictures, 1.5 min left\n"
+
+
+def test_what_an_earlier_run_did_counts_for_the_rest_and_not_for_the_speed(capsys, monkeypatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("flexip_model.common.console.time.monotonic", lambda: now[0])
+    with shown_log():
+        progress = Progress(lambda done: f"{done} of 100", unit="items", total=100, seconds=20)
+        progress.skip(88)
+        now[0] += 30
+        progress.add(6)
+    assert capsys.readouterr().out == "94 of 100, 0.2 items/s, 0.5 min left\n"
+
+
+WORK = """
+import logging, time
+from flexip_model.common.console import Progress, run_command
+from flexip_model.common.errors import FlexIPError
+log = logging.getLogger("flexip_model.somewhere")
+def work():
+    progress = Progress(lambda done: f"{done} of 4 things", unit="things", total=4, seconds=0.0)
+    for number in range(3):
+        time.sleep(0.15)
+        progress.add(1)
+    log.info("a remark")
+    raise FlexIPError("the disk is full")
+run_command(work)
+"""
+
+
+def _on_terminal(code: str) -> str:
+    """What a terminal gets of a process whose stdout and stderr it is."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 25, 100, 0, 0))
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            part = os.read(ours, 4096)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        seen += part
+    process.wait()
+    os.close(ours)
+    return seen.decode()
+
+
+def test_a_terminal_shows_a_bar_with_the_time_left_and_messages_on_lines_of_their_own() -> None:
+    shown = _on_terminal(WORK)
+    assert re.search(r"75%\|█+.*\| 00:00<00:00, .*things/s, 3 of 4 things", shown), shown
+    lines = [line.split("\r")[-1] for line in shown.split("\r\n")]
+    assert "a remark" in lines and "error: the disk is full" in lines, lines
+
+
+def test_without_a_terminal_there_is_no_bar() -> None:
+    end = subprocess.run([sys.executable, "-c", WORK], cwd=ROOT, capture_output=True, text=True)
+    assert end.stderr == "error: the disk is full\n"
+    assert re.fullmatch(r"(\d of 4 things, \d\.\d things/s, 0\.\d min left\n){3}a remark\n", end.stdout), end.stdout

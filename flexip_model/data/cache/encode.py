@@ -19,7 +19,7 @@ from ...common.prefetch import load_batches
 from ...common.processes import Share, run_shares
 from ...files.tensorfile import TensorFile
 from ..format import Dataset, Frame
-from ..format.walk import ShardRows, list_shards, read_frames, stamp
+from ..format.walk import ShardRows, count_frames, list_shards, read_frames, stamp
 from .makers import LatentMaker, Maker, Views, all_names, load_makers
 from .manifest import MANIFEST, cache_file, read_manifest, tensor_name, write_manifest
 from .marks import FRAMES_STAMP, finished_names, mark_caches
@@ -86,10 +86,12 @@ def _work(task: CacheTask, share: Share) -> None:
     places = [(table, rows) for table in dataset.tables.values() for rows in list_shards(table)]
     own, finished = places[share.rank :: share.world_size], 0
     progress = Progress(
-        lambda frames: f"{finished} of {len(own)} shards, {frames} frames encoded",
+        lambda frames: f"{finished} of {len(own)} shards, {frames} frames done",
         who=share.name,
         unit="frames",
+        total=sum(count_frames(table, rows) for table, rows in own),
         seconds=REPORT_SECONDS,
+        place=share.local_rank,
     )
     for table, rows in own:
         try:
@@ -135,6 +137,7 @@ def _encode_shard(
     paths = {id(maker): cache_file(task.folder, maker.manifest.key, rows.shard) for maker in makers}
     missing = [maker for maker in makers if finished_names(paths[id(maker)], wanted) is None]
     if not missing:
+        progress.skip(count_frames(table, rows))
         return
     frames = read_frames(table, rows)
     ids = [frame.frame_id for frame in frames]
@@ -143,6 +146,7 @@ def _encode_shard(
         for maker in missing:
             files.append((maker, TensorFile(paths[id(maker)], all_names(ids), {FRAMES_STAMP: wanted})))
         todo = [frame for frame in frames if any(frame.frame_id not in file.done for _, file in files)]
+        progress.skip(len(frames) - len(todo))
         for loaded in load_batches(partial(_load, dataset, missing), todo, task.batch, task.threads):
             for number, (maker, file) in enumerate(files):
                 _add(maker, number, file, loaded, batch=task.batch)

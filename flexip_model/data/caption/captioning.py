@@ -23,7 +23,7 @@ from ...common.processes import Share, given_share, run_shares
 from ...common.signals import sigterm_interrupts
 from ..format import Dataset, Frame
 from ..format.captions import shared_frames
-from ..format.walk import ShardRows, list_shards, read_frames, rewrite_frames
+from ..format.walk import ShardRows, count_frames, list_shards, read_frames, rewrite_frames
 from .captioners import CAPTIONERS, FORMS, Captioner, CaptionerChoice, FileCaptioner
 from .captionlog import Entry, ShardLog, read_captions_of, remove_logs
 from .captionreport import CaptionReport, review
@@ -115,16 +115,20 @@ def _work(task: CaptionTask, share: Share) -> None:
     """Do one process's part: every `world_size`-th shard."""
     dataset = Dataset.open(task.folder)
     told = _Told()
+    own = _shards(dataset)[share.rank :: share.world_size]
     progress = Progress(
         lambda done: f"{done} frames seen, {told.found} captioned, {told.cut} captions cut to fit",
         who=share.name,
         unit="frames",
+        total=sum(count_frames(table, rows) for _, table, rows in own),
         seconds=REPORT_SECONDS,
+        place=share.local_rank,
     )
     captioner: Captioner | None = None
-    for name, table, rows in _shards(dataset)[share.rank :: share.world_size]:
+    for name, table, rows in own:
         shard_log = ShardLog(task.folder, name, rows.shard, _writer(task))
         if shard_log.is_finished():
+            progress.skip(count_frames(table, rows))
             continue
         every = read_frames(table, rows)
         wanted = {frame.frame_id for frame in every if task.again or not frame.captions} | shard_log.unanswered()
@@ -133,6 +137,7 @@ def _work(task: CaptionTask, share: Share) -> None:
         wanted -= shard_log.seen()
         shard_log.plan(wanted)
         frames = [frame for frame in every if frame.frame_id in wanted]
+        progress.skip(len(every) - len(frames))
         try:
             if frames and captioner is None:
                 captioner = _captioner(task, share)

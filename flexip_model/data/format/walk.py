@@ -54,6 +54,12 @@ def read_frames(table: pa.Table, rows: ShardRows) -> list[Frame]:
     return [Frame.from_row(row) for flat in _flat(table, rows) for row in flat.to_pylist()]
 
 
+def count_frames(table: pa.Table, rows: ShardRows) -> int:
+    """How many frames the groups of a shard have."""
+    lists = table.column("frames")
+    return sum(pc.sum(pc.list_value_length(lists.slice(a, b - a))).as_py() for a, b in rows.runs)
+
+
 def stamp(table: pa.Table, rows: ShardRows) -> str:
     """Return 16 hexadecimal digits that identify a shard's frames, masks and boxes; a cache with others is stale."""
     digest = hashlib.sha256()

@@ -135,10 +135,14 @@ def _write_groups(
                 f"{task.source} changed since the unfinished run of {writer.dataset!r}: put it back, or {_anew(writer)}"
             )
         log.info(f"going on after {tally.items:,} of the source's items, {writer.groups:,} groups")
+    total = sum(1 for _ in layout.items(task.source))
     progress = Progress(
-        lambda items: f"{items:,} items, {writer.groups:,} groups, {writer.frames:,} frames", seconds=REPORT_SECONDS
+        lambda items: f"{items:,} of {total:,} items, {writer.groups:,} groups, {writer.frames:,} frames",
+        unit="items",
+        total=total,
+        seconds=REPORT_SECONDS,
     )
-    progress.done = tally.items
+    progress.skip(tally.items)
     for item, result in load_all(
         layout.name,
         items,

@@ -75,7 +75,9 @@ def generate(settings: Settings, share: Share) -> None:
         own = [kept for batch in own if (kept := [job for job in batch if job.subject.id not in lost])]
     todo = [batch for batch in own if not all(_done(settings.out, job, record) for job in batch)]
     count = sum(map(len, todo))
-    progress = Progress(lambda done: f"{done} of {count} pictures", who=share.name, total=count, seconds=2.0)
+    progress = Progress(
+        lambda done: f"{done} of {count} pictures", who=share.name, total=count, seconds=2.0, place=share.local_rank
+    )
     for batch in todo:
         for job, pixels in zip(batch, drawer.draw(batch), strict=True):
             _save(settings.out, job, pixels, record)
