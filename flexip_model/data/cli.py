@@ -19,6 +19,11 @@ def add_commands(commands: Any) -> None:
     inner = data.add_subparsers(title="data commands", required=True, metavar="COMMAND")
     _add_pack(inner)
 
+    merge = inner.add_parser("merge", help="make one dataset of what several processes packed (RANK, WORLD_SIZE)")
+    merge.add_argument("folder", type=Path, metavar="DATA")
+    merge.add_argument("name", metavar="NAME", help="the dataset's name: pack's --name, or its LAYOUT")
+    merge.set_defaults(run=_merge)
+
     validate = inner.add_parser("validate", help="check a data folder: index, shards, every frame's bytes")
     validate.add_argument("folder", type=Path, metavar="DATA")
     validate.add_argument("--quick", action="store_true", help="only the index and the sizes of the shards")
@@ -152,6 +157,13 @@ def _pack(options: argparse.Namespace) -> None:
             max_bytes=int(options.shard_megabytes * 2**20),
         )
     )
+
+
+def _merge(options: argparse.Namespace) -> None:
+    need("training data", REQUIRED)
+    from .pack.merging import merge
+
+    merge(options.folder, options.name)
 
 
 def _validate(options: argparse.Namespace) -> None:

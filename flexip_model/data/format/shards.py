@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...common.errors import FlexIPError
+from ...common.processes import Share
 from ...files.safefile import atomic, sync
 from .locks import dataset_lock, tables_lock
 from .schema import (
@@ -38,6 +39,9 @@ MAX_BYTES = 256 << 20
 """Bytes of a shard (our choice): what an interrupted run repeats at most, and large enough for object storage."""
 HEADER = tarfile.BLOCKSIZE
 PROGRESS = b"flexip.progress"
+SHARE_SHARDS = 1_000_000
+"""The numbers of shards that each of several processes has for itself."""
+DONE = "done.json"
 FULL = "; free some space and run the same command again: it goes on after the last complete shard"
 
 
@@ -53,6 +57,8 @@ class ShardWriter:
         license: goes into the index with every group that has none of its own.
         note: free text for `flexip-data.json`.
         max_bytes: a shard is closed when it is larger than this.
+        share: which of several writers of the dataset this is; each has its own numbers of shards and its own folder in
+            `index/NAME.parts/`, ends with `finish_share`, and `SharedDataset` makes the index of all.
 
     Attributes:
         resumed: the `progress` of the last complete shard of an earlier run, or None.
@@ -64,12 +70,20 @@ class ShardWriter:
     """
 
     def __init__(
-        self, folder: str | Path, dataset: str, license: str, note: str = "", *, max_bytes: int = MAX_BYTES
+        self,
+        folder: str | Path,
+        dataset: str,
+        license: str,
+        note: str = "",
+        *,
+        max_bytes: int = MAX_BYTES,
+        share: Share = Share(),  # noqa: B008
     ) -> None:
         self.folder, self.dataset, self.license, self.note = Path(folder), check_name(dataset), license, note
         self.max_bytes = max_bytes
         self.index = self.folder / "index" / f"{dataset}.parquet"
         self._parts = self.folder / "index" / f"{dataset}.parts"
+        self._first = share.rank * SHARE_SHARDS
         if (self.folder / FOLDER_FILE).exists():
             read_folder_file(self.folder)
         if self.index.exists():
@@ -78,7 +92,17 @@ class ShardWriter:
                 f"{self.folder} has a dataset {dataset!r} already; choose another --name, or delete "
                 f"{self.index} and its shards first"
             )
-        self._lock = dataset_lock(self.folder, dataset)
+        whole, own = self._parts, f"{share.rank}-of-{share.world_size}"
+        self._lock = dataset_lock(self.folder, dataset if share.world_size == 1 else f"{dataset}.{own}")
+        if share.world_size > 1:
+            self._parts = whole / own
+        others = [path.name for path in whole.glob("*") if not path.name.endswith(f"-of-{share.world_size}")]
+        if others if share.world_size > 1 else any("-of-" in name for name in others):
+            self._lock.release()
+            raise FlexIPError(
+                f"an unfinished run of {dataset!r} was shared out in another way ({sorted(others)[0]} in {whole}): "
+                f"repeat it as it was, or delete {whole} to begin anew"
+            )
         try:
             self._parts.mkdir(parents=True, exist_ok=True)
             (self.folder / "shards").mkdir(exist_ok=True)
@@ -86,10 +110,12 @@ class ShardWriter:
             raise FlexIPError(f"{self.folder} cannot be written ({error.strerror})") from error
         for leftover in chain(
             self._parts.glob(".*.tmp"),
-            self.index.parent.glob(f".{dataset}.*.tmp"),
+            self.index.parent.glob(f".{dataset}.*.tmp") if share.world_size == 1 else (),
             (self.folder / "shards").glob(f".{dataset}-[0-9]*.tar.tmp"),
         ):
-            leftover.unlink()
+            number = leftover.name.removesuffix(".tar.tmp").rpartition("-")[2]
+            if share.world_size == 1 or not number.isdigit() or int(number) // SHARE_SHARDS == share.rank:
+                leftover.unlink()
         done = self._complete()
         self.resumed: dict[str, Any] | None = None
         self.groups = self.frames = 0
@@ -98,16 +124,30 @@ class ShardWriter:
             self.groups += metadata.num_rows
             self.frames += int((metadata.metadata or {}).get(b"flexip.frames", 0))
             self.resumed = json.loads((metadata.metadata or {})[PROGRESS])
-        self._shard = len(done)
+        self._shard = self._first + len(done)
         self._file: io.BufferedWriter | None = None
         self._rows: list[dict[str, Any]] = []
         self._progress: dict[str, Any] = {}
 
     def _complete(self) -> list[Path]:
-        done: list[Path] = []
-        while (part := self._parts / f"{len(done):06}.parquet").exists():
-            done.append(part)
-        return done
+        return complete_parts(self._parts)
+
+    @property
+    def is_share_done(self) -> bool:
+        """Whether this share was finished before."""
+        return (self._parts / DONE).exists()
+
+    def finish_share(self, record: dict[str, Any]) -> None:
+        """Complete the last shard, and note that this share of the dataset is done.
+
+        Args:
+            record: JSON for whoever merges the shares.
+        """
+        self.flush()
+        more = {"shards": len(self._complete()), "license": self.license, "note": self.note}
+        with atomic(self._parts / DONE) as temporary:
+            temporary.write_text(json.dumps({**record, **more}), encoding="utf-8")
+        self._lock.release()
 
     def add(self, groups: NewGroup | Sequence[NewGroup], progress: dict[str, Any] | None = None) -> None:
         """Write groups into one shard, then close it when it is large enough.
@@ -155,7 +195,7 @@ class ShardWriter:
         table = pa.Table.from_pylist(self._rows, SCHEMA).replace_schema_metadata(
             {PROGRESS: json.dumps(self._progress), "flexip.frames": str(frames)}
         )
-        with atomic(self._parts / f"{self._shard:06}.parquet") as temporary:
+        with atomic(self._parts / f"{self._shard - self._first:06}.parquet") as temporary:
             pq.write_table(table, temporary, compression="zstd")
         self._file, self._rows = None, []
         self._shard += 1
@@ -181,10 +221,11 @@ class ShardWriter:
         self._lock.release()
 
     def _clear_parts(self) -> None:
-        for part in self._parts.glob("*.parquet"):
+        for part in chain(self._parts.glob("*.parquet"), self._parts.glob("*-of-*/*")):
             part.unlink()
-        with suppress(OSError):
-            self._parts.rmdir()
+        for folder in (*self._parts.glob("*-of-*"), self._parts):
+            with suppress(OSError):
+                folder.rmdir()
 
     def abandon(self) -> None:
         """Throw away the shard in hand; complete shards stay, for a later writer to go on from."""
@@ -242,6 +283,14 @@ class ShardWriter:
         entry.size, entry.mode = len(content), 0o644
         self._tar.addfile(entry, io.BytesIO(content))
         return offset
+
+
+def complete_parts(folder: Path) -> list[Path]:
+    """The rows of complete shards, a file each, in order."""
+    done: list[Path] = []
+    while (part := folder / f"{len(done):06}.parquet").exists():
+        done.append(part)
+    return done
 
 
 def write_index(path: Path, batches: Iterator[pa.RecordBatch]) -> None:

@@ -17,6 +17,7 @@ from ..format.dataset import index_names, rebuild
 from ..format.locks import tables_lock
 from ..format.schema import SCHEMA, shard_path
 from ..format.shards import ShardWriter, write_index
+from ..format.shared_dataset import SharedDataset
 from .pixels import UNREADABLE, sameness, thumbnail
 from .split import ALIKE, NEAR, NearHashes, enough
 
@@ -103,7 +104,7 @@ def drop_frames(batch: pa.RecordBatch, drop: np.ndarray) -> pa.RecordBatch:
     return batch.filter(pa.array(keep, pa.bool_())).cast(SCHEMA)
 
 
-def keep_apart(writer: ShardWriter, distance: int = NEAR) -> tuple[int, int]:
+def keep_apart(writer: ShardWriter | SharedDataset, distance: int = NEAR) -> tuple[int, int]:
     """Finish a dataset so that no copy of a held-out picture is trained on, in it or in the folder's other datasets.
 
     Returns:
@@ -114,7 +115,7 @@ def keep_apart(writer: ShardWriter, distance: int = NEAR) -> tuple[int, int]:
         return _keep_apart(writer, distance)
 
 
-def _keep_apart(writer: ShardWriter, distance: int) -> tuple[int, int]:
+def _keep_apart(writer: ShardWriter | SharedDataset, distance: int) -> tuple[int, int]:
     folder = writer.folder
     others = [(folder / "index" / f"{name}.parquet") for name in index_names(folder)]
 

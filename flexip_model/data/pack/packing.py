@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import logging
 from dataclasses import KW_ONLY, asdict, dataclass, field
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ...common.console import Progress
 from ...common.errors import FlexIPError
+from ...common.processes import Share, given_share
 from ...common.signals import StopRequest, noted_stop
-from ..format.schema import SPLITS, NewGroup
+from ..format.schema import NewGroup
 from ..format.shards import MAX_BYTES, ShardWriter
 from .heldout import keep_apart
 from .layouts import Choice, Item, Layout, find_layout
 from .loading import LoadedItem, load_all
+from .report import NAMED, Tally, left, log_report, some
 from .split import NEAR, KeptOut, enough, read_excluded, split_of
 
 log = logging.getLogger(__name__)
 SHORT_SIDE = 640
 """The shorter side in pixels (our choice): room for a crop to the subject at the paper's 512 px (App. B.1)."""
-NAMED = 20
-"""Unreadable files that the report names."""
 REPORT_SECONDS = 30.0
 FEW = 100
 """Pictures that must have been seen before the share of broken ones can end a run early."""
@@ -67,37 +68,8 @@ class PackTask:
             )
 
 
-@dataclass
-class Tally:
-    """What became of a source's pictures; it is kept with every shard, so that a resumed run reports all of it.
-
-    Attributes:
-        items: things of the source that were read.
-        pictures: pictures and videos that were opened.
-        broken: how many of these are unreadable; `named` has the first few with the reason.
-        small: pictures under `--min-side`.
-        kept_out: pictures that `--exclude` names, or copies of them.
-        unmasked: pictures whose mask marks nothing, packed without it; `masks` has the first few.
-        no_group: items without a group: too few pictures left, or a video without two frames that fit; `groupless`
-            has the first few.
-        splits: groups of each split.
-    """
-
-    items: int = 0
-    pictures: int = 0
-    broken: int = 0
-    small: int = 0
-    kept_out: int = 0
-    unmasked: int = 0
-    no_group: int = 0
-    named: list[str] = field(default_factory=list)
-    masks: list[str] = field(default_factory=list)
-    groupless: list[str] = field(default_factory=list)
-    splits: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-
-
 def pack(task: PackTask) -> Tally:
-    """Make a dataset.
+    """Make a dataset, or this process's share of it: an equal run of the source's items, one after another.
 
     Raises:
         FlexIPError: the source is not in the layout, too much of it is unreadable, the dataset exists, an unfinished
@@ -106,26 +78,53 @@ def pack(task: PackTask) -> Tally:
     layout = find_layout(task.layout)
     kept_out = read_excluded(task.exclude, task.near)
     license = task.license or layout.license
-    log.info(f"packing {layout.name}, license: {license}")
-    writer = ShardWriter(task.folder, task.name, license, f"layout {layout.name}", max_bytes=task.max_bytes)
+    share = given_share()
+    log.info(f"{share.name}packing {layout.name}, license: {license}")
+    note = f"layout {layout.name}"
+    writer = ShardWriter(task.folder, task.name, license, note, max_bytes=task.max_bytes, share=share)
+    told = f"{share.name}this share of {task.name!r} is packed; with all of them in {task.folder}, run "
+    told += f"`python -m flexip_model data merge {task.folder} {task.name}`"
     try:
-        with noted_stop(second_ends=True) as stop:
-            tally = _write_groups(writer, layout, task, kept_out, stop=stop)
+        if writer.is_share_done:
+            writer.abandon()
+            log.info(told)
+            return Tally()
+        # A launcher passes on the signals that its terminal has sent already.
+        with noted_stop(second_ends=share.world_size == 1) as stop:
+            tally, digest = _write_groups(writer, layout, task, kept_out, stop=stop, share=share)
     except BaseException:
         writer.abandon()
         raise
+    if share.world_size > 1:
+        writer.finish_share({"options": _fingerprint(task), "source": digest, "tally": asdict(tally)})
+        log.info(told)
+        return tally
     own, others = keep_apart(writer, task.near)
-    _log_report(tally, writer, own, others)
-    for why, names in _left(layout, task.source):
-        log.info(f"  not taken, {why}: {_some(names)}")
+    log_report(tally, writer, own, others)
+    for why, names in left(layout, task.source):
+        log.info(f"  not taken, {why}: {some(names)}")
     return tally
 
 
+def _survey(layout: Layout, source: Path) -> tuple[int, str]:
+    """How many items there are, and a digest of their names: all processes that share them must see the same."""
+    digest, count = blake2b(digest_size=16), 0
+    for item in layout.items(source):
+        digest.update(item.key.encode() + b"\0")
+        count += 1
+    return count, digest.hexdigest()
+
+
 def _write_groups(
-    writer: ShardWriter, layout: Layout, task: PackTask, kept_out: KeptOut, *, stop: StopRequest
-) -> Tally:
+    writer: ShardWriter, layout: Layout, task: PackTask, kept_out: KeptOut, *, stop: StopRequest, share: Share
+) -> tuple[Tally, str]:
     key = _fingerprint(task)
-    tally, items = Tally(), layout.items(task.source)
+    every, digest = _survey(layout, task.source)
+    start, end = (every * rank // share.world_size for rank in (share.rank, share.rank + 1))
+    total = end - start
+    tally, items = Tally(), islice(layout.items(task.source), start, end)
+    if share.world_size > 1:
+        key["items"] = digest
     if writer.resumed is not None:
         _same_options(writer, key)
         tally = Tally(**writer.resumed["tally"])
@@ -135,12 +134,13 @@ def _write_groups(
                 f"{task.source} changed since the unfinished run of {writer.dataset!r}: put it back, or {_anew(writer)}"
             )
         log.info(f"going on after {tally.items:,} of the source's items, {writer.groups:,} groups")
-    total = sum(1 for _ in layout.items(task.source))
     progress = Progress(
         lambda items: f"{items:,} of {total:,} items, {writer.groups:,} groups, {writer.frames:,} frames",
+        who=share.name,
         unit="items",
         total=total,
         seconds=REPORT_SECONDS,
+        place=share.local_rank,
     )
     progress.skip(tally.items)
     for item, result in load_all(
@@ -167,11 +167,11 @@ def _write_groups(
             log.info(f"stopped after {writer.groups:,} groups; the same command goes on from there")
             raise SystemExit(128 + stop.number)
         progress.add(1)
-    if not writer.groups:
+    if not writer.groups and share.world_size == 1:
         raise FlexIPError(_nothing(layout, task, tally))
     writer.flush()
     _check_broken(tally, task)
-    return tally
+    return tally, digest
 
 
 def _groups(
@@ -224,16 +224,16 @@ def _anew(writer: ShardWriter) -> str:
 
 def _check_broken(tally: Tally, task: PackTask) -> None:
     if tally.broken > task.broken * tally.pictures:
-        some = "; ".join(tally.named[:3])
+        first = "; ".join(tally.named[:3])
         raise FlexIPError(
             f"{tally.broken:,} of {tally.pictures:,} pictures or videos cannot be read, more than the "
-            f"{task.broken:.0%} that --broken allows, such as {some}; mend or remove them, or allow more"
+            f"{task.broken:.0%} that --broken allows, such as {first}; mend or remove them, or allow more"
         )
 
 
 def _nothing(layout: Layout, task: PackTask, tally: Tally) -> str:
     if not tally.items:
-        lost = "".join(f"; {len(names):,} {why}: {_some(names)}" for why, names in _left(layout, task.source))
+        lost = "".join(f"; {len(names):,} {why}: {some(names)}" for why, names in left(layout, task.source))
         return f"{task.source} holds nothing in the layout {layout.name}, which is: {layout.expects}{lost}"
     what = (
         f"{tally.items:,} items gave no group: {tally.broken:,} unreadable, {tally.small:,} under --min-side, "
@@ -245,31 +245,3 @@ def _nothing(layout: Layout, task: PackTask, tally: Tally) -> str:
             "(--gap-of shot helps with short shots in long videos)"
         )
     return what + (f"; such as {tally.named[0]}" if tally.named else "")
-
-
-def _log_report(tally: Tally, writer: ShardWriter, own: int, others: int) -> None:
-    """Log what was packed, what was left out, and why."""
-    log.info(f"{writer.dataset}: {writer.groups:,} groups, {writer.frames:,} frames from {tally.items:,} items")
-    log.info("  groups by split: " + ", ".join(f"{name} {count:,}" for name, count in tally.splits.items()))
-    for what, count, names in (
-        ("unreadable", tally.broken, tally.named),
-        ("packed without their mask", tally.unmasked, tally.masks),
-        ("smaller than --min-side", tally.small, []),
-        ("kept out by --exclude, the same file or a near copy", tally.kept_out, []),
-        ("left out of the index, copies of a held-out or validation picture", own, []),
-        ("taken out of other datasets' indexes, copies of one of this dataset's", others, []),
-        ("items without a group (too few pictures, or no two frames that fit)", tally.no_group, tally.groupless),
-    ):
-        if count:
-            log.info(f"  {what}: {count:,}")
-        for line in names:
-            log.info(f"    {line}")
-
-
-def _left(layout: Layout, source: Path) -> list[tuple[str, list[str]]]:
-    """What the layout takes no notice of, by the reason."""
-    return [(why, names) for why, names in layout.left_out(source).items() if names]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
