@@ -70,7 +70,10 @@ def _add_cache(commands: argparse._SubParsersAction) -> None:
         "the same command again after an interruption. Under torchrun or accelerate launch the shards are shared out.",
     )
     cache.add_argument("folder", type=Path, metavar="DATA", help="made by `data pack`")
-    cache.add_argument("--vae", metavar="FOLDER", help="an SD1.5 model in diffusers' layout, or its vae/")
+    cache.add_argument(
+        "--vae", metavar="PLACE", help="an SD1.5 model in diffusers' layout, or its vae/; or a .safetensors of either"
+    )
+    cache.add_argument("--vae-configs", metavar="FOLDER", help="for a single file: diffusers' configs")
     cache.add_argument("--clip", metavar="FILE", help="OpenCLIP ViT-H/14, .safetensors")
     cache.add_argument("--dino", metavar="FILE", help="DINOv2-L/14, .safetensors; 0.5 MB a picture for 10 %% of speed")
     cache.add_argument("--size", type=int, default=512, help="of the targets, pixels (512, the paper's)")
@@ -130,6 +133,7 @@ def _cache(options: argparse.Namespace) -> None:
         options.vae,
         options.clip,
         options.dino,
+        vae_configs=options.vae_configs,
         size=options.size,
         crop=options.crop,
         flips=options.flips,

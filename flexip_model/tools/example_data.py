@@ -110,7 +110,8 @@ def cache(config: TrainConfig, dino: bool = False) -> None:
         make_caches(
             CacheTask(
                 Path(folder),
-                vae=config.base,
+                vae=config.vae or config.base,
+                vae_configs=config.base_configs,
                 clip=config.clip,
                 dino=config.dino if dino else None,
                 size=config.size,

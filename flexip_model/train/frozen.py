@@ -1,15 +1,16 @@
-"""The frozen networks beside which an adapter trains: an SD1.5 base in diffusers' layout and the two encoders."""
+"""The frozen networks beside which an adapter trains: an SD1.5 base and the two encoders."""
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..common.errors import FlexIPError, Mistakes
+from ..data.cache.makers import load_vae
 from ..data.cache.manifest import Manifest, latents_manifest
 from ..encoders import ClipEncoder, DinoEncoder, Encoders, load_clip, load_dino
 from ..encoders.weights import weights_hash
@@ -103,21 +104,31 @@ class Frozen:
 
     def identities(self) -> dict[str, str]:
         """Hashes of the weights by the config's key that names them; of the weights as they were loaded, before a
-        cast."""
+        cast. A base's covers its VAE; that comes first by itself, so that it is what a run is told of.
+
+        Configs are known by what a step takes from them: noise schedule, prediction, the scale of the latents.
+        """
         parts = {
             f"{name}.{key}": value
             for name in ("unet", "vae", "text_encoder")
             for key, value in getattr(self, name).state_dict().items()
         }
-        return {"base": weights_hash(parts), "clip": self.clip.weights_hash, "dino": self.dino.weights_hash}
+        scale, prediction = self.vae.config.scaling_factor, self.scheduler.config.prediction_type
+        return {
+            "vae": weights_hash(self.vae.state_dict()),
+            "base": weights_hash(parts),
+            "base_configs": f"{weights_hash({'noise': self.scheduler.alphas_cumprod})}*{scale:g}*{prediction}",
+            "clip": self.clip.weights_hash,
+            "dino": self.dino.weights_hash,
+        }
 
 
 def load_frozen(config: TrainConfig) -> Frozen:
     """Load everything that stays as it is, in fp32 on the CPU.
 
     Raises:
-        FlexIPError: the base is no SD1.5 in diffusers' layout, an encoder file is not the wanted one, or several of
-            these.
+        FlexIPError: the base is no SD1.5, the VAE is none that fits it, an encoder file is not the wanted one, or
+            several of these.
     """
     mistakes = Mistakes()
     with mistakes.gathered():
@@ -125,15 +136,31 @@ def load_frozen(config: TrainConfig) -> Frozen:
     with mistakes.gathered():
         dino = load_dino(config.dino).float().eval().requires_grad_(False)
     with mistakes.gathered():
-        if Path(config.base).is_file():
-            raise FlexIPError(
-                f"{config.base} is a file; the base is a diffusers folder: turn it into one with diffusers' "
-                "`StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)`"
-            )
-        parts = freeze_parts(load_parts(config.base))
+        parts = freeze_parts(load_parts(config.base, config.base_configs))
+        if config.vae is not None:
+            parts["vae"] = _own_vae(config.vae, parts["vae"])
     mistakes.tell("{count} of a run's three frozen parts cannot be had:")
     manifest = latents_manifest(parts["vae"], config.size)
     return Frozen(**parts, encoders=Encoders(clip, dino), latents_manifest=manifest)
+
+
+def _own_vae(place: str, replaced: Any) -> Any:
+    """A VAE in place of the base's, whose config it takes where it is a single file.
+
+    Raises:
+        FlexIPError: as `load_vae`; its latents are not those of the base.
+    """
+    with tempfile.TemporaryDirectory() as configs:
+        replaced.save_config(configs)
+        vae = load_vae(place, configs)
+    sizes = [(v.config.latent_channels, len(v.config.block_out_channels)) for v in (vae, replaced)]
+    if sizes[0] != sizes[1]:
+        (channels, blocks), (wanted, deep) = sizes
+        raise FlexIPError(
+            f"the VAE {place} has {channels} latent channels and {blocks} blocks, and the base's has {wanted} and "
+            f"{deep}; give one that was made for this base, or leave vae out"
+        )
+    return vae
 
 
 def pick_dtype(precision: str) -> torch.dtype:

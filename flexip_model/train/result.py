@@ -36,7 +36,7 @@ A FlexIP adapter for models of Stable Diffusion 1.5's structure, trained by `pyt
 | Weights | averaged (decay {ema}) |
 | Gate | α {alpha}, β {beta} (Eq. 5), spread by {gamma_spread} |
 | Dial | {dial} |
-| Base | `{base}` |
+| Base | `{base}`{vae} |
 | Encoders | {encoders} |
 | Begun from | {start} |
 | References | crop {crop}; {white} of those with a mask on white |
@@ -99,6 +99,8 @@ def write(
         "seed": config.seed,
         "date": date.today().isoformat(),
     }
+    if config.vae:
+        training["vae"] = _name(config.vae)
     if changes:
         training["changes"] = changes
     measured = ""
@@ -137,6 +139,7 @@ def write(
         gamma_spread=config.gamma_spread,
         dial=adapter.calibration_in_words + measured,
         base=_name(config.base),
+        vae=f", with the VAE `{_name(config.vae)}`" if config.vae else "",
         encoders=names,
         start=_name(config.start),
         crop=config.references.crop,

@@ -239,11 +239,16 @@ class Trainer(Loop[FlexIPAdapter]):
         if wrong:
             raise FlexIPError(f"{start} {wrong}")
         for key, digest in found.info.get("beside", {}).items():
-            if self.beside[key] != digest:
-                raise FlexIPError(
-                    f"the run in {self.folder} was started with {key} {saved[key]}, whose weights are "
-                    f"not those of {now[key]} now; put it back, or name another output folder"
-                )
+            named = [values.get(key) for values in (saved, now)]
+            # A VAE that neither config names is the base's, whose own hash covers it.
+            if self.beside[key] == digest or (key == "vae" and not any(named)):
+                continue
+            was, held = (name or values["base"] for name, values in zip(named, (saved, now), strict=True))
+            what = "noise schedule, prediction or scale of latents" if key == "base_configs" else "weights"
+            raise FlexIPError(
+                f"the run in {self.folder} was started with {key} {was}, whose {what} are not those of {held} now; put "
+                "it back, or name another output folder"
+            )
         if found.info["world"] != self.world_size:
             raise FlexIPError(
                 f"the run in {self.folder} was started on {found.info['world']} devices, now there are "

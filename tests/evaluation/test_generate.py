@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from flexip_model.__main__ import main
 from flexip_model.encoders import Encoders, load_clip, load_dino
@@ -26,8 +25,8 @@ from flexip_model.hosts.denoise import denoise
 from flexip_model.hosts.diffusers import inject
 from flexip_model.method.gate import gamma_tensor
 
-from ..support.paths import ROOT, SHIPPED
-from ..support.tiny_system import write_system
+from ..support.paths import ROOT
+from ..support.tiny_system import write_configs, write_single_file, write_system
 from .making import tiny_benchmark
 
 ENCODERS = ("clip_vision", "dinov2")
@@ -237,29 +236,10 @@ def test_encoders_and_parts_that_are_missing_are_told(world, tmp_path, capsys):
     assert "--base-configs" in capsys.readouterr().err
 
 
-def single_file(system, path):
-    """The tiny system as a checkpoint in Stability's key layout, by ComfyUI's own tables."""
-    from comfy.diffusers_convert import convert_vae_state_dict
-    from comfy.utils import unet_to_diffusers
-
-    base = load_base(system)
-    sizes = {"num_res_blocks": [2] * 4, "channel_mult": [1] * 4, "transformer_depth": [1] * 6 + [0] * 2}
-    sizes |= {"transformer_depth_output": [1] * 9 + [0] * 3, "transformer_depth_middle": 1}
-    names = unet_to_diffusers(sizes)
-    tensors = {f"model.diffusion_model.{names[k]}": v for k, v in base.unet.state_dict().items()}
-    tensors |= {f"first_stage_model.{k}": v for k, v in convert_vae_state_dict(base.vae.state_dict()).items()}
-    for key, value in base.text_encoder.state_dict().items():
-        tensors[f"cond_stage_model.transformer.text_model.{key.removeprefix('text_model.')}"] = value
-    save_file({key: value.contiguous() for key, value in tensors.items()}, path)
-    return path
-
-
 def test_a_single_file_is_the_folder_it_was_made_of(world, tmp_path, comfy):
     """With a folder of configs beside it; the configs' own weights are not read."""
-    configs = tmp_path / "configs"
-    shutil.copytree(world / "system", configs, ignore=shutil.ignore_patterns("*.safetensors", "encoders"))
-    (configs / "model_index.json").write_text((SHIPPED / "model_index.json").read_text())
-    file = single_file(world / "system", tmp_path / "tiny.safetensors")
+    configs = write_configs(world / "system", tmp_path / "configs")
+    file = write_single_file(world / "system", tmp_path / "tiny.safetensors")
     folder, loaded = load_base(world / "system"), load_base(file, configs)
     assert loaded.hash == folder.hash
     for name in ("unet", "vae", "text_encoder"):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import string
 from pathlib import Path
 
 import torch
 
 from flexip_model.files.adapter_file import save_adapter
+from flexip_model.hosts.base import load_parts
 from flexip_model.images.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 
 from .helpers import tiny_adapter, tiny_config, tiny_unet
+from .paths import SHIPPED
 
 SIZE = 28
 
@@ -93,3 +96,28 @@ def write_system(folder: Path, seed: int = 0) -> Path:
     (folder / "examples").mkdir()
     Image.linear_gradient("L").convert("RGB").resize((48, 40)).save(folder / "examples" / "gradient.png")
     return folder
+
+
+def write_configs(system: Path, folder: Path) -> Path:
+    """The configs and the tokenizer of a system without its weights; returns the folder."""
+    shutil.copytree(system, folder, ignore=shutil.ignore_patterns("*.safetensors", "encoders"))
+    (folder / "model_index.json").write_text((SHIPPED / "model_index.json").read_text())
+    return folder
+
+
+def write_single_file(system: Path, path: Path) -> Path:
+    """A system as a checkpoint in Stability's key layout, by ComfyUI's own tables, which must be there; returns it."""
+    from comfy.diffusers_convert import convert_vae_state_dict
+    from comfy.utils import unet_to_diffusers
+    from safetensors.torch import save_file
+
+    base = load_parts(system, local_files_only=True)
+    sizes = {"num_res_blocks": [2] * 4, "channel_mult": [1] * 4, "transformer_depth": [1] * 6 + [0] * 2}
+    sizes |= {"transformer_depth_output": [1] * 9 + [0] * 3, "transformer_depth_middle": 1}
+    names = unet_to_diffusers(sizes)
+    tensors = {f"model.diffusion_model.{names[k]}": v for k, v in base["unet"].state_dict().items()}
+    tensors |= {f"first_stage_model.{k}": v for k, v in convert_vae_state_dict(base["vae"].state_dict()).items()}
+    for key, value in base["text_encoder"].state_dict().items():
+        tensors[f"cond_stage_model.transformer.text_model.{key.removeprefix('text_model.')}"] = value
+    save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+    return path

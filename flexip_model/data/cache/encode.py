@@ -38,6 +38,7 @@ class CacheTask:
     Attributes:
         folder: the data folder.
         vae, clip, dino: where the networks are; None leaves that cache out.
+        vae_configs: for a VAE in a single file (`makers.load_vae`).
         size: the side of the targets in pixels.
         crop: how references are cropped (`preprocess.prepare`).
         flips: whether mirrored pictures are cached too.
@@ -51,6 +52,7 @@ class CacheTask:
     clip: str | None = None
     dino: str | None = None
     _: KW_ONLY
+    vae_configs: str | None = None
     size: int = 512
     crop: str = "pad"
     flips: bool = False
@@ -77,7 +79,15 @@ def make_caches(task: CacheTask, processes: int = 1) -> None:
 def _work(task: CacheTask, share: Share) -> None:
     """Do one process's part: every `world_size`-th shard. The last to finish brings the index up to date."""
     device, dtype = pick_device(task.device, share.local_rank), DTYPES[task.dtype]
-    makers = load_makers(task.vae, task.clip, task.dino, size=task.size, crop=task.crop, flips=task.flips)
+    makers = load_makers(
+        task.vae,
+        task.clip,
+        task.dino,
+        size=task.size,
+        crop=task.crop,
+        flips=task.flips,
+        vae_configs=task.vae_configs,
+    )
     for maker in makers:
         _begin(task, maker)
         # Not the module's own `to`: that of diffusers warns of a cast that is meant.

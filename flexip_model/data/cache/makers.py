@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...common.errors import FlexIPError
 from ...encoders import ClipEncoder, DinoEncoder, load_clip, load_dino
+from ...files.safefile import read_header
 from ...images.crops import square
 from ...images.preprocess import keep_patches, normalize, prepare, reference_crop
 from .manifest import Manifest, clip_manifest, dino_manifest, latents_manifest, tensor_name
@@ -128,37 +129,60 @@ class ReferenceMaker:
         return (found if isinstance(found, Tensor) else found.cls).float()
 
 
-def load_vae(path: str | Path) -> Any:
-    """Load a VAE in diffusers' layout, in fp32 on the CPU, from its own folder or a model folder with `vae/` in it.
+def load_vae(path: str | Path, configs: str | Path | None = None) -> Any:
+    """Load a VAE in fp32 on the CPU: diffusers' layout, its own folder or a model folder with `vae/` in it; or a
+    `.safetensors` file of a VAE or of a whole model, in either layout of keys.
+
+    Args:
+        configs: for a file, a folder as the first kind, whose config it takes; weights need not be in it.
 
     Raises:
-        FlexIPError: no such folder, no safetensors in it, or not diffusers' `AutoencoderKL`.
+        FlexIPError: no such place, no safetensors in it, a file without configs, or not diffusers' `AutoencoderKL`.
     """
     from diffusers import AutoencoderKL
 
-    folder = Path(path)
-    if folder.is_file():
-        raise FlexIPError(
-            f"{folder} is a file; expected is a VAE's folder in diffusers' layout, with config.json and "
-            "diffusion_pytorch_model.safetensors"
-        )
-    if (folder / "vae").is_dir():
-        folder = folder / "vae"
+    place = Path(path)
+    if place.is_file():
+        read_header(place)
+        if configs is None:
+            raise FlexIPError(
+                f"{place} is a file, which has no configs; name the folder vae/ of an SD1.5 model in diffusers' layout "
+                "with --vae-configs (its weights are not read)"
+            )
+    folder = _vae_folder(configs if place.is_file() and configs is not None else place)
+    try:
+        if place.is_file():
+            vae = AutoencoderKL.from_single_file(
+                str(place), config=str(folder), local_files_only=True, low_cpu_mem_usage=False
+            )
+        else:
+            vae = AutoencoderKL.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+            )
+    except Exception as error:  # of whatever kind diffusers raises
+        raise FlexIPError(f"the VAE in {place} cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+    return vae.float().eval().requires_grad_(False)
+
+
+def _vae_folder(path: str | Path) -> Path:
+    """Where a VAE's config.json lies: the folder itself, or vae/ in it."""
+    folder = Path(path) / "vae" if (Path(path) / "vae").is_dir() else Path(path)
     if not (folder / "config.json").is_file():
         raise FlexIPError(
             f"there is no VAE in {path}: no config.json; give the folder vae/ of an SD1.5 model in diffusers' layout"
         )
-    try:
-        vae = AutoencoderKL.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise FlexIPError(f"the VAE in {folder} cannot be loaded ({' '.join(str(error).split())[:300]})") from error
-    return vae.float().eval().requires_grad_(False)
+    return folder
 
 
 def load_makers(
-    vae: str | None, clip: str | None, dino: str | None, *, size: int, crop: str, flips: bool
+    vae: str | None,
+    clip: str | None,
+    dino: str | None,
+    *,
+    size: int,
+    crop: str,
+    flips: bool,
+    vae_configs: str | None = None,
 ) -> list[Maker]:
     """Make the kinds of cache that were asked for, their networks in fp32 on the CPU.
 
@@ -167,7 +191,7 @@ def load_makers(
     """
     makers: list[Maker] = []
     if vae is not None:
-        makers.append(LatentMaker(load_vae(vae), str(vae), size))
+        makers.append(LatentMaker(load_vae(vae, vae_configs), str(vae), size))
     if clip is not None:
         makers.append(ReferenceMaker(load_clip(clip), crop, flips))
     if dino is not None:

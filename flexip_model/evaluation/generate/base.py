@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,10 @@ from torch import Tensor
 
 from ...common.errors import FlexIPError
 from ...encoders.weights import weights_hash
-from ...files.safefile import read_header
-from ...hosts.base import PARTS, freeze_parts, load_parts, part_classes
+from ...hosts.base import freeze_parts, load_parts
 from ...method import sd15
 
 log = logging.getLogger(__name__)
-ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError)
 
 
 @dataclass
@@ -86,35 +83,9 @@ def load_base(place: Path, configs: Path | None = None) -> Base:
             be in it.
 
     Raises:
-        FlexIPError: no such place, a checkpoint without configs, a folder or file of another kind.
+        FlexIPError: no such place, or as `load_parts` and `freeze_parts`.
     """
-    if place.is_file():
-        parts = _from_file(place, configs)
-    elif place.is_dir():
-        parts = load_parts(place, local_files_only=True)
-    else:
+    if not place.exists():
         raise FlexIPError(f"there is no base {place}; give a folder in diffusers' layout or a .safetensors checkpoint")
-    freeze_parts(parts)
+    parts = freeze_parts(load_parts(place, configs, local_files_only=True))
     return Base(**parts, hash=weights_hash(parts["unet"].state_dict()))
-
-
-def _from_file(file: Path, configs: Path | None) -> dict[str, Any]:
-    read_header(file)
-    if configs is None or not all((configs / part).exists() for part in (*PARTS, "model_index.json")):
-        raise FlexIPError(
-            f"{file} is a single file, which has no configs and no tokenizer; name a folder of SD1.5 in diffusers' "
-            f"layout with --base-configs (model_index.json, {', '.join(PARTS)}; its weights are not read)"
-        )
-    from diffusers import StableDiffusionPipeline
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # about the pipeline's own scheduler, which is not used
-            pipeline = StableDiffusionPipeline.from_single_file(
-                str(file), config=str(configs), local_files_only=True, safety_checker=None, feature_extractor=None
-            )
-        scheduler = part_classes()["scheduler"].from_pretrained(configs, subfolder="scheduler", local_files_only=True)
-    except ERRORS as error:
-        raise FlexIPError(f"the base {file} cannot be loaded ({' '.join(str(error).split())[:300]})") from error
-    parts = {name: getattr(pipeline, name) for name in PARTS}
-    return {**parts, "scheduler": scheduler}

@@ -9,8 +9,8 @@ from typing import Any
 FIXED = ("seed", "batch", "accumulation", "image_share", "size", "adapter")
 """Values of the config that decide which samples come, or which weights there are."""
 ASIDE = (
-    *("output", "data", "base", "clip", "dino", "workers", "save_every", "keep", "log_every", "preview_every"),
-    *("preview_steps", "guidance", "bad_share", "validation", "trackers", "dial", "title", "license"),
+    *("output", "data", "base", "base_configs", "vae", "clip", "dino", "workers", "save_every", "keep", "log_every"),
+    *("preview_every", "preview_steps", "guidance", "bad_share", "validation", "trackers", "dial", "title", "license"),
 )
 """Values that no weight depends on; data, base and encoders are known by their content."""
 

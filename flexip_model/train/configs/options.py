@@ -151,7 +151,12 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        base: diffusers folder of an SD1.5 model, or the name of one on a model hub (App. B.1).
+        base: diffusers folder of an SD1.5 model, a `.safetensors` checkpoint of one, or the name of one on a model hub
+            (App. B.1).
+        base_configs: for a checkpoint, a diffusers folder whose configs and tokenizer it takes; weights need not be in
+            it.
+        vae: a diffusers folder or a `.safetensors` file, in place of the base's own VAE (our choice: the paper has
+            none).
         clip, dino: encoder files (App. B.1).
         data: folders made by `data pack`.
         output: the folder for checkpoints, logs, previews and adapter files.
@@ -206,6 +211,8 @@ class TrainConfig:
     data: Annotated[tuple[Place, ...], OneOrSeveral]
     output: Place
     size: Annotated[Count, Field(multiple_of=8, le=4096)] = 512
+    base_configs: Place | None = None
+    vae: Place | None = None
     adapter: Annotated[dict[str, Any], GetPydanticSchema(_adapter_schema)] = field(default_factory=dict)
     start: Place | None = None
     stages: Annotated[tuple[TrainStage, ...], OneOrSeveral] = (TrainStage(100_000), TrainStage(40_000, "high"))

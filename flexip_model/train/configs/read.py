@@ -114,7 +114,7 @@ def _resolve(values: dict[str, Any], folder: Path) -> None:
             return value
         return str((folder / value).resolve()) if not ships or value.startswith("..") else value
 
-    for key in ("clip", "dino", "output", "start"):
+    for key in ("clip", "dino", "output", "start", "base_configs", "vae"):
         if values.get(key) is not None:
             values[key] = at(values[key])
     # A name on a model hub looks like a path too.
