@@ -74,7 +74,7 @@ def test_mistakes_get_one_sentence(task: CacheTask, tmp_path: Path, capsys) -> N
     for arguments, message in (
         ([], "nothing to cache; give --vae FOLDER"),
         (["--vae", str(tmp_path)], "there is no VAE in .*no config.json"),
-        (["--vae", task.clip], "is a file; expected is a VAE's folder"),
+        (["--vae", task.clip], "is a file, which has no configs; name the folder vae"),
         (["--vae", str(Path(task.vae) / "unet")], "cannot be loaded"),
         (["--vae", task.vae, "--size", "100"], "the size is 100 px; expected a multiple of 8"),
         (["--clip", task.dino], "is an encoder of the family dinov2"),
