@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .before.check import BYTES_PER_WEIGHT
 from .configs.options import TrainConfig
 from .samples.batch import Batch
 from .samples.loader import load
 from .samples.sample_set import open_samples
 from .samples.sampler import SIDES, TicketBatchSampler
+from .shared.optimizers import CHECKPOINT_BYTES
 from .trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def dry_run(config: TrainConfig) -> None:
         log.info(f"stage {number + 1}: {stage.steps} steps of {per_step} samples on {'; '.join(parts)}")
         for remark in samples.groups.remarks:
             log.info(remark)
-    size = BYTES_PER_WEIGHT * weights / 1e9
+    size = CHECKPOINT_BYTES[config.optimizer] * weights / 1e9
     log.info(f"checkpoints: {size:.2f} GB each, {config.keep} are kept; adapter file: {2 * weights / 1e9:.2f} GB")
     seconds = _seconds_per_step(trainer)
     log.info(

@@ -45,7 +45,11 @@ class Trainer(Loop[FlexIPAdapter]):
             self.frozen.unet.train()
             self.frozen.unet.enable_gradient_checkpointing()
         super().__init__(
-            TrainStep(adapter, self.frozen, config.min_snr, config.gamma_spread), adapter, config, Path(config.output)
+            TrainStep(adapter, self.frozen, config.min_snr, config.gamma_spread),
+            adapter,
+            config,
+            Path(config.output),
+            config.optimizer,
         )
         self.frozen.to(self.accelerator.device, pick_dtype(config.precision))
         if config.compile:

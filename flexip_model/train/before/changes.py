@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-FIXED = ("seed", "batch", "accumulation", "image_share", "size", "adapter")
-"""Values of the config that decide which samples come, or which weights there are."""
+FIXED = ("seed", "batch", "accumulation", "image_share", "size", "adapter", "optimizer")
+"""Values of the config that decide which samples come, or which weights and moments there are."""
+BEFORE = {"optimizer": "adamw"}
+"""Of `FIXED`, those that configs of earlier runs do not name, and what they were."""
 ASIDE = (
     *("output", "data", "base", "base_configs", "vae", "clip", "dino", "workers", "save_every", "keep", "log_every"),
     *("preview_every", "preview_steps", "guidance", "bad_share", "validation", "trackers", "dial", "title", "license"),
@@ -21,6 +23,7 @@ def fixed_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     Args:
         saved, now: configs as `to_dict` gives them, as JSON.
     """
+    saved = {**BEFORE, **saved}
     return [
         f"{key} {in_words(saved[key])}, the config now says {in_words(now[key])}"
         for key in FIXED

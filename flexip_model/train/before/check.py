@@ -15,13 +15,11 @@ from ..configs.options import TrainConfig
 from ..frozen import Frozen, load_frozen
 from ..preview import GAMMAS, SUBJECTS
 from ..samples.sample_set import open_samples
+from ..shared.optimizers import CHECKPOINT_BYTES, check_optimizer
 from ..shared.state import list_steps
 from ..shared.trackers import check_trackers
 from ..start import begin, read_start
 from .data import check_folder, missing_groups
-
-BYTES_PER_WEIGHT = 16
-"""Of a checkpoint: a weight, its average and AdamW's two moments, fp32."""
 
 
 def load_checked(config: TrainConfig) -> tuple[Frozen, FlexIPAdapter]:
@@ -41,6 +39,8 @@ def load_checked(config: TrainConfig) -> tuple[Frozen, FlexIPAdapter]:
             check_output(Path(config.output))
         with mistakes.gathered():
             check_trackers(config.trackers)
+        with mistakes.gathered():
+            check_optimizer(config.optimizer)
         whole = _check_data(config, mistakes)
     frozen = adapter = None
     with mistakes.gathered():
@@ -97,12 +97,13 @@ def check_room(config: TrainConfig, weights: int) -> None:
     previews = steps // config.preview_every if config.preview_every else 0
     # A PNG is about half of its pixels, and each preview is written twice: as a file and for TensorBoard.
     picture = 3 * config.size**2 * SUBJECTS * (len(GAMMAS) + 1)
-    needed = max(0, new) * BYTES_PER_WEIGHT * weights + 2 * weights + previews * picture
+    checkpoint = CHECKPOINT_BYTES[config.optimizer] * weights
+    needed = max(0, new) * checkpoint + 2 * weights + previews * picture
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise FlexIPError(
             f"the disk of {folder} has {free / 1e9:.1f} GB free, and this run will write {needed / 1e9:.1f} GB "
-            f"({max(0, new)} checkpoints of {BYTES_PER_WEIGHT * weights / 1e9:.2f} GB, {previews} previews); make "
+            f"({max(0, new)} checkpoints of {checkpoint / 1e9:.2f} GB, {previews} previews); make "
             "room, set a smaller keep or a larger preview_every, or name another output folder"
         )
 

@@ -167,7 +167,8 @@ class TrainConfig:
         batch: samples per device and micro-step, half of them on either side of the gate (App. B.1).
         accumulation: micro-steps per optimizer step.
         image_share: share of image samples in a batch (§4.1: 1:1); 1 or 0 for data of one side.
-        lr, weight_decay, betas: of AdamW (App. B.1; the optimizer and its own betas are our choice).
+        optimizer: `adamw`, or `adamw8bit`, bitsandbytes' with moments of eight bits (our choice: the paper names none).
+        lr, weight_decay, betas: of AdamW (App. B.1; its betas are our choice).
         warmup: steps over which the learning rate rises (our choice).
         schedule: `constant`, or `cosine` to a fiftieth at the end of the last stage (our choice).
         decay_from: share of the steps after which the cosine begins (our choice).
@@ -210,15 +211,16 @@ class TrainConfig:
     dino: Place
     data: Annotated[tuple[Place, ...], OneOrSeveral]
     output: Place
-    size: Annotated[Count, Field(multiple_of=8, le=4096)] = 512
     base_configs: Place | None = None
     vae: Place | None = None
+    size: Annotated[Count, Field(multiple_of=8, le=4096)] = 512
     adapter: Annotated[dict[str, Any], GetPydanticSchema(_adapter_schema)] = field(default_factory=dict)
     start: Place | None = None
     stages: Annotated[tuple[TrainStage, ...], OneOrSeveral] = (TrainStage(100_000), TrainStage(40_000, "high"))
     batch: Count = 16
     accumulation: Count = 1
     image_share: Share = 0.5
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     lr: Annotated[Positive, Field(le=1)] = 1e-4
     weight_decay: Annotated[Number, Field(ge=0, le=10)] = 0.01
     betas: tuple[Decay, Decay] = (0.9, 0.999)

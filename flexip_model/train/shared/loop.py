@@ -17,6 +17,7 @@ from ...common.errors import FlexIPError
 from ...common.signals import StopRequest, noted_stop
 from . import state
 from .lock import locked
+from .optimizers import make_optimizer, restored
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Loop(Generic[Trained]):
         trained: the part of `model` whose weights are trained, averaged and saved; frozen ones are only saved.
         pace: how fast and how far it goes.
         folder: receives `checkpoints`.
+        optimizer: its name, as `make_optimizer` knows it.
 
     Attributes:
         rank, world_size: of this process, among all of them.
@@ -72,7 +74,7 @@ class Loop(Generic[Trained]):
         skipped: steps without a finite gradient so far; `bad` counts those of the latest row.
     """
 
-    def __init__(self, model: nn.Module, trained: Trained, pace: Pace, folder: Path) -> None:
+    def __init__(self, model: nn.Module, trained: Trained, pace: Pace, folder: Path, optimizer: str = "adamw") -> None:
         from accelerate import Accelerator
         from diffusers.training_utils import EMAModel
 
@@ -81,8 +83,8 @@ class Loop(Generic[Trained]):
         self.pace, self.folder, self.trained = pace, folder, trained
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.model: nn.Module = self.accelerator.prepare_model(model)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(trained, pace.weight_decay), lr=pace.lr, betas=pace.betas, fused=True
+        self.optimizer = make_optimizer(
+            optimizer, parameter_groups(trained, pace.weight_decay), pace.lr, pace.betas, self.accelerator.device
         )
         self.ema = EMAModel(trained.parameters(), decay=pace.ema)
         self.step, self.skipped, self.bad = 0, 0, 0
@@ -306,8 +308,7 @@ class Loop(Generic[Trained]):
                 for key, value in found.parts["optimizer"].items():
                     owner, slot = key.rsplit("|", 1)
                     if owner == name:
-                        # The step too: a card's fused AdamW wants all of its state there.
-                        slots[slot] = value.to(parameter.device)
+                        slots[slot] = restored(value, parameter.device)
                 if slots:
                     self.optimizer.state[parameter] = slots
             for shadow, (name, _) in zip(self.ema.shadow_params, self.trained.named_parameters(), strict=True):

@@ -1,0 +1,50 @@
+"""The optimizer by its name; that of eight bits where its library is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from flexip_model.common.errors import FlexIPError
+from flexip_model.train.before.changes import fixed_changes
+from flexip_model.train.shared.optimizers import restored
+from flexip_model.train.trainer import Trainer
+
+from ..support.train_rig import config, tensors, train
+
+INSTALLED = importlib.util.find_spec("bitsandbytes") is not None
+
+
+@pytest.mark.skipif(INSTALLED, reason="bitsandbytes is installed")
+def test_eight_bits_without_the_library_are_refused_before_the_first_step(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(FlexIPError, match="needs bitsandbytes, which is not installed; `pip install bitsandbytes`"):
+        Trainer(config(data, tmp_path, optimizer="adamw8bit"))
+
+
+@pytest.mark.skipif(not INSTALLED, reason="bitsandbytes is not installed")
+def test_a_run_with_moments_of_eight_bits_goes_on_to_the_same_bits(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "whole", optimizer="adamw8bit", stages=[{"steps": 4}])
+    train(data, tmp_path / "halves", optimizer="adamw8bit", stages=[{"steps": 2}])
+    train(data, tmp_path / "halves", optimizer="adamw8bit", stages=[{"steps": 4}])
+    whole, halves = (tensors(tmp_path / name, 4) for name in ("whole", "halves"))
+    assert whole.keys() == halves.keys()
+    assert all(torch.equal(value, halves[name]) for name, value in whole.items())
+    assert {value.dtype for name, value in whole.items() if name.endswith("|state1")} == {torch.uint8, torch.float32}
+
+
+def test_a_run_does_not_go_on_with_another_optimizer_and_early_runs_had_adamw() -> None:
+    now = {"seed": 0, "batch": 4, "accumulation": 1, "image_share": 0.5, "size": 64, "adapter": {}}
+    assert fixed_changes(now, {**now, "optimizer": "adamw"}) == []
+    assert fixed_changes(now, {**now, "optimizer": "adamw8bit"}) == ["optimizer adamw, the config now says adamw8bit"]
+
+
+def test_a_count_of_steps_is_a_plain_number_again() -> None:
+    """bitsandbytes hands it to its kernels; torch's own is a tensor and stays one."""
+    cpu = torch.device("cpu")
+    count = restored(torch.as_tensor(7), cpu)
+    assert count == 7 and isinstance(count, int)
+    assert isinstance(restored(torch.tensor(7.0), cpu), torch.Tensor)
+    assert restored(torch.zeros(3, dtype=torch.uint8), cpu).dtype == torch.uint8
