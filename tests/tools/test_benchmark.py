@@ -15,6 +15,7 @@ from flexip_model.data.format import Dataset
 from flexip_model.tools.benchmark.arithmetic import Arithmetic, count, full_size
 from flexip_model.tools.benchmark.on_disk import OnDisk, measure_disk
 from flexip_model.tools.benchmark.scale import CARDS, TRAINING_RUNS, Card, TrainingRun, choose_cards, estimate, report
+from flexip_model.tools.benchmark.training import SWITCHES
 from flexip_model.tools.example_data import write_data
 from flexip_model.train.frozen import Frozen
 
@@ -70,6 +71,16 @@ def test_the_training_benchmark_compares_three_ways_to_train_the_same_model(caps
     assert set(shares) == {"plain loop", "without caches", "cached latents and [CLS]"}
     assert all(0 < share < 100 for share in shares.values())
     assert "the demo model" in out and "fp32" in out
+
+
+def test_both_switches_are_measured_alone_and_together_against_neither(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--switches"]) == 0
+    found = re.findall(
+        r"batch 2, (.*), against neither \| ([\d.]+) [^|]*\| ([\d.]+) [^|]*\| ([\d.]+)", capsys.readouterr().out
+    )
+    assert [row[0] for row in found] == list(SWITCHES)
+    for ours, neither, ratio in (map(float, row[1:]) for row in found):
+        assert neither > 0 and ratio == pytest.approx(ours / neither, rel=0.1)
 
 
 def test_data_without_caches_is_not_measured_as_if_it_had_them(

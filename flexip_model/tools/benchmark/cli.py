@@ -35,6 +35,11 @@ def add_commands(commands: Any) -> None:
     )
     training.add_argument("--steps", type=int, help="timed of each run, a multiple of 5 (100 on a GPU, else 20)")
     training.add_argument("--batch", type=int, help="samples per step (8; 16 for the demo model)")
+    training.add_argument(
+        "--switches",
+        action="store_true",
+        help="compile and gradient_checkpointing, each alone and both, against neither, in place of the plain loop",
+    )
     training.add_argument("--workers", type=int, help="loading processes of the trainer (4; 0 for the demo model)")
     training.add_argument("--base", help="SD1.5 in diffusers' layout, in place of random weights")
     training.add_argument("--clip", help="its OpenCLIP ViT-H/14 file")
@@ -118,7 +123,7 @@ def _training(options: argparse.Namespace) -> None:
 
     from ...common.errors import FlexIPError
     from .timing import table
-    from .training import WARMUP, model_name, prepare_training, training
+    from .training import WARMUP, model_name, prepare_training, switches, training
 
     cuda = torch.cuda.is_available()
     steps = options.steps if options.steps is not None else (100 if cuda else 20)
@@ -126,7 +131,7 @@ def _training(options: argparse.Namespace) -> None:
         raise FlexIPError(f"--steps is {steps}; expected a multiple of {WARMUP}")
     with tempfile.TemporaryDirectory(prefix="flexip-training-") as folder:
         config = prepare_training(Path(folder), options)
-        rows = training(config, steps, options.rounds)
+        rows = (switches if options.switches else training)(config, steps, options.rounds)
         device = f"{torch.cuda.get_device_name()}" if cuda else "the CPU"
         print(
             f"{machine()} on {device} in {config.precision}, {model_name(config)}, {options.rounds} rounds of "

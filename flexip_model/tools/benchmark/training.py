@@ -8,7 +8,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,37 @@ class Contender:
     memory: list[int]
 
 
+SWITCHES = {
+    "compile": {"compile": True},
+    "gradient_checkpointing": {"gradient_checkpointing": True},
+    "compile and gradient_checkpointing": {"compile": True, "gradient_checkpointing": True},
+}
+"""The config's two switches that buy speed and memory, each alone and both."""
+
+
+def switches(config: TrainConfig, steps: int, rounds: int) -> list[Row]:
+    """Train with the config's two switches off, with each alone and with both in turn, `rounds` times, all with caches.
+
+    Args:
+        config, steps: as of `training`. Compiling falls into the `WARMUP`.
+
+    Raises:
+        FlexIPError: the caches do not fit the config.
+    """
+    off = replace(config, compile=False, gradient_checkpointing=False)
+    made = [contender("neither", lambda: run_ours(off, steps, use_cache=True))]
+    for name, changes in SWITCHES.items():
+        switched = replace(off, **changes)
+        made.append(contender(name, lambda switched=switched: run_ours(switched, steps, use_cache=True)))
+    for number in range(rounds):
+        for one in made if number % 2 == 0 else reversed(made):
+            measure(one)
+    neither, *others = made
+    label = f"training at {config.size} px, batch {config.batch}"
+    rows = [against(f"{label}, {one.name}, against {neither.name}", one, neither, "") for one in others]
+    return rows + _memory(made)
+
+
 def training(config: TrainConfig, steps: int, rounds: int) -> list[Row]:
     """Train with each of the three in turn, `rounds` times, the order swapped each round.
 
@@ -71,12 +102,7 @@ def training(config: TrainConfig, steps: int, rounds: int) -> list[Row]:
     for one in (plain, uncached, cached):
         share = statistics.median(one.waits) * 100
         rows.append(Row(f"share of time without a batch, {one.name}", share, None, None, None, "%"))
-    rows += [
-        Row(f"GPU memory, {c.name}", max(c.memory) / 2**30, None, None, None, "GiB")
-        for c in (plain, uncached, cached)
-        if max(c.memory)
-    ]
-    return rows
+    return rows + _memory([plain, uncached, cached])
 
 
 def prepare_training(folder: Path, options: Any) -> TrainConfig:
@@ -176,6 +202,15 @@ def measure(contender: Contender) -> None:
     gc.collect()
     if cuda:
         torch.cuda.empty_cache()
+
+
+def _memory(contenders: Sequence[Contender]) -> list[Row]:
+    """What was allocated at most, where that is known."""
+    return [
+        Row(f"GPU memory, {c.name}", max(c.memory) / 2**30, None, None, None, "GiB")
+        for c in contenders
+        if max(c.memory)
+    ]
 
 
 def against(what: str, ours: Contender, baseline: Contender, goal: str) -> Row:
