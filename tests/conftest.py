@@ -114,15 +114,17 @@ def rig(pack: ModuleType, tiny_folder: Path):
     return Rig(pack, tiny_folder)
 
 
-@pytest.fixture(autouse=True)
-def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
-    """One thread for the tiny models: waiting for a second one can take twenty times as long as their numbers."""
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """One thread for the tiny models: waiting for a second one can take twenty times as long as their numbers, and
+    sums over other numbers of threads differ in their last bits."""
     import torch
 
     before = torch.get_num_threads()
-    if {"rig", "demo"} & set(request.fixturenames):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # of the processes that tests start
         torch.set_num_threads(1)
-    yield
+        yield
     torch.set_num_threads(before)
 
 

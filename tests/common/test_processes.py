@@ -15,12 +15,13 @@ import pytest
 from flexip_model.common.errors import FlexIPError
 from flexip_model.common.processes import Share, given_share, run_shares
 
+from ..support.helpers import import_tests_from_here
 from ..support.paths import ROOT
 
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))  # the new processes import this file
+    import_tests_from_here(monkeypatch)
 
 
 def note(folder: Path, share: Share) -> None:

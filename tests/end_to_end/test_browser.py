@@ -116,7 +116,7 @@ def run_and_look(page: Page, sink: str) -> None:
         shown = "document.querySelector(`[data-node-id='${node.id}'] img`)?.naturalWidth ?? 0"
     width = f"kind => {{ const node = app.graph.nodes.find(n => n.type === kind); return {shown}; }}"
     page.wait_for_function(width, arg="SaveImage", timeout=5 * MINUTES)
-    page.wait_for_function(width, arg="FlexIPEncodeReference", timeout=1 * MINUTES)
+    page.wait_for_function(width, arg="FlexIPEncodeReference", timeout=3 * MINUTES)
     saved = page.evaluate(width, "SaveImage")
     assert saved > 640 if sink == "FlexIPGammaSweep" else saved == 128
 

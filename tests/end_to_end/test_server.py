@@ -198,7 +198,10 @@ def test_a_search_for_gamma_is_ksamplers_picture_and_an_interrupt_leaves_nothing
         prompt.pop(node if node in prompt else node_of(prompt, node))
     decode = prompt.pop(node_of(prompt, "VAEDecode"))
     settings = prompt[find]["inputs"]
-    settings |= {"steps": 3, "tolerance": 0.0, "most": 4}
+    settings |= {"steps": 3, "tolerance": 0.0, "most": 2}
+    ends = " ".join(text for node, text in client.run(prompt).texts if node == find)
+    low, high = (float(re.findall(rf"γ {gamma} +CLIP-I ([\d.]+)", ends)[-1]) for gamma in (0, 1))
+    settings |= {"most": 4, "target": (low + high) / 2}
     result = client.run(prompt)
     assert result.status == "success", result.error
     before = client.pictures(result, shown(prompt, "FlexIPFindGamma"))

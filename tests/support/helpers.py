@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 import torch
 
 from flexip_model.method.adapters import Adapter, ReferenceFeatures, create_adapter
 from flexip_model.method.config import FlexIPConfig
+
+from .paths import ROOT
 
 CHANNELS = (32, 64, 96, 96)
 
@@ -60,3 +65,10 @@ def tiny_features(config: FlexIPConfig, batch: int = 1, patches: int = 9, seed: 
         torch.randn(batch, config.clip_width, generator=generator),
         torch.randn(batch, patches, config.retrieval_width, generator=generator),
     )
+
+
+def import_tests_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let new processes find functions of a test's file. ComfyUI has a package `tests` too, on the path where it was
+    imported before."""
+    others = [entry for entry in sys.path if not Path(entry or ".", "tests", "__init__.py").is_file()]
+    monkeypatch.setattr(sys, "path", [str(ROOT), *others])

@@ -165,7 +165,6 @@ class Results:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.rows: dict[str, set[int]] = {}
         self.seeds: dict[int, set[str]] = defaultdict(set)
         self.passed: dict[int, int] = defaultdict(int)
         self.total: dict[int, int] = defaultdict(int)
@@ -175,12 +174,11 @@ class Results:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        # Reports carry them: tests may run in other processes than the one that prints the table.
         for item in items:
             for mark in item.iter_markers("promise"):
-                self.rows.setdefault(item.nodeid, set()).update(mark.args)
                 for row in mark.args:
-                    if "seed" in mark.kwargs:
-                        self.seeds[row].add(str(mark.kwargs["seed"]))
+                    item.user_properties.append(("shows", {"row": row, "seed": mark.kwargs.get("seed")}))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo) -> Any:
@@ -193,7 +191,7 @@ class Results:
                     "row": parameters["planted"],
                     "test": getattr(item, "originalname", ""),
                     "when": call.when,
-                    "promises": sorted(self.rows.get(item.nodeid, ())),
+                    "promises": sorted({value["row"] for name, value in item.user_properties if name == "shows"}),
                     "error": error,
                     "text": str(call.excinfo.value)[:500] if call.excinfo else "",
                 }
@@ -201,7 +199,11 @@ class Results:
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        rows = self.rows.get(report.nodeid, set())
+        shows = [value for name, value in report.user_properties if name == "shows"]
+        rows = {value["row"] for value in shows}
+        for value in shows:
+            if value["seed"] is not None:
+                self.seeds[value["row"]].add(str(value["seed"]))
         if report.when == "call" or report.failed:
             for row in rows:
                 self.total[row] += report.when == "call" or report.when == "setup"
