@@ -125,8 +125,9 @@ class Progress:
         self.done += count
         self._before += count
         if self._bar is not None:
-            self._bar.initial += count
-            self._move_bar(self._bar, count)
+            for counter in ("n", "initial", "last_print_n"):  # by `update` tqdm would take it for speed
+                setattr(self._bar, counter, getattr(self._bar, counter) + count)
+            self._move_bar(self._bar, 0)
 
     def add(self, count: int, complaints: Iterable[str] = ()) -> None:
         """Count what was done, and show it if it is time."""

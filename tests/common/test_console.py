@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from flexip_model.common import console
 from flexip_model.common.console import Progress, is_log_shown, shown_log
 from flexip_model.common.processes import Share, run_shares
 
+from ..support.helpers import import_tests_from_here
 from ..support.paths import ROOT
 
 log = logging.getLogger("flexip_model.somewhere")
@@ -45,7 +47,7 @@ def _tell(text: str, share: Share) -> None:
 
 
 def test_other_processes_show_what_this_one_shows(capfd: pytest.CaptureFixture[str], monkeypatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))  # the new processes import this file
+    import_tests_from_here(monkeypatch)
     run_shares(_tell, "unseen", 2)
     with shown_log():
         run_shares(_tell, "seen", 2)
@@ -91,6 +93,22 @@ def test_what_an_earlier_run_did_counts_for_the_rest_and_not_for_the_speed(capsy
         now[0] += 30
         progress.add(6)
     assert capsys.readouterr().out == "94 of 100, 0.2 items/s, 0.5 min left\n"
+
+
+def test_a_bar_takes_what_an_earlier_run_did_for_no_speed_either(monkeypatch) -> None:
+    monkeypatch.setattr(console, "are_bars_shown", lambda: True)
+    with shown_log():
+        progress = Progress(str, unit="items", total=10_000)
+        (bar,) = console._bars
+        for _ in range(4):
+            time.sleep(0.15)
+            progress.skip(1000)
+        for _ in range(3):
+            time.sleep(0.15)
+            progress.add(1)
+        assert (bar.n, bar.initial) == (4003, 4000) and 1 < bar.format_dict["rate"] < 20
+        progress.skip(10_000 - bar.n)
+        assert not console._bars
 
 
 WORK = """

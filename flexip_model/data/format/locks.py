@@ -17,6 +17,8 @@ from ...common.errors import FlexIPError
 
 log = logging.getLogger(__name__)
 LOCKS = ".locks"
+STARTING = 10.0
+"""Seconds that a share waits for others of its dataset, which look at the same moment whether it is free."""
 
 
 @contextmanager
@@ -42,15 +44,18 @@ def tables_lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def dataset_lock(folder: Path, dataset: str) -> BaseFileLock:
+def dataset_lock(folder: Path, dataset: str, wait: float = 0.0) -> BaseFileLock:
     """Take the right to write a dataset, until the lock's `release` or the process's end.
+
+    Args:
+        wait: seconds, at most, for another writer to give it up.
 
     Raises:
         FlexIPError: another writer has it, or the folder cannot be written to.
     """
     lock = _lock(folder, f"dataset-{dataset}", shared=False)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except Timeout as error:
         raise FlexIPError(
             f"another process is writing the dataset {dataset!r} of {folder}; wait for it, or choose another --name"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from ...common.errors import FlexIPError
 from ...common.processes import Share
 from ...files.safefile import atomic, sync
-from .locks import dataset_lock, tables_lock
+from .locks import STARTING, dataset_lock, tables_lock
 from .schema import (
     FOLDER_FILE,
     GROUP_KINDS,
@@ -82,69 +83,91 @@ class ShardWriter:
         self.folder, self.dataset, self.license, self.note = Path(folder), check_name(dataset), license, note
         self.max_bytes = max_bytes
         self.index = self.folder / "index" / f"{dataset}.parquet"
-        self._parts = self.folder / "index" / f"{dataset}.parts"
+        self._whole = self._parts = self.folder / "index" / f"{dataset}.parts"
         self._first = share.rank * SHARE_SHARDS
+        self.resumed: dict[str, Any] | None = None
+        self.groups = self.frames = 0
+        self._file: io.BufferedWriter | None = None
+        self._rows: list[dict[str, Any]] = []
+        self._progress: dict[str, Any] = {}
         if (self.folder / FOLDER_FILE).exists():
             read_folder_file(self.folder)
+        own = f"{share.rank}-of-{share.world_size}"
+        self._lock = dataset_lock(self.folder, dataset if share.world_size == 1 else f"{dataset}.{own}")
+        try:
+            self._begin(share, own)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _begin(self, share: Share, own: str) -> None:
+        """Refuse what would be mixed with something else, and find what an earlier run has done."""
         if self.index.exists():
             self._clear_parts()  # of a run that was killed after its last step but one
             raise FlexIPError(
-                f"{self.folder} has a dataset {dataset!r} already; choose another --name, or delete "
+                f"{self.folder} has a dataset {self.dataset!r} already; choose another --name, or delete "
                 f"{self.index} and its shards first"
             )
-        whole, own = self._parts, f"{share.rank}-of-{share.world_size}"
-        self._lock = dataset_lock(self.folder, dataset if share.world_size == 1 else f"{dataset}.{own}")
         if share.world_size > 1:
-            self._parts = whole / own
-        others = [path.name for path in whole.glob("*") if not path.name.endswith(f"-of-{share.world_size}")]
-        if others if share.world_size > 1 else any("-of-" in name for name in others):
-            self._lock.release()
-            raise FlexIPError(
-                f"an unfinished run of {dataset!r} was shared out in another way ({sorted(others)[0]} in {whole}): "
-                f"repeat it as it was, or delete {whole} to begin anew"
-            )
+            self._parts = self._whole / own
         try:
             self._parts.mkdir(parents=True, exist_ok=True)
             (self.folder / "shards").mkdir(exist_ok=True)
         except OSError as error:
             raise FlexIPError(f"{self.folder} cannot be written ({error.strerror})") from error
-        for leftover in chain(
-            self._parts.glob(".*.tmp"),
-            self.index.parent.glob(f".{dataset}.*.tmp") if share.world_size == 1 else (),
-            (self.folder / "shards").glob(f".{dataset}-[0-9]*.tar.tmp"),
-        ):
-            number = leftover.name.removesuffix(".tar.tmp").rpartition("-")[2]
-            if share.world_size == 1 or not number.isdigit() or int(number) // SHARE_SHARDS == share.rank:
+        # A share's folder is there before it looks for others, so that of two that do not agree one sees the other.
+        if share.world_size > 1:
+            dataset_lock(self.folder, self.dataset, STARTING).release()
+        others = [path.name for path in self._whole.glob("*") if not path.name.endswith(f"-of-{share.world_size}")]
+        if others if share.world_size > 1 else any("-of-" in name for name in others):
+            raise FlexIPError(
+                f"an unfinished run of {self.dataset!r} was shared out in another way ({sorted(others)[0]} in "
+                f"{self._whole}): repeat it as it was, or delete {self._whole} to begin anew"
+            )
+        indexes = self.index.parent.glob(f".{self.dataset}.*.tmp") if share.world_size == 1 else ()
+        for leftover in chain(self._parts.glob(".*.tmp"), indexes):
+            leftover.unlink()
+        for leftover in (self.folder / "shards").glob(f".{self.dataset}-*.tar.tmp"):
+            # The whole name: a dataset "pets" must not take what is written of "pets-2" for its own.
+            number = re.fullmatch(rf"\.{self.dataset}-(\d+)\.tar\.tmp", leftover.name)
+            if number and (share.world_size == 1 or int(number[1]) // SHARE_SHARDS == share.rank):
                 leftover.unlink()
         done = self._complete()
-        self.resumed: dict[str, Any] | None = None
-        self.groups = self.frames = 0
         for part in done:
             metadata = pq.read_metadata(part)
             self.groups += metadata.num_rows
             self.frames += int((metadata.metadata or {}).get(b"flexip.frames", 0))
             self.resumed = json.loads((metadata.metadata or {})[PROGRESS])
         self._shard = self._first + len(done)
-        self._file: io.BufferedWriter | None = None
-        self._rows: list[dict[str, Any]] = []
-        self._progress: dict[str, Any] = {}
 
     def _complete(self) -> list[Path]:
         return complete_parts(self._parts)
 
     @property
-    def is_share_done(self) -> bool:
-        """Whether this share was finished before."""
-        return (self._parts / DONE).exists()
+    def done(self) -> dict[str, Any] | None:
+        """What `finish_share` noted of this share before, or None."""
+        path = self._parts / DONE
+        return read_done(path) if path.exists() else None
 
     def finish_share(self, record: dict[str, Any]) -> None:
         """Complete the last shard, and note that this share of the dataset is done.
 
         Args:
             record: JSON for whoever merges the shares.
+
+        Raises:
+            FlexIPError: a full disk, or a shard that is no longer there.
         """
         self.flush()
-        more = {"shards": len(self._complete()), "license": self.license, "note": self.note}
+        names = [f"{self.dataset}-{self._first + number:06}.tar" for number in range(len(self._complete()))]
+        try:
+            sizes = [(self.folder / "shards" / name).stat().st_size for name in names]
+        except OSError as error:
+            raise FlexIPError(
+                f"a shard that an earlier run completed cannot be read ({error}): bring it back, or delete "
+                f"{self._parts} to begin this share anew"
+            ) from error
+        more = {"shards": sizes, "license": self.license, "note": self.note}
         with atomic(self._parts / DONE) as temporary:
             temporary.write_text(json.dumps({**record, **more}), encoding="utf-8")
         self._lock.release()
@@ -221,9 +244,9 @@ class ShardWriter:
         self._lock.release()
 
     def _clear_parts(self) -> None:
-        for part in chain(self._parts.glob("*.parquet"), self._parts.glob("*-of-*/*")):
-            part.unlink()
-        for folder in (*self._parts.glob("*-of-*"), self._parts):
+        for part in chain(self._whole.glob("*.parquet"), self._whole.glob("*-of-*/*")):
+            part.unlink(missing_ok=True)  # a merge that ends now removes them too
+        for folder in (*self._whole.glob("*-of-*"), self._whole):
             with suppress(OSError):
                 folder.rmdir()
 
@@ -291,6 +314,23 @@ def complete_parts(folder: Path) -> list[Path]:
     while (part := folder / f"{len(done):06}.parquet").exists():
         done.append(part)
     return done
+
+
+def read_done(path: Path) -> dict[str, Any]:
+    """What `ShardWriter.finish_share` noted.
+
+    Raises:
+        FlexIPError: the file is damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no table")
+    except (OSError, ValueError) as error:
+        raise FlexIPError(
+            f"{path} cannot be read ({error}); bring it again, or delete {path.parent} and pack that share anew"
+        ) from error
+    return found
 
 
 def write_index(path: Path, batches: Iterator[pa.RecordBatch]) -> None:

@@ -7,33 +7,49 @@ from pathlib import Path
 from ...common.errors import FlexIPError
 from ..format.shared_dataset import SharedDataset
 from .heldout import keep_apart
-from .report import Tally, log_report
+from .report import Tally, check_broken, log_report
 
 
 def merge(folder: Path, name: str) -> Tally:
     """Make the index of a dataset whose shares were packed by several processes.
 
     Raises:
-        FlexIPError: shares or shards are missing, or shares are of different sources or options.
+        FlexIPError: shares or shards are missing or damaged, shares are of different sources or options, or too much of
+            all of them is unreadable.
     """
     written = SharedDataset(folder, name)
-    first = written.records[0]
-    for rank, record in enumerate(written.records):
-        # Machines may have the source and the excluded pictures in different places.
-        for option in first["options"].keys() - {"source", "exclude"}:
-            if record["options"].get(option) != first["options"][option]:
-                raise FlexIPError(
-                    f"the shares 0 and {rank} of {name!r} were packed with another {option}; pack one again"
-                )
-        if record["source"] != first["source"]:
-            raise FlexIPError(
-                f"the shares 0 and {rank} of {name!r} were packed from sources that differ; pack one again"
-            )
+    try:
+        return _merge(written)
+    except BaseException:
+        written.abandon()
+        raise
+
+
+def _merge(written: SharedDataset) -> Tally:
+    _check_alike(written)
     tally = Tally()
     for record in written.records:
         tally.join(Tally(**record["tally"]))
+    anew = f"delete {written.place} to begin anew"
     if not written.groups:
-        raise FlexIPError(f"none of the {tally.items:,} items of {name!r} gave a group; there is nothing to merge")
-    own, others = keep_apart(written, first["options"]["near"])
-    log_report(tally, written, own, others)
+        raise FlexIPError(
+            f"none of the {tally.items:,} items of {written.dataset!r} gave a group, there is nothing to merge; {anew}"
+        )
+    allowed = max(record["broken"] for record in written.records)
+    check_broken(tally, allowed, f"mend or remove them, or allow more, and {anew}")
+    log_report(tally, written, *keep_apart(written, written.records[0]["options"]["near"]))
     return tally
+
+
+def _check_alike(written: SharedDataset) -> None:
+    first = written.records[0]
+    for rank, record in enumerate(written.records):
+        names = sorted(first["options"].keys() - {"source"})
+        differing = [f"with another {name}" for name in names if record["options"].get(name) != first["options"][name]]
+        if record["source"] != first["source"]:
+            differing.append("from sources that differ")
+        if differing:
+            raise FlexIPError(
+                f"the shares 0 and {rank} of {written.dataset!r} were packed {differing[0]}; delete the folder of the "
+                f"wrong one in {written.place} and pack it again"
+            )

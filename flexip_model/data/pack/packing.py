@@ -18,7 +18,7 @@ from ..format.shards import MAX_BYTES, ShardWriter
 from .heldout import keep_apart
 from .layouts import Choice, Item, Layout, find_layout
 from .loading import LoadedItem, load_all
-from .report import NAMED, Tally, left, log_report, some
+from .report import NAMED, Tally, check_broken, left, log_report, some
 from .split import NEAR, KeptOut, enough, read_excluded, split_of
 
 log = logging.getLogger(__name__)
@@ -84,24 +84,28 @@ def pack(task: PackTask) -> Tally:
     writer = ShardWriter(task.folder, task.name, license, note, max_bytes=task.max_bytes, share=share)
     told = f"{share.name}this share of {task.name!r} is packed; with all of them in {task.folder}, run "
     told += f"`python -m flexip_model data merge {task.folder} {task.name}`"
+    # Machines may have the excluded pictures, and the source, in different places.
+    options = {**_fingerprint(task), "exclude": kept_out.digest()}
     try:
-        if writer.is_share_done:
+        done = writer.done
+        if done is not None:
+            _same_options(writer, done["options"], {**options, "source": done["options"]["source"]})
             writer.abandon()
             log.info(told)
             return Tally()
         # A launcher passes on the signals that its terminal has sent already.
         with noted_stop(second_ends=share.world_size == 1) as stop:
             tally, digest = _write_groups(writer, layout, task, kept_out, stop=stop, share=share)
+        if share.world_size > 1:
+            record = {"options": options, "broken": task.broken, "source": digest, "tally": asdict(tally)}
+            writer.finish_share(record)
+            log.info(told)
+        else:
+            log_report(tally, writer, *keep_apart(writer, task.near))
     except BaseException:
         writer.abandon()
         raise
-    if share.world_size > 1:
-        writer.finish_share({"options": _fingerprint(task), "source": digest, "tally": asdict(tally)})
-        log.info(told)
-        return tally
-    own, others = keep_apart(writer, task.near)
-    log_report(tally, writer, own, others)
-    for why, names in left(layout, task.source):
+    for why, names in left(layout, task.source) if share.rank == 0 else ():
         log.info(f"  not taken, {why}: {some(names)}")
     return tally
 
@@ -126,10 +130,11 @@ def _write_groups(
     if share.world_size > 1:
         key["items"] = digest
     if writer.resumed is not None:
-        _same_options(writer, key)
+        before = writer.resumed["options"]
+        _same_options(writer, before, _fingerprint(task))
         tally = Tally(**writer.resumed["tally"])
         last = next(islice(items, tally.items - 1, None), None)
-        if last is None or last.key != writer.resumed["last"]:
+        if last is None or last.key != writer.resumed["last"] or before.get("items", digest) != digest:
             raise FlexIPError(
                 f"{task.source} changed since the unfinished run of {writer.dataset!r}: put it back, or {_anew(writer)}"
             )
@@ -161,16 +166,17 @@ def _write_groups(
         groups = _groups(item, result, layout, task=task, kept_out=kept_out, tally=tally)
         writer.add(groups, {"options": key, "last": item.key, "tally": asdict(tally)})
         if tally.pictures >= FEW:
-            _check_broken(tally, task)
+            check_broken(tally, task.broken)
         if stop.number:
             writer.flush()
             log.info(f"stopped after {writer.groups:,} groups; the same command goes on from there")
             raise SystemExit(128 + stop.number)
         progress.add(1)
-    if not writer.groups and share.world_size == 1:
+    if not writer.groups and (share.world_size == 1 or not every):
         raise FlexIPError(_nothing(layout, task, tally))
     writer.flush()
-    _check_broken(tally, task)
+    if share.world_size == 1:  # of a share of few pictures it says nothing; `merge` looks at all of them
+        check_broken(tally, task.broken)
     return tally, digest
 
 
@@ -208,8 +214,7 @@ def _fingerprint(task: PackTask) -> dict[str, Any]:
     return values
 
 
-def _same_options(writer: ShardWriter, now: dict[str, Any]) -> None:
-    before = (writer.resumed or {}).get("options", {})
+def _same_options(writer: ShardWriter, before: dict[str, Any], now: dict[str, Any]) -> None:
     for name, value in now.items():
         if before.get(name) != value:
             raise FlexIPError(
@@ -220,15 +225,6 @@ def _same_options(writer: ShardWriter, now: dict[str, Any]) -> None:
 
 def _anew(writer: ShardWriter) -> str:
     return f"delete {writer.index.with_suffix('.parts')} to begin anew"
-
-
-def _check_broken(tally: Tally, task: PackTask) -> None:
-    if tally.broken > task.broken * tally.pictures:
-        first = "; ".join(tally.named[:3])
-        raise FlexIPError(
-            f"{tally.broken:,} of {tally.pictures:,} pictures or videos cannot be read, more than the "
-            f"{task.broken:.0%} that --broken allows, such as {first}; mend or remove them, or allow more"
-        )
 
 
 def _nothing(layout: Layout, task: PackTask, tally: Tally) -> str:

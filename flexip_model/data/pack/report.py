@@ -6,6 +6,7 @@ import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ...common.errors import FlexIPError
 from ..format.schema import SPLITS
 from ..format.shards import ShardWriter
 from ..format.shared_dataset import SharedDataset
@@ -52,6 +53,20 @@ class Tally:
                 setattr(self, name, {split: mine[split] + count for split, count in value.items()})
             else:
                 setattr(self, name, (mine + value)[:NAMED] if isinstance(value, list) else mine + value)
+
+
+def check_broken(tally: Tally, allowed: float, remedy: str = "mend or remove them, or allow more") -> None:
+    """Refuse a source of which too much cannot be read.
+
+    Raises:
+        FlexIPError: more than the share `allowed` of its pictures is broken.
+    """
+    if tally.broken > allowed * tally.pictures:
+        first = "; ".join(tally.named[:3])
+        raise FlexIPError(
+            f"{tally.broken:,} of {tally.pictures:,} pictures or videos cannot be read, more than the "
+            f"{allowed:.0%} that --broken allows, such as {first}; {remedy}"
+        )
 
 
 def log_report(tally: Tally, writer: ShardWriter | SharedDataset, own: int, others: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -93,6 +94,12 @@ class KeptOut:
     exact: set[str] = field(default_factory=set)
     near: NearHashes = field(default_factory=lambda: NearHashes(np.zeros(0, np.uint64)))
     small: list[np.ndarray | None] = field(default_factory=list)
+
+    def digest(self) -> str:
+        """What tells two lists of them apart, whatever machine reads them: without the near hashes of pictures, which
+        another machine's decoder may make a bit different."""
+        told = sorted(int(value) for value, small in zip(self.near.hashes, self.small, strict=True) if small is None)
+        return hashlib.sha256(json.dumps([sorted(self.exact), told]).encode()).hexdigest()[:16]
 
     def has(self, frame: NewFrame, source: str | None) -> bool:
         """Whether a frame is one of them or a near copy; `source` is the SHA-256 of the file it came from."""
