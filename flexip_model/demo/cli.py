@@ -13,7 +13,7 @@ from ..common.extras import need
 log = logging.getLogger(__name__)
 
 MAKE = ("data", "names", "train", "export", "evaluate")
-OTHERS = ("bring", "check", "heldout", "evaluate-adapters")
+OTHERS = ("bring", "check", "heldout", "scenes", "evaluate-adapters")
 WORK = Path.home() / ".cache" / "flexip" / "demo-model"
 """Outside the clone, so that a new clone goes on from the same downloads and states."""
 
@@ -27,13 +27,21 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="one stage, or `make` for all of them; a stage goes on where it stopped. `bring` writes what a machine "
         "with a card and without a network needs; `check` measures the shipped files and compares them with what is "
         "on record; `heldout` draws the list of held-out drawings from the data anew, into the work folder; "
+        "`scenes` writes drawn scenes with captions as a data folder, for trying `train`; "
         "`evaluate-adapters` measures several adapters beside one base, without a network and on a card where there "
         "is one",
     )
     parser.add_argument(
         "--work", type=Path, default=WORK, help="folder for downloads, data and states (default: %(default)s)"
     )
-    parser.add_argument("--out", type=Path, help="where `export` writes (default: models/demo)")
+    parser.add_argument("--out", type=Path, help="where `export` (default: models/demo) and `scenes` write")
+    parser.add_argument(
+        "--groups",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="of either kind that `scenes` writes (default %(default)s)",
+    )
     train = parser.add_argument_group("train")
     train.add_argument("--seconds", type=float, default=inf, help="of this leg (default: no end)")
     train.add_argument("--until", metavar="STAGE", help="the last stage: vae, clip, dino, base or adapters (default)")
@@ -116,6 +124,10 @@ def _run(options: argparse.Namespace) -> None:
             workshop.export(options.returned)
         elif stage in ("data", "names"):
             getattr(workshop, stage)()
+        elif stage == "scenes":
+            if options.out is None or options.groups < 1:
+                raise FlexIPError("scenes needs --out FOLDER, where it writes, and at least 1 of --groups")
+            workshop.scenes(options.groups)
         elif stage == "heldout":
             log.info(f"{workshop.heldout()}")
         else:

@@ -53,6 +53,16 @@ class Workshop:
         write_heldout(Store.open(self.work / STORE), path)
         return path
 
+    def scenes(self, groups: int) -> None:
+        """Scenes with drawings that are not held out, as a data folder in `out`; see `write_dataset`."""
+        from .making.finished import STORE, need
+        from .scenes.compose import Composer
+        from .scenes.dataset import write_dataset
+        from .scenes.store import INDEX, Store
+
+        need(self.work / STORE / INDEX, "data")
+        write_dataset(Composer(Store.open(self.work / STORE).split(heldout=False)), self.out, groups)
+
     def names(self) -> None:
         """The text encoder, written in fp16 as it ships."""
         import torch

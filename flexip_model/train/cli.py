@@ -1,4 +1,4 @@
-"""The commands `train CONFIG` and `export RUN`."""
+"""The commands `train CONFIG`, `export RUN` and `curves RUN`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NEEDED = {
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `train` and `export` to the command line."""
+    """Add `train`, `export` and `curves` to the command line."""
     train = commands.add_parser("train", help="train an adapter from packed data, or go on with a run")
     _train_arguments(train)
     train.set_defaults(run=_train)
@@ -50,6 +50,11 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     _set_argument(export, "change the run's title, license or dial for this file, for example --set dial.steps=30")
     export.set_defaults(run=_export)
+    curves = commands.add_parser("curves", help="draw one value of several runs over their steps")
+    curves.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folders of runs")
+    curves.add_argument("--out", type=Path, required=True, metavar="FILE", help="the PNG")
+    curves.add_argument("--value", default="validation/all", help="a name as in TensorBoard (default: %(default)s)")
+    curves.set_defaults(run=_curves)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="a YAML file, or paper, one_card or demo")
+    parser.add_argument("config", help="a YAML file, or paper, one_card, fine_tune or demo")
     _set_argument(
         parser,
         "change one value of the config, for example --set batch=8 --set references.white=0.3; a path is relative to "
@@ -145,6 +150,14 @@ def _export(options: argparse.Namespace) -> None:
         about = {**about, "dial": {"subjects": options.calibrate, **asdict(config.dial)}}
     path = result.write(options.run_folder, found, config=config, adapter=adapter, about=about, target=options.out)
     print(path)
+
+
+def _curves(options: argparse.Namespace) -> None:
+    need("curves", {"matplotlib": "matplotlib"}, "eval")
+    from .watching.curves import draw_curves
+
+    draw_curves(options.runs, options.value, options.out)
+    print(options.out)
 
 
 def _checkpoint(folder: Path, step: int | None) -> state.Checkpoint:
