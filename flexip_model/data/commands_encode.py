@@ -49,7 +49,7 @@ def _add_caption(commands: argparse._SubParsersAction) -> None:
         "--form",
         choices=("detailed", "scene"),
         default="detailed",
-        help="detailed: looks, action and scene, as the paper has it (4.1; %(default)s); scene: without colors, "
+        help="detailed: looks, action and scene, our reading of the paper (4.1; %(default)s); scene: without colors, "
         "materials and clothes, which are then the reference's alone to carry, and half as long",
     )
     caption.add_argument("--again", action="store_true", help="caption what has captions too, and replace them")
@@ -77,6 +77,13 @@ def _add_cache(commands: argparse._SubParsersAction) -> None:
     cache.add_argument("--clip", metavar="FILE", help="OpenCLIP ViT-H/14, .safetensors")
     cache.add_argument("--dino", metavar="FILE", help="DINOv2-L/14, .safetensors; 0.5 MB a picture for 10 %% of speed")
     cache.add_argument("--size", type=int, default=512, help="of the targets, pixels (512, the paper's)")
+    cache.add_argument(
+        "--buckets",
+        action="store_true",
+        help="targets of any proportions, as the training config's buckets; see --bucket-step and --bucket-limit",
+    )
+    cache.add_argument("--bucket-step", type=int, default=64, metavar="PIXELS", help="as buckets.step (%(default)s)")
+    cache.add_argument("--bucket-limit", type=float, default=2.0, metavar="N", help="as buckets.limit (%(default)s)")
     cache.add_argument(
         "--crop",
         choices=("pad", "center", "subject"),
@@ -135,6 +142,7 @@ def _cache(options: argparse.Namespace) -> None:
         options.dino,
         vae_configs=options.vae_configs,
         size=options.size,
+        buckets=(options.bucket_step, options.bucket_limit) if options.buckets else None,
         crop=options.crop,
         flips=options.flips,
         batch=options.batch,

@@ -1,4 +1,4 @@
-"""Which square of a frame is the target: one function for `data cache` and for training without a cache."""
+"""Which part of a frame is the target: one function for `data cache` and for training without a cache."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ VERSION = 1
 """The version of the rule below, part of every latent cache's key: a change of the rule makes old caches stale."""
 
 
-def region(width: int, height: int, box: Sequence[float] | None = None) -> tuple[int, int, int]:
-    """The largest square of a picture, in the middle, or as near to the subject's middle as the picture allows.
+def region(
+    width: int, height: int, box: Sequence[float] | None = None, shape: tuple[int, int] = (1, 1)
+) -> tuple[int, int, int, int]:
+    """The largest part of a picture with a shape's proportions, in the middle, or as near to the subject's middle as
+    the picture allows.
 
     The paper trains at 512 × 512 (App. B.1) and says nothing of cropping. The largest square keeps the scene that the
     caption tells of; a square in the middle would cut off a subject that stands at the side (our choice).
@@ -26,9 +29,10 @@ def region(width: int, height: int, box: Sequence[float] | None = None) -> tuple
     Args:
         width, height: of the picture, pixels.
         box: of the subject, x0, y0, x1, y1 in pixels, or None; parts outside the picture do not count.
+        shape: width and height of what it is for, in any unit.
 
     Returns:
-        Left, top and side of the square, whole pixels inside the picture.
+        Left, top, width and height, whole pixels inside the picture.
 
     Raises:
         FlexIPError: the picture is empty, or the box is not four finite numbers in order.
@@ -42,24 +46,25 @@ def region(width: int, height: int, box: Sequence[float] | None = None) -> tuple
         left, right = (min(max(v, 0), width) for v in (box[0], box[2]))
         top, bottom = (min(max(v, 0), height) for v in (box[1], box[3]))
         x, y = (left + right) / 2, (top + bottom) / 2
-    side = min(width, height)
+    scale = min(width / shape[0], height / shape[1])
+    w, h = (max(1, round(scale * side)) for side in shape)
 
-    def start(middle: float, length: int) -> int:
-        return min(max(round(middle - side / 2), 0), length - side)
+    def start(middle: float, part: int, length: int) -> int:
+        return min(max(round(middle - part / 2), 0), length - part)
 
-    return start(x, width), start(y, height), side
+    return start(x, w, width), start(y, h, height), w, h
 
 
-def square(picture: Image, size: int, box: Sequence[float] | None = None) -> Tensor:
+def fit(picture: Image, size: tuple[int, int], box: Sequence[float] | None = None) -> Tensor:
     """A frame as the VAE takes it: `region`, resized to `size` by Lanczos in 8 bits; the same for every epoch.
 
     Args:
         picture: any mode; turned into RGB.
-        size: S, pixels.
+        size: W and H, pixels.
         box: see `region`.
 
     Returns:
-        (3, S, S) float32 in [-1, 1].
+        (3, H, W) float32 in [-1, 1].
 
     Raises:
         FlexIPError: as `region`.
@@ -67,7 +72,7 @@ def square(picture: Image, size: int, box: Sequence[float] | None = None) -> Ten
     import numpy as np
     from PIL import Image
 
-    left, top, side = region(picture.width, picture.height, box)
+    left, top, width, height = region(picture.width, picture.height, box, size)
     rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
-    fitted = rgb.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    fitted = rgb.resize(size, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
     return torch.from_numpy(np.asarray(fitted).astype(np.float32)).permute(2, 0, 1).div_(127.5).sub_(1)

@@ -116,7 +116,7 @@ def reference_crop(crop: str, size: tuple[int, int], box: Sequence[float] | None
         masked: whether the frame is shown with its mask.
     """
     if crop == "center" and box is not None:
-        left, top, side = region(*size, box)
+        left, top, side, _ = region(*size, box)
         return left, top, left + side, top + side
     return "pad" if crop == "subject" and not masked else crop
 
@@ -253,7 +253,7 @@ def _region(picture: Picture, bounds: Box | None, crop: str | Box) -> Region:
         side = min(height, width) if crop == "center" else max(height, width)
         return Region((height - side) // 2, (width - side) // 2, side)
     if crop == FOLLOW:
-        left, top, side = region(width, height, bounds)
+        left, top, side, _ = region(width, height, bounds)
         return Region(top, left, side)
     if crop == "subject":
         if bounds is None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .configs.options import TrainConfig
+from .configs.parts import is_trained
 from .samples.batch import Batch
 from .samples.loader import load
 from .samples.sample_set import open_samples
@@ -70,6 +71,10 @@ def dry_run(config: TrainConfig) -> None:
             if share
         ]
         log.info(f"stage {number + 1}: {stage.steps} steps of {per_step} samples on {'; '.join(parts)}")
+        if stage.parts:
+            named = adapter.named_parameters()
+            trained = sum(p.numel() for name, p in named if is_trained(name, stage.parts))
+            log.info(f"stage {number + 1} trains {', '.join(stage.parts)}: {trained / 1e6:.1f} M of the weights")
         for remark in samples.groups.remarks:
             log.info(remark)
     size = CHECKPOINT_BYTES[config.optimizer] * weights / 1e9

@@ -57,11 +57,11 @@ class Frozen:
 
     @torch.no_grad()
     def encode_latents(self, pixels: Tensor, posterior: Tensor | None = None) -> Tensor:
-        """Pixels to latents, (B, 4, s, s) float32, times the VAE's scaling factor.
+        """Pixels to latents, (B, 4, h, w) float32, times the VAE's scaling factor.
 
         Args:
-            pixels: (B, 3, S, S) in [-1, 1].
-            posterior: (B, 4, s, s) standard normal: a draw from the VAE's distribution; None takes its mean.
+            pixels: (B, 3, H, W) in [-1, 1].
+            posterior: (B, 4, h, w) standard normal: a draw from the VAE's distribution; None takes its mean.
         """
         like = next(self.vae.parameters())
         found: Any = self.vae.encode(pixels.to(like.device, like.dtype)).latent_dist
@@ -79,7 +79,7 @@ class Frozen:
 
     @torch.no_grad()
     def encode_text(self, input_ids: Tensor) -> Tensor:
-        """input_ids (B, 77·k) int64 to Z^(T), (B, 77·k, text_width): the last hidden states after the final norm (§3.1)
+        """input_ids (B, 77·k) int64 to Z^(T) (§3.1), (B, 77·k, text_width): the last hidden states after the final norm
         of k pieces, each read by itself (`hosts.prompts`)."""
         pieces = input_ids.reshape(-1, TEXT_LENGTH).to(self.text_encoder.device)
         text: Tensor = self.text_encoder(pieces).last_hidden_state
@@ -140,7 +140,8 @@ def load_frozen(config: TrainConfig) -> Frozen:
         if config.vae is not None:
             parts["vae"] = _own_vae(config.vae, parts["vae"])
     mistakes.tell("{count} of a run's three frozen parts cannot be had:")
-    manifest = latents_manifest(parts["vae"], config.size)
+    buckets = None if config.buckets is None else (config.buckets.step, config.buckets.limit)
+    manifest = latents_manifest(parts["vae"], config.size, buckets)
     return Frozen(**parts, encoders=Encoders(clip, dino), latents_manifest=manifest)
 
 

@@ -121,18 +121,23 @@ def _read(path: Path) -> Start:
                 f"{path} is a plain IP-Adapter, which has no resampler; start from an IP-Adapter-Plus "
                 "file, from an adapter file, or from nothing"
             )
-        values = {name: getattr(config, name) for name in (*RESAMPLER, "token_width", "channels")}
-        return Start(path, values, {k: v for k, v in tensors.items() if not k.startswith("project_retrieval.")}, {})
+        return _of_ip_adapter_plus(path, config, tensors)
     info, tensors = load_adapter_file(path)
+    if issubclass(adapter_class(info.config), IPAdapterPlus):
+        return _of_ip_adapter_plus(path, info.config, tensors)
     if info.config.kind != FlexIPConfig.kind:
         raise FlexIPError(
-            f"{path} cannot be the start: it is an adapter of the kind {info.config.kind}, and a run trains the kind "
-            f"{FlexIPConfig.kind}; start from the IP-Adapter-Plus file that it was converted from, or from a FlexIP "
-            "adapter"
+            f"{path} cannot be the start: it is an adapter of the kind {info.config.kind}; start from an "
+            "IP-Adapter-Plus, from a FlexIP adapter, or from nothing"
         )
     # Its dial was measured on what it was before this training.
     values = {f.name: getattr(info.config, f.name) for f in fields(FlexIPConfig) if f.name != "dial"}
     return Start(path, values, tensors, info.encoders)
+
+
+def _of_ip_adapter_plus(path: Path, config: FlexIPConfig, tensors: dict[str, Tensor]) -> Start:
+    values = {name: getattr(config, name) for name in (*RESAMPLER, "token_width", "channels")}
+    return Start(path, values, {k: v for k, v in tensors.items() if not k.startswith("project_retrieval.")}, {})
 
 
 def _plain(value: Any) -> Any:

@@ -12,14 +12,9 @@ from ..hosts.prompts import personalization
 from ..images.preprocess import normalize
 from ..method.adapters import FlexIPAdapter, ReferenceFeatures
 from ..method.gate import spread_gamma
+from .configs.parts import BRANCHES, part_of
 from .frozen import Frozen
 from .samples.batch import Batch
-
-BRANCHES = {
-    "preservation": ("queries", "resampler_queries", "resampler_cls", "project_retrieval", ".preservation."),
-    "personalization": ("resampler_text", "project_text", ".personalization."),
-}
-"""Parameters of either branch, by parts of their names; `project_cls` serves both."""
 
 
 class TrainStep(nn.Module):
@@ -100,19 +95,11 @@ class TrainStep(nn.Module):
         return snr.clamp(max=self.min_snr) / (snr + 1 if velocity else snr)
 
 
-def branch_of(name: str) -> str | None:
-    """The branch that a parameter of the adapter belongs to; None for one that serves both."""
-    for branch, marks in BRANCHES.items():
-        if any(mark in name if mark.startswith(".") else name.split(".")[0] == mark for mark in marks):
-            return branch
-    return None
-
-
 def gradient_norms(adapter: nn.Module) -> dict[str, float]:
     """The norm of each branch's gradient."""
     squares = dict.fromkeys(BRANCHES, 0.0)
     for name, parameter in adapter.named_parameters():
-        branch = branch_of(name)
-        if branch is not None and parameter.grad is not None:
-            squares[branch] += float(parameter.grad.float().pow(2).sum())
+        for branch, parts in BRANCHES.items():
+            if part_of(name) in parts and parameter.grad is not None:
+                squares[branch] += float(parameter.grad.float().pow(2).sum())
     return {branch: value**0.5 for branch, value in squares.items()}

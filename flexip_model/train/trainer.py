@@ -16,6 +16,8 @@ from . import result
 from .before.changes import data_changes, fixed_changes, other_changes, stage_changes
 from .before.check import load_checked
 from .configs.options import TrainConfig, to_dict
+from .configs.parts import is_trained
+from .configs.sections import TrainStage
 from .frozen import Frozen, pick_dtype
 from .samples.batch import Batch
 from .samples.loader import load, lost_process
@@ -58,6 +60,7 @@ class Trainer(Loop[FlexIPAdapter]):
         self.best = read_best(self.checkpoints)
         self.about: dict[str, Any] = {"encoders": self.frozen.hashes(), "data": []}
         self._trouble = Unreadable()
+        self._parts: tuple[str, ...] = ()
         self._watch: Watch | None = None
 
     @property
@@ -115,7 +118,7 @@ class Trainer(Loop[FlexIPAdapter]):
                 samples = open_samples(self.config, self.frozen, number, self.world_size)
                 self._look_at_data(samples, begun)
                 self.watch.samples(samples)
-                self._stage(samples, begun, stage.steps)
+                self._stage(samples, begun, stage)
             begun += stage.steps
             if self.stopped:
                 return
@@ -138,8 +141,8 @@ class Trainer(Loop[FlexIPAdapter]):
                 )
         self.about |= {"data": samples.groups.describe(), "identity": identity}
 
-    def _stage(self, samples: SampleSet, begun: int, steps: int) -> None:
-        c = self.config
+    def _stage(self, samples: SampleSet, begun: int, stage: TrainStage) -> None:
+        c, steps, self._parts = self.config, stage.steps, stage.parts
         first = (self.step - begun) * c.accumulation
         tickets = TicketBatchSampler(samples.sampler, rank=self.rank, first=first, end=steps * c.accumulation)
         try:
@@ -174,6 +177,12 @@ class Trainer(Loop[FlexIPAdapter]):
         errors: Tensor = self.model(batch)
         self.watch.errors(errors.detach(), batch.variant)
         return errors.mean()
+
+    def leave_out(self) -> None:
+        """What the stage does not train."""
+        for name, parameter in self.adapter.named_parameters():
+            if not is_trained(name, self._parts):
+                parameter.grad = None
 
     def gradients(self, norm: float) -> None:
         self.watch.gradients(norm, gradient_norms(self.adapter))

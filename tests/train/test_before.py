@@ -15,7 +15,7 @@ from flexip_model.__main__ import main
 from flexip_model.common.errors import FlexIPError
 from flexip_model.data.format import NewFrame, NewGroup, ShardWriter
 from flexip_model.files.adapter_file import load_adapter_file, read_info, save_adapter
-from flexip_model.files.ip_adapter import convert_ip_adapter, ip_adapter_order
+from flexip_model.files.ip_adapter import convert_file, convert_ip_adapter, ip_adapter_order
 from flexip_model.method.adapters import FlexIPAdapter, create_adapter
 from flexip_model.train.configs.options import to_dict
 from flexip_model.train.trainer import Trainer
@@ -118,8 +118,8 @@ def test_a_start_of_other_heads_depth_or_kind_is_refused_by_both_numbers(data, t
     ):
         said = refused(data, tmp_path / "run", adapter=changes, start=str(adapter_file))
         assert words in said and str(adapter_file) in said
-    plus = adapter_of(tmp_path / "plus.safetensors", kind="ip-adapter-plus")
-    assert "of the kind ip-adapter-plus, and a run trains the kind flexip" in refused(data, tmp_path, start=str(plus))
+    plain = adapter_of(tmp_path / "plain.safetensors", kind="ip-adapter")
+    assert "of the kind ip-adapter; start from an IP-Adapter-Plus" in refused(data, tmp_path, start=str(plain))
     other = adapter_of(tmp_path / "other.safetensors", clip_width=ADAPTER.clip_width + 1)
     assert "it was made for clip_width" in refused(data, tmp_path, adapter={}, start=str(other))
     with pytest.raises(FlexIPError, match="of the kind ip-adapter; a run trains"):
@@ -156,9 +156,12 @@ def test_an_ip_adapter_plus_file_of_other_heads_is_refused_and_an_open_config_ta
     assert (sizes.heads, sizes.head_width) == (1, 64)
     with pytest.raises(FlexIPError, match="it has heads 1, and the config's adapter says 4"):
         Trainer(bare(data, tmp_path / "run", source, width=64, depth=4, heads=4, head_width=16, queries=16))
-    adapter = Trainer(bare(data, tmp_path / "run", source)).adapter
-    assert isinstance(adapter, FlexIPAdapter)
-    assert (adapter.config.heads, adapter.config.queries, adapter.config.kind) == (1, 16, "flexip")
+    convert_file(source, tmp_path / "converted.safetensors")
+    for start in (source, tmp_path / "converted.safetensors"):
+        adapter = Trainer(bare(data, tmp_path / "run", start)).adapter
+        assert isinstance(adapter, FlexIPAdapter)
+        assert (adapter.config.heads, adapter.config.queries, adapter.config.kind) == (1, 16, "flexip")
+        assert torch.allclose(adapter.queries, weights["image_proj.latents"].float(), atol=1e-3)
 
 
 def test_a_dry_run_tells_what_would_be_trained_and_touches_no_run(data: Path, tmp_path: Path, capsys) -> None:

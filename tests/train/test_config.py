@@ -15,8 +15,9 @@ import pytest
 from flexip_model.__main__ import main
 from flexip_model.common.errors import FlexIPError
 from flexip_model.images.preprocess import CROPS
-from flexip_model.train.configs.options import References, TrainConfig, to_dict
+from flexip_model.train.configs.options import TrainConfig, to_dict
 from flexip_model.train.configs.read import NAMED, SECTIONS, from_dict, load_config
+from flexip_model.train.configs.sections import References
 
 
 @pytest.mark.parametrize("name", NAMED)

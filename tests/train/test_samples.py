@@ -11,7 +11,7 @@ from PIL import Image
 
 from flexip_model.common.errors import FlexIPError
 from flexip_model.data.format import NewFrame, NewGroup, ShardWriter
-from flexip_model.train.configs.options import ConditioningDropout
+from flexip_model.train.configs.sections import ConditioningDropout
 from flexip_model.train.samples.batch import collate
 from flexip_model.train.samples.sample_set import open_samples
 from flexip_model.train.samples.sampler import Ticket, TicketBatchSampler, TicketSampler

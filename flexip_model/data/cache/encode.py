@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ class CacheTask:
         vae, clip, dino: where the networks are; None leaves that cache out.
         vae_configs: for a VAE in a single file (`makers.load_vae`).
         size: the side of the targets in pixels.
+        buckets: step and limit of `buckets.bucket_sizes`, for targets that are not square; None for squares.
         crop: how references are cropped (`preprocess.prepare`).
         flips: whether mirrored pictures are cached too.
         batch: pictures per call of a network.
@@ -54,6 +55,7 @@ class CacheTask:
     _: KW_ONLY
     vae_configs: str | None = None
     size: int = 512
+    buckets: tuple[int, float] | None = None
     crop: str = "pad"
     flips: bool = False
     batch: int = 16
@@ -87,6 +89,7 @@ def _work(task: CacheTask, share: Share) -> None:
         crop=task.crop,
         flips=task.flips,
         vae_configs=task.vae_configs,
+        buckets=task.buckets,
     )
     for maker in makers:
         _begin(task, maker)
@@ -190,6 +193,14 @@ def _load(dataset: Dataset, makers: Sequence[Maker], frame: Frame) -> _Loaded:
     return _Loaded(frame, views, next((f"{view.complaint}; only as it is" for view in views if view.complaint), ""))
 
 
+def _alike(pixels: Mapping[str, Tensor], batch: int) -> list[list[str]]:
+    """Names of pictures of one size, at most `batch` at a time."""
+    by_shape: dict[tuple[int, ...], list[str]] = {}
+    for name, value in pixels.items():
+        by_shape.setdefault(tuple(value.shape), []).append(name)
+    return [names[at : at + batch] for names in by_shape.values() for at in range(0, len(names), batch)]
+
+
 @torch.no_grad()
 def _add(maker: Maker, number: int, file: TensorFile, loaded: Sequence[_Loaded], *, batch: int) -> None:
     """Encode what the file lacks of these frames, and append it in fp16."""
@@ -200,9 +211,8 @@ def _add(maker: Maker, number: int, file: TensorFile, loaded: Sequence[_Loaded],
         for entry in todo
         for variant, value in entry.views[number].pixels.items()
     }
-    names, found = list(pixels), dict[str, Tensor]()
-    for start in range(0, len(names), batch):
-        part = names[start : start + batch]
+    found = dict[str, Tensor]()
+    for part in _alike(pixels, batch):
         codes = maker.encode(torch.stack([pixels[name] for name in part]).to(like.device, like.dtype)).half().cpu()
         if not bool(torch.isfinite(codes).all()):
             raise FlexIPError(

@@ -11,7 +11,8 @@ from torch import Tensor
 from ...common.errors import FlexIPError
 from ...encoders import ClipEncoder, DinoEncoder, load_clip, load_dino
 from ...files.safefile import read_header
-from ...images.crops import square
+from ...images.buckets import bucket_sizes, nearest
+from ...images.crops import fit
 from ...images.preprocess import keep_patches, normalize, prepare, reference_crop
 from .manifest import Manifest, clip_manifest, dino_manifest, latents_manifest, tensor_name
 
@@ -27,7 +28,7 @@ class Views(NamedTuple):
     """What a network is to see of a frame.
 
     Attributes:
-        pixels: by variant, (3, S, S) float32 each, normalized for the network.
+        pixels: by variant, (3, H, W) float32 each, normalized for the network.
         kept: tensors that are stored as they are, by variant.
         complaint: why a variant is missing.
     """
@@ -54,7 +55,7 @@ class Maker(Protocol):
         """Return what the network is to see of a frame; it runs in a thread."""
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Return what is kept of each picture, from (B, 3, S, S) on the network's device and in its dtype."""
+        """Return what is kept of each picture, from (B, 3, H, W) on the network's device and in its dtype."""
 
 
 class LatentMaker:
@@ -68,17 +69,21 @@ class LatentMaker:
         noise: the VAE's own deviation as a share of the latents', in the pictures encoded last; None before.
     """
 
-    def __init__(self, vae: Any, name: str, size: int) -> None:
+    def __init__(self, vae: Any, name: str, size: int, buckets: tuple[int, float] | None = None) -> None:
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         if size < factor or size % factor:
             raise FlexIPError(f"the size is {size} px; expected a multiple of {factor}, the VAE's factor")
+        if buckets is not None and buckets[0] % factor:
+            raise FlexIPError(f"buckets have a step of {buckets[0]} px; expected a multiple of {factor}, as the size")
         self.module: Any = vae
-        self.name, self.size = name, size
+        self.name = name
+        self.sizes = [(size, size)] if buckets is None else bucket_sizes(size, *buckets)
         self.noise: float | None = None
-        self.manifest = latents_manifest(vae, size)
+        self.manifest = latents_manifest(vae, size, buckets)
 
     def views(self, picture: Image, mask: Tensor | None, frame: Frame) -> Views:
-        return Views({"": square(picture, self.size, frame.box)}, {})
+        size = self.sizes[int(nearest(self.sizes, [picture.size])[0])]
+        return Views({"": fit(picture, size, frame.box)}, {})
 
     def encode(self, pixels: Tensor) -> Tensor:
         found = self.module.encode(pixels).latent_dist
@@ -183,6 +188,7 @@ def load_makers(
     crop: str,
     flips: bool,
     vae_configs: str | None = None,
+    buckets: tuple[int, float] | None = None,
 ) -> list[Maker]:
     """Make the kinds of cache that were asked for, their networks in fp32 on the CPU.
 
@@ -191,7 +197,7 @@ def load_makers(
     """
     makers: list[Maker] = []
     if vae is not None:
-        makers.append(LatentMaker(load_vae(vae, vae_configs), str(vae), size))
+        makers.append(LatentMaker(load_vae(vae, vae_configs), str(vae), size, buckets))
     if clip is not None:
         makers.append(ReferenceMaker(load_clip(clip), crop, flips))
     if dino is not None:

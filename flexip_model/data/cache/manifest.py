@@ -46,7 +46,8 @@ class Manifest:
         kind: one of `CACHE_KINDS`.
         weights: the hash of the network's weights (`encoders.weights.weights_hash`).
         size: side of the pictures that the network saw, pixels.
-        crop: which part of a frame it saw: `square` (`crops.square`), or a crop mode of `preprocess.prepare`.
+        crop: which part of a frame it saw: for latents `square`, or the sizes of `buckets.bucket_sizes` by step and
+            limit; for references a crop mode of `preprocess.prepare`.
         version: the version of the crop's rule.
         flips: whether mirrored pictures are in it too.
     """
@@ -84,14 +85,16 @@ class Manifest:
         return found
 
 
-def latents_manifest(vae: Any, size: int) -> Manifest:
-    """Describe the latents of diffusers' `AutoencoderKL` at `size` px; targets are never mirrored.
+def latents_manifest(vae: Any, size: int, buckets: tuple[int, float] | None = None) -> Manifest:
+    """Describe the latents of diffusers' `AutoencoderKL` at `size` px, or in buckets of its area by their step and
+    limit; targets are never mirrored.
 
     The hash covers the encoding half alone and the scaling: a VAE with another decoder gives the same latents.
     """
     half = {k: v for k, v in vae.state_dict().items() if k.startswith(("encoder.", "quant_conv."))}
     weights = f"{weights_hash(half)}*{vae.config.scaling_factor:g}"
-    return Manifest("latents", weights, size=size, crop="square", version=crops.VERSION)
+    crop = "square" if buckets is None else f"buckets of {buckets[0]} px, at most {buckets[1]:g} to 1"
+    return Manifest("latents", weights, size=size, crop=crop, version=crops.VERSION)
 
 
 def clip_manifest(encoder: ClipEncoder, crop: str = "pad", flips: bool = False) -> Manifest:
@@ -203,8 +206,8 @@ class CacheReader:
             flip: the picture is mirrored.
 
         Returns:
-            Latents: (4, S / 8, S / 8), the mode of the VAE's distribution times its scaling factor; CLIP: (C,), the
-            projected [CLS]; DINO: (M, W), the patches in row order.
+            Latents: (4, H / 8, W / 8) of the target's size, the mode of the VAE's distribution times its scaling
+            factor; CLIP: (C,), the projected [CLS]; DINO: (M, W), the patches in row order.
 
         Raises:
             UnreadableError: the cache's file of this shard is missing or damaged.

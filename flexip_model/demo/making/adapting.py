@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...hosts.diffusers import inject
 from ...method.adapters import Adapter
-from ...train.configs.options import ConditioningDropout
+from ...train.configs.sections import ConditioningDropout
 from ..scenes.words import LENGTH as TEXT_LENGTH
 from ..stages.base import Base
 from ..stages.kinds import VARIATIONS, Variation, condition_of, kind_and_seed, new_adapter

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ...data.format import Dataset
-from ...train.configs.options import ConditioningDropout, TrainConfig
+from ...train.configs.options import TrainConfig
+from ...train.configs.sections import ConditioningDropout
 from ...train.frozen import Frozen, load_frozen, pick_dtype
 from ...train.samples.batch import Batch, Reference, Sample, collate
 from ...train.start import begin

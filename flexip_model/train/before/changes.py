@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-FIXED = ("seed", "batch", "accumulation", "image_share", "size", "adapter", "optimizer")
+FIXED = ("seed", "batch", "accumulation", "image_share", "size", "buckets", "adapter", "optimizer")
 """Values of the config that decide which samples come, or which weights and moments there are."""
-BEFORE = {"optimizer": "adamw"}
+BEFORE = {"optimizer": "adamw", "buckets": None}
 """Of `FIXED`, those that configs of earlier runs do not name, and what they were."""
 ASIDE = (
     *("output", "data", "base", "base_configs", "vae", "clip", "dino", "workers", "save_every", "keep", "log_every"),
@@ -85,8 +85,9 @@ def data_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def in_words(value: Any) -> str:
     """A value of a config for people: no brackets and quotes, and of a path its name alone."""
     if isinstance(value, Mapping):
-        if set(value) == {"steps", "quality"}:
-            return f"{value['steps']} ({value['quality']})"
+        if {"steps", "quality"} <= set(value):
+            parts = "".join(f", {part}" for part in value.get("parts", ()))
+            return f"{value['steps']} ({value['quality']}{parts})"
         return ", ".join(f"{key}: {in_words(held)}" for key, held in value.items()) or "nothing"
     if isinstance(value, list):
         return ", ".join(map(in_words, value)) or "nothing"
@@ -95,12 +96,12 @@ def in_words(value: Any) -> str:
     return "nothing" if value is None else str(value)
 
 
-def _until(stages: Sequence[Mapping[str, Any]], step: int) -> list[tuple[int, str]]:
-    """How many steps of each stage lie before `step`, and on what quality."""
+def _until(stages: Sequence[Mapping[str, Any]], step: int) -> list[tuple[int, str, set[str]]]:
+    """How many steps of each stage lie before `step`, on what quality, and of which parts."""
     found, begun = [], 0
     for stage in stages:
         taken = min(stage["steps"], step - begun)
         if taken > 0:
-            found.append((taken, stage["quality"]))
+            found.append((taken, stage["quality"], set(stage.get("parts", ()))))
         begun += stage["steps"]
     return found

@@ -12,6 +12,7 @@ from ...common.errors import FlexIPError, Mistakes
 from ...common.processes import given_share
 from ...method.adapters import FlexIPAdapter
 from ..configs.options import TrainConfig
+from ..configs.parts import part_of
 from ..frozen import Frozen, load_frozen
 from ..preview import GAMMAS, SUBJECTS
 from ..samples.sample_set import open_samples
@@ -50,6 +51,8 @@ def load_checked(config: TrainConfig) -> tuple[Frozen, FlexIPAdapter]:
             read_start(config)
         else:
             adapter = begin(config, frozen)
+            with mistakes.gathered():
+                check_parts(config, adapter)
             for stage in whole:
                 with mistakes.gathered():
                     open_samples(config, frozen, stage, 1)
@@ -60,6 +63,22 @@ def load_checked(config: TrainConfig) -> tuple[Frozen, FlexIPAdapter]:
     assert frozen is not None
     assert adapter is not None
     return frozen, adapter
+
+
+def check_parts(config: TrainConfig, adapter: FlexIPAdapter) -> None:
+    """Look whether the adapter has what each stage is to train.
+
+    Raises:
+        FlexIPError: a stage names a part that has no weights.
+    """
+    there = {part_of(name) for name, _ in adapter.named_parameters()}
+    for number, stage in enumerate(config.stages):
+        for part in stage.parts:
+            if part not in there:
+                how = "; set adapter: {learnable_gate: true}, or leave it out" if part == "gate" else "; leave it out"
+                raise FlexIPError(
+                    f"stage {number + 1} trains the part {part}, which has no weights in this adapter{how}"
+                )
 
 
 def check_output(folder: Path) -> None:

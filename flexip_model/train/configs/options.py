@@ -5,46 +5,32 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal, get_type_hints
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from pydantic import BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, GetPydanticSchema
+from pydantic import Field, GetCoreSchemaHandler, GetPydanticSchema
 from pydantic_core import CoreSchema, core_schema
 
 from ...common.errors import FlexIPError, Mistakes
 from ...method.config import FlexIPConfig
-
-CLOSED = ConfigDict(extra="forbid")
-"""A key that a section does not know is a mistake."""
-
-
-def _number(value: Any) -> Any:
-    """YAML reads 1e-4 as text: its numbers need a point."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def _list(value: Any) -> Any:
-    return value if isinstance(value, (list, tuple)) else [value]
-
-
-MOST = 10**9
-"""Far above any count of a run (our choice): a slip of the finger is told before it fills memory."""
-
-# Types with what pydantic asks of their values. Strict: "8" and `true` are no numbers.
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(_number)]
-Positive = Annotated[Number, Field(gt=0)]
-Share = Annotated[Number, Field(ge=0, le=1)]
-Decay = Annotated[Number, Field(ge=0, lt=1)]
-Whole = Annotated[int, Field(strict=True, ge=0, le=MOST)]
-Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
-Sampling = Annotated[int, Field(strict=True, ge=1, le=1000)]  # a base has 1000 noise levels
-Scale = Annotated[Number, Field(ge=0, le=100)]
-Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
-Place = Annotated[str, Field(min_length=1)]
-Flag = Annotated[bool, Field(strict=True)]
-OneOrSeveral = BeforeValidator(_list)
+from .sections import (
+    CLOSED,
+    Buckets,
+    ConditioningDropout,
+    Count,
+    Decay,
+    Dial,
+    Flag,
+    Number,
+    OneOrSeveral,
+    Place,
+    Positive,
+    References,
+    Sampling,
+    Scale,
+    Seed,
+    Share,
+    TrainStage,
+    ValidationLoss,
+    Whole,
+)
 
 
 def _adapter_schema(_: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -56,94 +42,6 @@ def _adapter_schema(_: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         for name, hint in hints.items()
     }
     return core_schema.typed_dict_schema(known, extra_behavior="allow")
-
-
-@dataclass(frozen=True)
-class TrainStage:
-    """Optimizer steps on one part of the data.
-
-    Attributes:
-        steps: how many (App. B.1: 100,000, then 40,000).
-        quality: `any`, or `high` for the groups packed with `--quality high` (App. B.1: the second stage).
-    """
-
-    __pydantic_config__ = CLOSED
-
-    steps: Count
-    quality: Literal["any", "high"] = "any"
-
-
-@dataclass(frozen=True)
-class References:
-    """How references differ from targets.
-
-    Attributes:
-        white: share of references whose background is white, where a mask is known (our choice).
-        flip_image, flip_variant: share of mirrored references per kind of data. The paper has none; a short training
-            with them laid the subject over its own mirror image at middle γ (docs/small-model.md).
-        crop: `center`, `pad` or `subject` (see `preprocess.prepare`): `center` follows the subject's box where it is
-            known, `subject` is `pad` without a mask. The adapter's file records it, and the nodes crop so.
-    """
-
-    __pydantic_config__ = CLOSED
-
-    white: Share = 0.5
-    flip_image: Share = 0.0
-    flip_variant: Share = 0.0
-    crop: Literal["center", "pad", "subject"] = "pad"
-
-
-@dataclass(frozen=True)
-class ConditioningDropout:
-    """Shares of samples without image, without text, without both: three exclusive cases (App. B.1)."""
-
-    __pydantic_config__ = CLOSED
-
-    image: Share = 0.05
-    text: Share = 0.05
-    both: Share = 0.05
-
-    def drop(self, drawn: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which samples lose their image, and which their text.
-
-        Args:
-            drawn: evenly from [0, 1), of any shape, one for each sample.
-
-        Returns:
-            Two masks of that shape.
-        """
-        case = np.digitize(np.asarray(drawn, np.float64), np.cumsum([self.image, self.text, self.both]))
-        return (case == 0) | (case == 2), (case == 1) | (case == 2)
-
-
-@dataclass(frozen=True)
-class ValidationLoss:
-    """What is measured on groups of the split `val` while a run goes on (our choice).
-
-    Attributes:
-        every: steps between two measurements; 0 for none.
-        groups: most groups of either side of the gate.
-    """
-
-    __pydantic_config__ = CLOSED
-
-    every: Whole = 1000
-    groups: Annotated[Count, Field(le=10_000)] = 64
-
-
-@dataclass(frozen=True)
-class Dial:
-    """How the pictures are drawn that the dial is measured on: as an adapter's users draw, or the dial is theirs no
-    more.
-
-    Attributes:
-        steps, guidance: the paper's (App. B.1).
-    """
-
-    __pydantic_config__ = CLOSED
-
-    steps: Sampling = 50
-    guidance: Scale = 7.5
 
 
 @dataclass(frozen=True)
@@ -161,14 +59,18 @@ class TrainConfig:
         data: folders made by `data pack`.
         output: the folder for checkpoints, logs, previews and adapter files.
         size: side of the target pictures in pixels, a multiple of 8, the VAE's factor (App. B.1).
+        buckets: sizes for targets that are not square; null for squares alone (App. B.1). Previews and the validation
+            loss are of squares.
         adapter: fields of `FlexIPConfig` that differ from its defaults.
         start: an adapter file, or an IP-Adapter-Plus file, to begin from.
         stages: are trained one after the other (App. B.1).
-        batch: samples per device and micro-step, half of them on either side of the gate (App. B.1).
+        batch: samples per device and micro-step (App. B.1).
         accumulation: micro-steps per optimizer step.
-        image_share: share of image samples in a batch (§4.1: 1:1); 1 or 0 for data of one side.
+        image_share: share of image samples in a batch (§4.1: 1:1 over the data; in each batch: our choice); 1 or 0 for
+            data of one side.
         optimizer: `adamw`, or `adamw8bit`, bitsandbytes' with moments of eight bits (our choice: the paper names none).
-        lr, weight_decay, betas: of AdamW (App. B.1; its betas are our choice).
+        lr, weight_decay: App. B.1's.
+        betas: of AdamW (our choice).
         warmup: steps over which the learning rate rises (our choice).
         schedule: `constant`, or `cosine` to a fiftieth at the end of the last stage (our choice).
         decay_from: share of the steps after which the cosine begins (our choice).
@@ -211,9 +113,10 @@ class TrainConfig:
     dino: Place
     data: Annotated[tuple[Place, ...], OneOrSeveral]
     output: Place
+    size: Annotated[Count, Field(multiple_of=8, le=4096)] = 512
+    buckets: Buckets | None = None
     base_configs: Place | None = None
     vae: Place | None = None
-    size: Annotated[Count, Field(multiple_of=8, le=4096)] = 512
     adapter: Annotated[dict[str, Any], GetPydanticSchema(_adapter_schema)] = field(default_factory=dict)
     start: Place | None = None
     stages: Annotated[tuple[TrainStage, ...], OneOrSeveral] = (TrainStage(100_000), TrainStage(40_000, "high"))
@@ -233,8 +136,8 @@ class TrainConfig:
     min_snr: Positive | None = None
     text_pieces: Count = 3
     latents: Literal["mean", "sample"] = "mean"
-    dropout: ConditioningDropout = ConditioningDropout()
-    references: References = References()
+    dropout: ConditioningDropout = field(default_factory=ConditioningDropout)
+    references: References = field(default_factory=References)
     precision: Literal["bf16", "fp32"] = "bf16"
     gradient_checkpointing: Flag = False
     compile: Flag = False
@@ -249,9 +152,9 @@ class TrainConfig:
     guidance: Scale = 5.0
     bad_share: Share = 0.01
     uncaptioned: Share = 0.05
-    validation: ValidationLoss = ValidationLoss()
+    validation: ValidationLoss = field(default_factory=ValidationLoss)
     trackers: Annotated[tuple[Place, ...], OneOrSeveral] = ()
-    dial: Dial = Dial()
+    dial: Dial = field(default_factory=Dial)
     title: str = ""
     license: str = ""
 
@@ -282,6 +185,11 @@ class TrainConfig:
             mistakes.add(
                 f"decay_from is {self.decay_from}, but the schedule is {self.schedule}, which never falls; set "
                 "schedule: cosine, or leave decay_from out"
+            )
+        if self.buckets is not None and self.size % self.buckets.step:
+            mistakes.add(
+                f"size is {self.size}, and buckets have a step of {self.buckets.step}; give a size that is a multiple "
+                "of it, or another step"
             )
         with mistakes.gathered():
             self.adapter_config()

@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from ...common.errors import FlexIPError, Mistakes
-from .options import ConditioningDropout, Dial, References, TrainConfig, TrainStage, ValidationLoss
+from .options import TrainConfig
+from .sections import Buckets, ConditioningDropout, Dial, References, TrainStage, ValidationLoss
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 CONFIGS = Path(__file__).parent
-NAMED = ("paper", "one_card", "demo")
+NAMED = ("paper", "one_card", "fine_tune", "demo")
 SECTIONS: dict[str, Any] = {
     "stages": TrainStage,
     "dropout": ConditioningDropout,
     "references": References,
     "validation": ValidationLoss,
     "dial": Dial,
+    "buckets": Buckets,
 }
 UNKNOWN = "unexpected_keyword_argument"
 PLAIN = {
@@ -36,7 +38,7 @@ PLAIN = {
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
-    """Read a config file; `extends: NAME` in it begins from one that ships (paper, one_card, demo) or another file.
+    """Read a config file; `extends: NAME` in it begins from one that ships (`NAMED`) or from another file.
 
     Paths in it are relative to the file's folder. `overrides` (dotted keys) win; theirs are relative to the working
     folder, as all that is typed.

@@ -1,7 +1,7 @@
 """A training sample, and a batch of them as the trainer's step takes it.
 
-Letters in shapes: B samples; S the target's side in pixels, s = S / 8 its latents'; c and d the sides that CLIP and
-DINO read; C and W the widths of [CLS] and of patch features, M patches.
+Letters in shapes: B samples; H and W the target's sides in pixels, h = H / 8 and w = W / 8 its latents'; c and d the
+sides that CLIP and DINO read; C and D the widths of [CLS] and of patch features, M patches.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Reference:
         keep: (M,) bool, the patches that may be read.
         cls: (C,) float, CLIP's [CLS] from the cache.
         clip_pixels: (3, c, c) float32 about [0, 1], as CLIP reads the picture.
-        patches: (M, W) float, DINO's patch features from the cache.
+        patches: (M, D) float, DINO's patch features from the cache.
         dino_pixels: (3, d, d) float32 about [0, 1], as DINO reads the picture.
     """
 
@@ -65,16 +65,16 @@ class Sample:
 
     Attributes:
         variant: whether target and reference are two pictures of a subject (§4.1).
-        latents: (4, s, s) float, the target from the cache, or None.
-        pixels: (3, S, S) float32 in [-1, 1], the target where no cache has it.
+        latents: (4, h, w) float, the target from the cache, or None.
+        pixels: (3, H, W) float32 in [-1, 1], the target where no cache has it.
         reference: the picture that its features come from.
         no_image: whether the reference is dropped (App. B.1).
         input_ids: (77·k,) int64, the caption's tokens in k pieces (`hosts.prompts`), or an empty text's where it is
             dropped.
         timestep: of the noise, from 0.
-        noise: (4, s, s) float32, standard normal.
+        noise: (4, h, w) float32, standard normal.
         gamma_drawn: evenly from [0, 1), for `spread_gamma`.
-        posterior: (4, s, s) float32, standard normal, to draw the latents from the VAE's distribution; None takes its
+        posterior: (4, h, w) float32, standard normal, to draw the latents from the VAE's distribution; None takes its
             mean.
         complaints: why each group that was tried before this one could not be read.
     """
@@ -125,17 +125,17 @@ class Batch(Movable):
 
     Attributes:
         variant: (B,) bool, see `Sample`, as all of these.
-        latents: (4, s, s) each, or pixels (3, S, S).
+        latents: (4, h, w) each, or pixels (3, H, W).
         cls: (C,) each, or pixels (3, c, c).
-        patches: (M, W) each, or pixels (3, d, d).
+        patches: (M, D) each, or pixels (3, d, d).
         keep: (B, M) bool.
         no_image: (B,) bool.
         input_ids: (B, 77·K) int64; prompts of fewer pieces are repeated, K is `common_length`.
         pieces: B numbers, the pieces of each prompt before that.
         timesteps: (B,) int64.
-        noise: (B, 4, s, s) float32.
+        noise: (B, 4, h, w) float32.
         gamma_drawn: (B,) float32.
-        posterior: (B, 4, s, s) float32, or None.
+        posterior: (B, 4, h, w) float32, or None.
         unreadable: (B,) int64, groups that were tried before each and could not be read; `complaints` says why.
     """
 

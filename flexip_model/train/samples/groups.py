@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...common.errors import FlexIPError
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 KINDS_BY_SIDE = (("image",), ("multiview", "video", "pair"))
 """Kinds of groups on either side of the gate: γ = α, and γ = 1 − β (Eq. 5)."""
+TARGET = ("any", "target")
+"""Roles of frames that may be a target."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,23 @@ class Groups:
         folder = int(np.searchsorted(starts, number, "right")) - 1
         dataset = self._sides[side][folder]
         return Subject(dataset.group(number - int(starts[folder])), dataset, self._caches[dataset.folder])
+
+    def target_sizes(self, side: int) -> NDArray[np.int64]:
+        """(groups, 2): width and height of each group's first frame that may be a target, in pixels; 1 and 1 where
+        there is none."""
+        found = [np.zeros((0, 2), np.int64)]
+        for dataset in self._sides[side]:
+            for batch in dataset.batches():
+                frames = batch.column("frames")
+                flat, groups = frames.flatten(), pc.list_parent_indices(frames).to_numpy()
+                usable = pc.is_in(pc.struct_field(flat, "role"), value_set=pa.array(TARGET)).to_numpy(False)
+                places, first = np.unique(groups[usable], return_index=True)
+                sizes = np.ones((len(batch), 2), np.int64)
+                for axis, name in enumerate(("width", "height")):
+                    values = pc.struct_field(flat, name).to_numpy(False)
+                    sizes[places, axis] = values[usable][first]
+                found.append(sizes)
+        return np.concatenate(found)
 
     def captions(self, side: int) -> CaptionCount:
         """What the captions on one side of the gate are like."""

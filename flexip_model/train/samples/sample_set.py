@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,14 +14,16 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ...common.errors import FlexIPError, UnreadableError
 from ...hosts.prompts import prompt_ids
-from ...images.crops import square
+from ...images.buckets import Size, nearest
+from ...images.crops import fit
 from ...images.preprocess import MARKED, Box, Prepared, keep_patches, prepare, reference_crop
 from ..configs.options import TrainConfig
 from ..frozen import Frozen
 from ..preview import SUBJECTS, Preview
 from .batch import Reference, Sample
+from .buckets import BucketSampler, make_sampler
 from .checks import check_groups
-from .groups import Groups, Subject
+from .groups import TARGET, Groups, Subject
 from .sampler import SIDES, Ticket, TicketSampler
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class SampleSet(TorchDataset[Sample]):
 
     Attributes:
         sampler: which group a ticket takes, and its random numbers.
+        sizes: of targets, by the ticket's bucket; the config's square alone where the sampler has no buckets.
     """
 
     def __init__(self, config: TrainConfig, groups: Groups, sampler: TicketSampler, frozen: Frozen) -> None:
@@ -48,7 +51,10 @@ class SampleSet(TorchDataset[Sample]):
         self.tokenizer = frozen.tokenizer
         self.clip_size, self.dino_size = frozen.clip.image_size, frozen.dino.image_size
         self.dino_patch = frozen.dino.patch
-        self.latent_side = config.size // 2 ** (len(frozen.vae.config.block_out_channels) - 1)
+        self.sizes: tuple[Size, ...] = ((config.size, config.size),)
+        if isinstance(sampler, BucketSampler):
+            self.sizes = sampler.sizes
+        self._factor = 2 ** (len(frozen.vae.config.block_out_channels) - 1)
         self.num_train_timesteps = int(frozen.scheduler.config.num_train_timesteps)
 
     def __getitem__(self, ticket: Ticket) -> Sample:
@@ -64,23 +70,27 @@ class SampleSet(TorchDataset[Sample]):
             subject = self.groups.get(ticket.side, number)
             name = f"{subject.group.dataset}, group {subject.group.group_id!r}"
             try:
-                sample = self._make(subject, ticket.side == 1, rng)
+                sample = self._make(subject, ticket, rng)
                 return replace(sample, complaints=tuple(complaints))
             except (OSError, ValueError, SyntaxError) as error:
                 if isinstance(error, FlexIPError) and not isinstance(error, UnreadableError):
                     raise FlexIPError(f"{name} cannot be a sample of this config: {error}") from error
                 complaints.append(f"{name}: {error}")
+                # Of all, also in buckets: one that has few groups would end the run with them.
                 number = int(rng.integers(self.sampler.counts[ticket.side]))
         raise FlexIPError(
             f"{ATTEMPTS} {SIDES[ticket.side]} groups in a row could not be read, the last: {complaints[-1]}"
         )
 
-    def _make(self, subject: Subject, variant: bool, rng: np.random.Generator) -> Sample:
+    def _make(self, subject: Subject, ticket: Ticket, rng: np.random.Generator) -> Sample:
         # Another order of what is read and drawn would give other samples: a picture that cannot be read ends it early.
-        target, reference = choose(subject.group, variant, rng)
-        c = self.config
+        c, variant, size = self.config, ticket.side == 1, self.sizes[ticket.bucket]
+        target, reference = choose(subject.group, variant, rng, self._fitting(ticket.bucket))
+        shape = (4, size[1] // self._factor, size[0] // self._factor)
         latents = subject.caches["latents"].get(target) if "latents" in subject.caches else None
-        pixels = square(subject.picture(target), c.size, target.box) if latents is None else None
+        if latents is not None and latents.shape != shape:  # cached for a bucket that this run does without
+            latents = None
+        pixels = fit(subject.picture(target), size, target.box) if latents is None else None
         flip = rng.random() < (c.references.flip_variant if variant else c.references.flip_image)
         white = rng.random() < c.references.white
         seen = self._reference(subject, reference, flip, white)
@@ -88,7 +98,7 @@ class SampleSet(TorchDataset[Sample]):
         captions = [text for text in target.captions if text]
         caption = captions[int(rng.integers(len(captions)))] if captions else ""
         timestep = int(rng.integers(self.num_train_timesteps))
-        noise, gamma_drawn = self._normal(rng), float(rng.random())
+        noise, gamma_drawn = _normal(rng, shape), float(rng.random())
         return Sample(
             variant=variant,
             latents=latents,
@@ -99,11 +109,14 @@ class SampleSet(TorchDataset[Sample]):
             timestep=timestep,
             noise=noise,
             gamma_drawn=gamma_drawn,
-            posterior=self._normal(rng) if c.latents == "sample" else None,
+            posterior=_normal(rng, shape) if c.latents == "sample" else None,
         )
 
-    def _normal(self, rng: np.random.Generator) -> Tensor:
-        return torch.from_numpy(rng.standard_normal((4, self.latent_side, self.latent_side), np.float32))
+    def _fitting(self, bucket: int) -> Callable[[Frame], bool] | None:
+        """Whether a frame is a bucket's target; None for every frame."""
+        if len(self.sizes) == 1:
+            return None
+        return lambda frame: int(nearest(self.sizes, [(frame.width, frame.height)])[0]) == bucket
 
     def _reference(self, subject: Subject, frame: Frame, flip: bool, white: bool) -> Reference:
         """What the adapter reads of a frame, from the caches where they have it."""
@@ -178,12 +191,24 @@ class SampleSet(TorchDataset[Sample]):
         yield from bare
 
 
-def choose(group: Group, variant: bool, rng: np.random.Generator) -> tuple[Frame, Frame]:
+def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(rng.standard_normal(shape, np.float32))
+
+
+def choose(
+    group: Group, variant: bool, rng: np.random.Generator, fits: Callable[[Frame], bool] | None = None
+) -> tuple[Frame, Frame]:
     """Target and reference of a group: two frames of a variant sample (§4.1); of an image sample the same frame, or one
-    that was packed as its reference (the same picture, framed or cut out by whoever made the data)."""
-    targets = [f for f in group.frames if f.role in ("any", "target")]
+    that was packed as its reference (the same picture, framed or cut out by whoever made the data).
+
+    Args:
+        fits: whether a frame is to be the target where one of the group's is; None for all.
+    """
+    targets = [f for f in group.frames if f.role in TARGET]
     if not targets:
         raise UnreadableError(f"{group.group_id} has no frame to be the target")
+    if fits is not None:  # none does in a group that stands in for one that cannot be read
+        targets = [f for f in targets if fits(f)] or targets
     target = targets[int(rng.integers(len(targets)))]
     if not variant:
         made = [f for f in group.frames if f.role == "reference"]
@@ -204,7 +229,4 @@ def open_samples(config: TrainConfig, frozen: Frozen, stage: int, world_size: in
     groups = Groups.open(config, frozen, config.stages[stage].quality)
     images = round(config.batch * config.image_share)
     check_groups(groups, config, stage, (images, config.batch - images))
-    sampler = TicketSampler(
-        groups.counts, images=images, batch=config.batch, world_size=world_size, seed=config.seed, stage=stage
-    )
-    return SampleSet(config, groups, sampler, frozen)
+    return SampleSet(config, groups, make_sampler(config, groups, stage, world_size), frozen)

@@ -18,11 +18,13 @@ SIDES = ("image", "variant")
 
 
 class Ticket(NamedTuple):
-    """One sample to make: its side (0 image, 1 variant), its number on that side, and its stage, all from 0."""
+    """One sample to make: its side (0 image, 1 variant), its number on that side, its stage, and the bucket that its
+    target's size is (`BucketSampler`), all from 0."""
 
     side: int
     number: int
     stage: int
+    bucket: int = 0
 
 
 class TicketSampler:
@@ -41,7 +43,7 @@ class TicketSampler:
     ) -> None:
         self.counts, self.batch, self.world_size, self.seed, self.stage = counts, batch, world_size, seed, stage
         self.share = (images, batch - images)
-        self._permutations: dict[tuple[int, int], np.ndarray] = {}
+        self._permutations: dict[tuple[int, ...], dict[int, np.ndarray]] = {}
 
     def tickets(self, micro_step: int, rank: int) -> list[Ticket]:
         """The batch of a rank at a micro-step (both from 0): image samples first."""
@@ -53,14 +55,18 @@ class TicketSampler:
 
     def group(self, ticket: Ticket) -> int:
         """Which of its side's groups a ticket takes: every group once per epoch, in a new order each."""
-        epoch, place = divmod(ticket.number, self.counts[ticket.side])
-        key = (ticket.side, epoch)
-        if key not in self._permutations:
-            for old in [k for k in self._permutations if k[0] == ticket.side and k[1] < epoch - 1]:
-                del self._permutations[old]
-            rng = np.random.default_rng((self.seed, self.stage, ticket.side, epoch))
-            self._permutations[key] = rng.permutation(self.counts[ticket.side])
-        return int(self._permutations[key][place])
+        return self._shuffled(ticket.number, self.counts[ticket.side], ticket.side)
+
+    def _shuffled(self, number: int, count: int, side: int, *bucket: int) -> int:
+        """The place, below `count`, that a number falls on: all of them once per epoch, in a new order each."""
+        epoch, place = divmod(number, count)
+        key = (side, *bucket)
+        orders = self._permutations.setdefault(key, {})
+        if epoch not in orders:
+            for old in [known for known in orders if known < epoch - 1]:
+                del orders[old]
+            orders[epoch] = np.random.default_rng((self.seed, self.stage, side, epoch, *bucket)).permutation(count)
+        return int(orders[epoch][place])
 
     def rng(self, ticket: Ticket) -> np.random.Generator:
         """A new generator, which a ticket's sample draws everything from."""

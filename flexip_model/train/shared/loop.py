@@ -17,7 +17,7 @@ from ...common.errors import FlexIPError
 from ...common.signals import StopRequest, noted_stop
 from . import state
 from .lock import locked
-from .optimizers import make_optimizer, restored
+from .optimizers import make_optimizer, parameter_groups, restored, unshared
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +117,9 @@ class Loop(Generic[Trained]):
     def gradients(self, norm: float) -> None:
         """Look at the gradients; it is called before a step, with their norm over all weights."""
 
+    def leave_out(self) -> None:
+        """Set the gradients of weights to None that are to stay as they are; it is called before a step."""
+
     def fetch(self, batches: Iterator[Any]) -> Any:
         """The next batch, on the device."""
         return next(batches)
@@ -150,7 +153,7 @@ class Loop(Generic[Trained]):
         return self.folder / "checkpoints"
 
     def learning_rate(self) -> float:
-        """The next step's: constant (App. B.1) or a cosine to a fiftieth, after a warm-up (our choice)."""
+        """The next step's: constant (App. B.1 has one rate) or a cosine to a fiftieth, after a warm-up (our choice)."""
         c = self.pace
         rising = min(1.0, (self.step + 1) / c.warmup) if c.warmup else 1.0
         if c.schedule == "constant":
@@ -227,6 +230,7 @@ class Loop(Generic[Trained]):
                 loss = self.loss(batch) / c.accumulation
                 self.accelerator.backward(loss)
             total += float(loss.detach())
+        self.leave_out()
         norm = float(nn.utils.clip_grad_norm_(self.trained.parameters(), math.inf))
         finite = self.sum_over_ranks(0 if math.isfinite(norm) and math.isfinite(total) else 1) == 0
         if finite:
@@ -270,7 +274,7 @@ class Loop(Generic[Trained]):
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
         ema_weights = dict(zip(weights, self.ema.shadow_params, strict=True))
-        parts = {"weights": weights, "optimizer": moments, "ema": ema_weights}
+        parts = {"weights": weights, "optimizer": unshared(moments), "ema": ema_weights}
         info = {"skipped": self.skipped, "ema_steps": self.ema.optimization_step, **self.info()}
         state.save(self.checkpoints, self.step, parts, info, keep=self.pace.keep, spare=self.spared())
         self._whole = True
@@ -334,14 +338,3 @@ def _lacks_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         type(error) is RuntimeError and "DefaultCPUAllocator" in str(error)
     )
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for AdamW (our choice): weights of layers decay; norms, biases, the learnable queries, tables of
-    places and the gate do not."""
-    decay: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            (decay if parameter.ndim > 1 and name.endswith("weight") else plain).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from typing import Any
 
@@ -44,14 +45,13 @@ def make_optimizer(
         return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
     check_optimizer(name)
     try:
-        import bitsandbytes
-
+        library: Any = importlib.import_module("bitsandbytes")
         tried = nn.Parameter(torch.zeros(1 << 13, device=device))
         tried.grad = torch.ones_like(tried)
-        bitsandbytes.optim.AdamW8bit([tried], lr=1.0).step()
+        library.optim.AdamW8bit([tried], lr=1.0).step()
         if not bool((tried < 0).all()):
             raise RuntimeError("a step changed nothing")
-        made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=lr, betas=betas)
+        made: torch.optim.Optimizer = library.optim.AdamW8bit(groups, lr=lr, betas=betas)
     except Exception as error:  # of whatever kind the library raises: no backend, other CUDA …
         raise FlexIPError(
             f"optimizer: adamw8bit does not work on {device.type} here "
@@ -61,8 +61,30 @@ def make_optimizer(
     return made
 
 
+def unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of an optimizer's state, each with memory of its own, as a file needs them: for bitsandbytes all
+    weights share one table of values."""
+    found, seen = {}, set[int]()
+    for name, value in state.items():
+        place = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return found
+
+
 def restored(value: Tensor, device: torch.device) -> Tensor | int:
     """An entry of an optimizer's state as it was before a checkpoint held it as a tensor: bitsandbytes counts its steps
     in a plain number, torch in a tensor of float32."""
     # torch's step too goes to the device: a card's fused AdamW wants all of its state there.
     return int(value) if value.ndim == 0 and value.dtype == torch.int64 else value.to(device)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups for AdamW (our choice): weights of layers decay; norms, biases, the learnable queries, tables of
+    places and the gate do not."""
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (decay if parameter.ndim > 1 and name.endswith("weight") else plain).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -14,7 +14,8 @@ import torch
 
 from ...common.errors import FlexIPError
 from ...files.safefile import atomic
-from ..configs.options import ConditioningDropout, TrainConfig
+from ..configs.options import TrainConfig
+from ..configs.sections import ConditioningDropout
 from ..frozen import Frozen
 from ..samples.batch import collate
 from ..samples.groups import Groups

@@ -17,7 +17,7 @@ from flexip_model.data.cache.encode import CacheTask, make_caches
 from flexip_model.data.cache.makers import load_vae
 from flexip_model.data.format import Dataset
 from flexip_model.encoders import load_clip, load_dino
-from flexip_model.images.crops import square
+from flexip_model.images.crops import fit
 from flexip_model.images.preprocess import keep_patches, normalize, prepare
 
 from ...support.paths import ROOT
@@ -39,7 +39,7 @@ def test_the_shipped_models_cache_is_what_encoding_at_once_gives(data: Path) -> 
         assert (frame.mask_bytes is not None, frame.box is not None) == (masked, boxed)
         assert sorted(frame.caches) == sorted(reader.key for reader in readers.values())
         picture = dataset.picture(frame)
-        pixels = square(picture, 128, frame.box)[None]
+        pixels = fit(picture, (128, 128), frame.box)[None]
         latents = vae.encode(pixels).latent_dist.mode()[0] * vae.config.scaling_factor
         assert near(readers["latents"].get(frame), latents)
         assert readers["latents"].get(frame, flip=True) is None
@@ -64,7 +64,7 @@ def test_the_shipped_models_cache_is_what_encoding_at_once_gives(data: Path) -> 
 def test_a_changed_crop_needs_a_new_version() -> None:
     """If this fails on purpose, raise `crops.VERSION` or `cache.REFERENCE_VERSION`: old caches are then found stale."""
     picture, mask = scene(7, 90, 60)
-    cut = square(picture, 16, (50, 10, 80, 50)).double()
+    cut = fit(picture, (16, 16), (50, 10, 80, 50)).double()
     shown = prepare(picture, 28, torch.from_numpy(np.asarray(mask, np.float32) / 255)[None], "pad").pixels.double()
     weights = torch.linspace(0, 1, 3 * 28 * 28, dtype=torch.float64)
     found = [float((cut.flatten() * weights[: cut.numel()]).sum()), float((shown.flatten() * weights).sum())]
