@@ -45,12 +45,17 @@ def write_data(folder: Path, size: int, images: int, variants: int) -> Path:
     return folder
 
 
-def _frame(subject: Image.Image, side: int, rng: np.random.Generator) -> Any:
-    """An example somewhere on clouds with grain, whose bytes per pixel are a photograph's."""
-    size = (side * 4 // 3, side)
+def grained(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """Clouds with grain, whose bytes per pixel are a photograph's; `size` is width and height."""
     clouds = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
     grain = rng.normal(0, 6, (size[1], size[0], 1))
-    picture = Image.fromarray((np.asarray(clouds) + grain).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((np.asarray(clouds) + grain).clip(0, 255).astype(np.uint8))
+
+
+def _frame(subject: Image.Image, side: int, rng: np.random.Generator) -> Any:
+    """An example somewhere on clouds with grain."""
+    size = (side * 4 // 3, side)
+    picture = grained(size, rng)
     edge = int(side * rng.uniform(0.5, 0.9))
     left, top = int(rng.integers(size[0] - edge + 1)), int(rng.integers(size[1] - edge + 1))
     pasted = subject.resize((edge, edge), Image.Resampling.BICUBIC)

@@ -41,6 +41,8 @@ DISK = OnDisk(
     variant_parquet=300,
     variant_arrow=1000,
     permutation=1,
+    pack_picture=0.1,
+    pack_video=2,
 )
 CARD = Card("card", memory=24, peak=100, utilization=0.5, price=2)
 
@@ -150,6 +152,8 @@ def test_a_plan_is_what_one_computes_by_hand() -> None:
     assert alone.steps == 90_000 / 64 and alone.loaders == 3 and alone.traffic == 0
     # 2 GB frozen, 22 bytes for each trained number, 8 samples of 0.5 GB, 2 GB for CUDA.
     assert alone.memory == pytest.approx(2e9 + 2.2e9 + 4e9 + 2e9)
+    # 900 pictures of 0.1 s and 100 videos of 2 s.
+    assert alone.packing * 3600 == pytest.approx(290)
     assert alone.latents == 1300 * (32_768 + 100) and alone.cls == 1300 * 2 * (2048 + 100)
     assert alone.index == 900 * 100 + 100 * 300 and alone.mapped == 900 * 400 + 100 * 1000
     eight = estimate(replace(run, cards=8, batch=16, accumulation=1), CARD, SAMPLE, DISK)
@@ -196,6 +200,7 @@ def test_the_papers_run_has_the_papers_numbers() -> None:
 def test_what_a_machine_can_measure_of_data_comes_out_whole(tmp_path: Path, full: Frozen, sample: Arithmetic) -> None:
     found = measure_disk(tmp_path, full, size=64, samples=4, rows=2000, groups=1000)
     assert found.loader > 0 and found.permutation > 0 and 0 < found.header < 1000
+    assert 0 < found.pack_picture < found.pack_video
     # A reference with a mask is seen as it is and on white, each mirrored too.
     assert found.passes["clip"] == found.passes["dino"] == 4 and found.passes["latents"] >= 1
     assert found.parquet < found.arrow and 2 < found.variant_arrow / found.arrow < 4

@@ -9,18 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 from safetensors import safe_open
 
 from ...data.cache.manifest import list_caches
 from ...data.format import SCHEMA, Dataset, Frame, Group
 from ...data.format.shards import write_index
+from ...data.pack.packing import PackTask, pack
 from ...train.configs.read import load_config
 from ...train.frozen import Frozen, load_frozen
 from ...train.samples.sample_set import open_samples
-from ..example_data import cache, write_data
+from ..example_data import cache, grained, write_data
 
 FRAMES_IN_A_VARIANT = 4
 """Frames of a video's shot that `data pack` keeps by default."""
+PHOTO = (2250, 1500)
+"""Pixels of the pictures that are packed: SA-1B's, most of the paper's image groups (Table 3)."""
+VIDEO = (1280, 720, 5, 24)
+"""Width, height, seconds and frames a second of the videos that are packed; assumed."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class OnDisk:
         parquet, arrow: index bytes per image group of one frame; the Arrow file is what training maps.
         variant_parquet, variant_arrow: the same of a group of four frames.
         permutation: seconds to draw an epoch's order of 12 M groups.
+        pack_picture: seconds to pack an image group, a JPEG of `PHOTO` pixels.
+        pack_video: seconds to pack a video group, an H.264 file of `VIDEO`.
     """
 
     loader: float
@@ -44,6 +52,8 @@ class OnDisk:
     variant_parquet: float
     variant_arrow: float
     permutation: float
+    pack_picture: float
+    pack_video: float
 
 
 def measure_disk(
@@ -55,7 +65,45 @@ def measure_disk(
     started = time.process_time()
     np.random.default_rng(0).permutation(groups)
     seconds = time.process_time() - started
-    return OnDisk(_loader(folder / "large", full, size, samples), passes, header, *image, *variant, seconds)
+    packing = _packing(folder / "sources")
+    return OnDisk(_loader(folder / "large", full, size, samples), passes, header, *image, *variant, seconds, *packing)
+
+
+def _packing(folder: Path, pictures: int = 16, videos: int = 4) -> tuple[float, float]:
+    """Seconds of `data pack` for a picture and for a video of the usual sizes."""
+    width, height, seconds, rate = VIDEO
+    for number in range(max(pictures, videos)):
+        rng = np.random.default_rng((3, number))
+        if number < pictures:
+            picture = grained(PHOTO, rng)
+            (folder / "pictures").mkdir(parents=True, exist_ok=True)
+            picture.save(folder / "pictures" / f"{number}.jpg", quality=90)
+        if number < videos:
+            (folder / "videos").mkdir(parents=True, exist_ok=True)
+            _write_video(folder / "videos" / f"{number}.mp4", grained((width * 2, height), rng), seconds * rate, rate)
+    found = []
+    for layout, count in (("pictures", pictures), ("videos", videos)):
+        task = PackTask(layout, folder / layout, folder / "packed", layout, license="Apache-2.0", broken=0.0)
+        started = time.process_time()
+        pack(task)
+        found.append((time.process_time() - started) / count)
+    return found[0], found[1]
+
+
+def _write_video(path: Path, scene: Image.Image, frames: int, rate: int) -> None:
+    """A camera that moves over a scene, from its left half to its right."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"preset": "veryfast"})
+        assert isinstance(stream, av.VideoStream)
+        width = scene.width // 2
+        stream.width, stream.height, stream.pix_fmt = width, scene.height, "yuv420p"
+        for number in range(frames):
+            left = round(number / frames * width)
+            view = scene.crop((left, 0, left + width, scene.height))
+            container.mux(stream.encode(av.VideoFrame.from_image(view)))
+        container.mux(stream.encode(None))
 
 
 def _loader(folder: Path, full: Frozen, size: int, samples: int) -> float:
@@ -76,7 +124,7 @@ def _loader(folder: Path, full: Frozen, size: int, samples: int) -> float:
 def _cached(folder: Path) -> tuple[dict[str, int], float]:
     """What `data cache` writes of one frame with a mask, by the demo model; the sizes do not change the number."""
     write_data(folder, 128, images=2, variants=0)
-    # Mirrored references too, as the paper's config has them.
+    # Mirrored references too: the most that a frame can have.
     config = load_config(
         "demo",
         {

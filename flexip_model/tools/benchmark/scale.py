@@ -13,10 +13,10 @@ from pathlib import Path
 
 from ...common.errors import FlexIPError
 from .arithmetic import Arithmetic
-from .on_disk import FRAMES_IN_A_VARIANT, OnDisk
+from .on_disk import FRAMES_IN_A_VARIANT, PHOTO, VIDEO, OnDisk
 
 PAPER_GROUPS, PAPER_VARIANTS = 12_000_000, 1_232_150
-"""Instances of Table 3 (12 M in §4.1), and the sum of its rows that are not single pictures."""
+"""Instances of Table 3, rounded (12.33 M; 12.23 M in §4.1), and the sum of its rows that are not single pictures."""
 PAPER_SAMPLES = (100_000 + 40_000) * 16 * 8
 """Appendix B.1: steps, batch per device, devices."""
 LATENT_BYTES, CLS_BYTES, DINO_BYTES = 4 * 64 * 64 * 2, 1024 * 2, 256 * 1024 * 2
@@ -25,6 +25,8 @@ PICTURE_BYTES = 250_000
 """A JPEG of quality 95 with a shorter side of 640 px, with its mask; assumed."""
 CONTEXT_BYTES = 2e9
 """What CUDA and its libraries take of a card beside tensors; assumed."""
+PACKERS = (16, 32)
+"""Machines and cores of each that share `data pack` out in the table."""
 READS = 2.5
 """Reads of pictures and masks per sample without caches: target and reference, a mask every other time."""
 
@@ -113,6 +115,7 @@ class Estimate:
         reads, read_bytes: of all machines together, without caches.
         traffic: bytes that a card sends per step for its gradients.
         network: bytes per second and card that hide them behind half of a step, the backward.
+        packing: time of `data pack` on one core.
     """
 
     steps: float
@@ -132,6 +135,7 @@ class Estimate:
     read_bytes: float
     traffic: float
     network: float
+    packing: float
 
 
 def estimate(run: TrainingRun, card: Card, sample: Arithmetic, disk: OnDisk) -> Estimate:
@@ -165,6 +169,7 @@ def estimate(run: TrainingRun, card: Card, sample: Arithmetic, disk: OnDisk) -> 
         read_bytes=slow * 2 * PICTURE_BYTES,
         traffic=traffic,
         network=traffic / (step / 2),
+        packing=(single * disk.pack_picture + run.variants * disk.pack_video) / 3600,
     )
 
 
@@ -267,6 +272,11 @@ def report(cards: dict[str, Card], sample: Arithmetic, disk: OnDisk) -> str:
             f"{disk.variant_parquet:.0f}, {disk.variant_arrow:.0f}",
         ),
         ("processor seconds to draw an epoch's order of 12 M groups", f"{disk.permutation:.2f}"),
+        (
+            f"processor seconds to pack a picture of {PHOTO[0]} × {PHOTO[1]}, a video of {VIDEO[0]} × {VIDEO[1]} and "
+            f"{VIDEO[2]} s",
+            f"{disk.pack_picture:.3f}, {disk.pack_video:.2f}",
+        ),
         ("parameters trained, frozen", f"{sample.trainable / 1e6:.1f} M, {sample.frozen / 1e6:.0f} M"),
         ("bytes that a sample keeps for the backward", _bytes(sample.activations)),
     ]
@@ -322,6 +332,10 @@ def _rows(cards: dict[str, Card], runs: Sequence[TrainingRun], estimates: list[E
         row("cost of the cheaper way, USD", (f"{p.cost:,.0f}" for p in estimates)),
         row("memory of a card, at least", (_bytes(p.memory) for p in estimates)),
         row("pictures", (_bytes(p.pictures) for p in estimates)),
+        row(
+            f"packing on one core, on {PACKERS[0]} machines of {PACKERS[1]} cores",
+            (f"{_hours(p.packing)}, {_hours(p.packing / math.prod(PACKERS))}" for p in estimates),
+        ),
         row("index, and as mapped", (f"{_bytes(p.index)}, {_bytes(p.mapped)}" for p in estimates)),
         row("caches: latents, [CLS]", (f"{_bytes(p.latents)}, {_bytes(p.cls)}" for p in estimates)),
         row("cache of DINO, if made", (_bytes(p.dino) for p in estimates)),
@@ -340,6 +354,8 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _hours(hours: float) -> str:
+    if hours < 1:
+        return f"{hours * 60:.0f} min"
     return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
 
 
