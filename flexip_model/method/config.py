@@ -23,7 +23,7 @@ class FlexIPConfig:
         depth: PSA layers per resampler ("several" in §3.1; our choice, as IP-Adapter-Plus).
         heads, head_width: attention heads of a PSA layer (our choice, as IP-Adapter-Plus).
         feed_forward: width of a feed-forward layer over d (our choice, as IP-Adapter-Plus).
-        queries: N_L, learnable queries; for `ip-adapter` the number of image tokens (§3.2; our choice).
+        queries: N_L, learnable queries; for `ip-adapter` the number of image tokens (§3.1; our choice).
         clip_width: width of the CLIP [CLS] embedding Z^(C) (after projection).
         retrieval_width: width of the retrieval embedding Z^(D): DINOv2's patch tokens, or CLIP's hidden states
             for `ip-adapter-plus`.

@@ -15,7 +15,7 @@ from .config import FlexIPConfig
 
 
 class DynamicWeightGate(nn.Module):
-    """γ(x) = α for image samples, 1 − β for video and multi-view samples (§3.4, Eq. 5).
+    """γ(x) = α for image samples, 1 − β for video samples (§3.4, Eq. 5) and for multi-view ones (our reading).
 
     α and β are constants of the config, or trained through a sigmoid where `learnable_gate` is set (the paper calls
     them "parameters initialized" towards 1 and gives no values).
@@ -79,7 +79,7 @@ def weights(gamma: Tensor, strength: float | Tensor, calibration: Sequence[float
 
     Args:
         gamma: a user's γ in [0, 1], any shape.
-        strength: a factor on both, that broadcasts to γ.
+        strength: a factor on both (our choice), that broadcasts to γ.
         calibration: the adapter's calibration curve (`FlexIPConfig.dial`), which makes the gate's γ of the user's.
 
     Returns:

@@ -16,7 +16,7 @@ from .config import FlexIPConfig
 
 
 class PerceiverAttention(nn.Module):
-    """One PSA layer: softmax(Q(X) K(X ⊕ D)ᵀ / √E) V(X ⊕ D), pre-norm (§3.1).
+    """One PSA layer: softmax(Q(X) K(X ⊕ D)ᵀ / √E) V(X ⊕ D) (§3.1), pre-norm (our choice, as IP-Adapter-Plus).
 
     The paper writes √d; with heads that is the head's width E, as in every multi-head attention (our reading).
     X among the keys is what keeps the text tokens apart when D is a single [CLS] (§3.3, Eq. 3).

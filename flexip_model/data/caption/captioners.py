@@ -44,7 +44,7 @@ class Form(NamedTuple):
 
 
 FORMS = {"detailed": Form(DETAILED, 140), "scene": Form(SCENE, 59)}
-"""`detailed` is the paper's form: "high-quality, distinct captions for each frame", for "detailed editing instructions"
+"""`detailed` is after the paper: "high-quality, distinct captions for each frame", for "detailed editing instructions"
 (§4.1). It does not print its prompt; ours asks for looks, action and scene, in two of the pieces of 75 tokens that long
 prompts are read in (less ten, since models count in tokens of their own). `scene` leaves fine looks out, which are then
 the reference's alone to carry (our choice; a prompt that names them, as people write, was never trained), in one piece.

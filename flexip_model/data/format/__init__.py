@@ -8,7 +8,8 @@ A data folder holds:
     caches/KEY/…                   what `data cache` makes
 
 The frames of a group are its subject's pictures. Two columns serve the paper's recipe: `kind` decides between α and
-1 − β (Eq. 5), and the last 40,000 steps train on the `quality` "high" alone (App. B.1).
+1 − β (Eq. 5), and the last 40,000 steps train on the `quality` "high" alone (App. B.1 says
+"higher-quality images"; that these are Table 3's "High" is our reading).
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class Group:
 
     @property
     def variant(self) -> bool:
-        """Whether target and reference differ: the gate then trains with 1 − β, otherwise with α (Eq. 5)."""
+        """Whether target and reference differ: the gate trains with 1 − β then, else with α (Eq. 5, our reading)."""
         return self.kind != "image"
 
     @classmethod

@@ -1,6 +1,6 @@
 """Frames of one subject from a video: inside one shot, far apart in time, neither the same picture nor another thing.
 
-The paper names the data sets alone (§4.1, Table 3), so these rules are our choice: a shot detector, a least distance in
+The paper names the data sets alone (Table 3), so these rules are our choice: a shot detector, a least distance in
 time, a band of similarity, the sharpest frame near each chosen time.
 """
 

@@ -1,7 +1,7 @@
 """Table 2's three judgments by a local vision-language model, on MLM-Filter's scale of 0 to 100.
 
-The criteria are those of MLM-Filter (arXiv 2403.02677), which Table 2 cites; the words are ours. The paper does not
-name its model, so Table 2's numbers are not to be met, only methods compared by one judge.
+The criteria are those of MLM-Filter (arXiv 2403.02677), by which the paper made Table 2 (section 4.3.1); the words are
+ours. The paper does not name its model, so Table 2's numbers are not to be met, only methods compared by one judge.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""IP-Adapter and IP-Adapter-Plus: preservation alone, the baselines of the paper's Fig. 1.
+"""IP-Adapter, the baseline of the paper's Fig. 1, and IP-Adapter-Plus: preservation alone.
 
 Letters: B batch, M retrieval tokens (CLIP's hidden states), N image tokens, W token width.
 """

@@ -1,4 +1,4 @@
-"""The maps of a whole generation: kept per layer and step, and averaged as Fig. 7 shows them.
+"""The maps of a whole generation: kept per layer and step, and averaged (our choice; Fig. 7 does not say).
 
 What is kept does not grow with the picture: at most `LARGEST` tokens each way, so a step of one picture is 11,600
 tokens over the 16 layers, two kinds and six groups each, in float32: 0.55 MB, and 28 MB for 50 steps, at 512 pixels
