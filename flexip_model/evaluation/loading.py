@@ -69,3 +69,21 @@ def load_part(kind: Any, folder: Path) -> Any:
 
 def _refused(kind: Any, folder: Path, error: Exception) -> FlexIPError:
     return FlexIPError(f"{folder} cannot be loaded as {kind.__name__} ({' '.join(str(error).split())[:300]})")
+
+
+def describe_processor(processor: Any) -> str:
+    """An image processor's settings as one line, for the record."""
+    settings = processor.to_dict()
+    names = [
+        "size",
+        "pad_size",
+        "min_pixels",
+        "max_pixels",
+        "resample",
+        "crop_size",
+        "do_center_crop",
+        "image_mean",
+        "image_std",
+    ]
+    kept = {name: settings[name] for name in names if settings.get(name) is not None}
+    return f"{type(processor).__name__} {', '.join(f'{name}={value}' for name, value in kept.items())}"

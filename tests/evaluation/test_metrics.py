@@ -47,6 +47,14 @@ def test_every_role_is_used_and_known():
     assert all(d.source and d.computed and d.low < d.high for d in DEFINITIONS.values())
 
 
+def test_every_score_stands_with_its_models_hashes_and_what_they_see(measure):
+    for metric, definition in DEFINITIONS.items():
+        told = measure.identity(metric)
+        assert set(told) == set(definition.roles)
+        assert all(entry["name"] and len(entry["hash"]) == 16 and entry["preparation"] for entry in told.values())
+    assert "mean" in measure.identity("dino-i-subject")["sam"]["preparation"]
+
+
 def test_clip_scores_are_transformers_own_cosines(measure, places):
     from transformers import CLIPModel, CLIPProcessor
 

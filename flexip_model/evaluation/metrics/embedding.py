@@ -17,7 +17,7 @@ from torch import Tensor
 from ...common.errors import FlexIPError
 from ...encoders import clip_vectors, dino_vectors, load_clip, load_dino, unit
 from ...images.preprocess import prepare
-from ..loading import folder_hash, load_model, load_part
+from ..loading import describe_processor, folder_hash, load_model, load_part
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -93,14 +93,6 @@ class Dino:
             return dino_vectors(self.own, _own_input(self.own, pictures))
         pixels = self.images(images=list(pictures), return_tensors="pt")["pixel_values"]
         return unit(self.model(pixel_values=pixels.to(self.model.device)).last_hidden_state[:, 0])
-
-
-def describe_processor(processor: Any) -> str:
-    """An image processor's settings as one line, for the record."""
-    settings = processor.to_dict()
-    names = ("size", "resample", "crop_size", "do_center_crop", "image_mean", "image_std")
-    kept = {name: settings[name] for name in names if settings.get(name) is not None}
-    return f"{type(processor).__name__} {', '.join(f'{name}={value}' for name, value in kept.items())}"
 
 
 def _identity(place: Path) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...common.errors import FlexIPError
-from ..loading import folder_hash, load_model, load_part
+from ..loading import describe_processor, folder_hash, load_model, load_part
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,6 +52,7 @@ class Judge:
         self.model = load_model(AutoModelForImageTextToText, folder, device, dtype)
         self.processor = load_part(AutoProcessor, folder)
         self.name, self.hash = folder.resolve().name, folder_hash(folder)
+        self.preparation = f"at most {PIXELS:,} pixels, bicubic; {describe_processor(self.processor.image_processor)}"
         # Leftovers of sampling in a model's own settings, which greedy search would warn of.
         for name in ("temperature", "top_p", "top_k"):
             setattr(self.model.generation_config, name, None)

@@ -22,6 +22,8 @@ from .weights import Weights
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MODELS = {"clip-l": "clip_l", "clip-rn50": "iqa", "image-reward": "reward"}
+"""Roles of weights whose model has another name here."""
 MISSED = "the subject was not found: counts 0"
 MISSED_REFERENCE = "the subject was not found in the reference: left out"
 
@@ -102,11 +104,14 @@ class Measure:
         """The weights of a metric by role: the folder's name, their hash, and the preparation of pictures."""
         found = {}
         for role in DEFINITIONS[metric].roles:
-            entry = {"name": self.weights.place(role).resolve().name, "hash": self._hash(role)}
-            model = {"clip": "clip", "clip-l": "clip_l", "dino": "dino"}.get(role)
-            if model is not None:
-                entry |= {"name": getattr(self, model).name, "preparation": getattr(self, model).preparation}
-            found[role] = entry
+            name = self.weights.place(role).resolve().name
+            if role in ("detector", "sam"):
+                entry = {"hash": self.segmenter.hashes[role], "preparation": self.segmenter.preparations[role]}
+            else:
+                model = getattr(self, MODELS.get(role, role))
+                name = getattr(model, "name", name)
+                entry = {"hash": str(model.hash), "preparation": model.preparation}
+            found[role] = {"name": name, **entry}
         return found
 
     def __call__(self, metric: str, items: Sequence[Item]) -> list[Score]:
@@ -183,12 +188,6 @@ class Measure:
         if key not in self._cuts:
             self._cuts[key] = self.segmenter.cut(item.picture, item.name)
         return self._cuts[key]
-
-    def _hash(self, role: str) -> str:
-        if role in ("detector", "sam"):
-            return self.segmenter.hashes[role]
-        models = {"clip": "clip", "clip-l": "clip_l", "dino": "dino", "clip-rn50": "iqa", "image-reward": "reward"}
-        return str(getattr(self, models.get(role, role)).hash)
 
 
 def _cosines(a: Tensor, b: Tensor) -> list[Score]:

@@ -48,6 +48,7 @@ class ClipIqa:
                 f"{folder} cannot be loaded as a ResNet CLIP of open_clip ({' '.join(str(error).split())[:300]})"
             ) from error
         self.hash = weights_hash(model.state_dict())
+        self.preparation = "in its own size; CLIP's mean and deviation"
         model.visual.attnpool.positional_embedding = nn.Parameter(torch.zeros_like(table[:1]))
         self.model = model.float().to(device).eval().requires_grad_(False)
         with torch.no_grad():
@@ -78,6 +79,7 @@ class AestheticPredictor:
         ]
         if not self.layers or self.layers[-1][0].shape[0] != 1:
             raise FlexIPError(f"{path} has no layers.N.weight that end in one score; it is no aesthetic predictor")
+        self.preparation = "the unit embedding of clip-l"
         self.hash = weights_hash({str(i): value for i, layer in enumerate(self.layers) for value in layer})
 
     def __call__(self, embeddings: Tensor) -> list[float]:

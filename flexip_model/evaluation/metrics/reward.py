@@ -62,6 +62,7 @@ class ImageReward:
             ) from error
         for module in (self.vision, self.text):
             module.float().to(device).eval().requires_grad_(False)
+        self.preparation = f"shorter side to {side} px, bicubic, center crop; CLIP's mean and deviation"
         self.prepare = transforms.Compose(
             [
                 transforms.Resize(side, interpolation=transforms.InterpolationMode.BICUBIC),

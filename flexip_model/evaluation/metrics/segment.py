@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..loading import folder_hash, load_model, load_part
+from ..loading import describe_processor, folder_hash, load_model, load_part
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,7 +18,7 @@ LEAST = 0.3
 
 
 class Segmenter:
-    """Both models; `hashes` by role."""
+    """Both models; `hashes` and `preparations` of pictures by role."""
 
     def __init__(self, detector: Path, sam: Path, device: torch.device) -> None:
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, SamModel, SamProcessor
@@ -28,6 +28,10 @@ class Segmenter:
         self.sam = load_model(SamModel, sam, device)
         self.boxes = load_part(SamProcessor, sam)
         self.hashes = {"detector": folder_hash(detector), "sam": folder_hash(sam)}
+        self.preparations = {
+            "detector": describe_processor(self.words.image_processor),
+            "sam": describe_processor(self.boxes.image_processor),
+        }
 
     def cut(self, picture: Image, noun: str) -> Image | None:
         """The subject on white, in a square around it; None where it is not found."""
