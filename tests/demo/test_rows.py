@@ -240,7 +240,7 @@ def test_the_record_of_what_was_measured_becomes_card_and_curves(measured: Path,
     draw_curves(made["figures"], made["baselines"], made["comparison"]["kinds"], tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 1000
-    assert "not measured" not in text and "2 subjects, 1 noises" in text
+    assert "not measured" not in text and "2 subjects, 1 noise |" in text
     other = _read(measured, "ip-adapter-seed1") | {"noises": 4}
     (measured / "odd.json").write_text(json.dumps(other))
     with pytest.raises(FlexIPError, match="were drawn from 1 and 4 noises"):

@@ -125,7 +125,8 @@ def _base(record: dict[str, Any]) -> list[str]:
 
 def _comparison(comparison: dict[str, Any]) -> list[str]:
     kinds, first = comparison["kinds"], comparison["first"]
-    of = f"{comparison['subjects']} subjects, {comparison['noises']} noises"
+    noises = comparison["noises"]
+    of = f"{comparison['subjects']} subjects, {noises} noise{'' if noises == 1 else 's'}"
     lines = [_line([f"Over the knob, medians; {of}", *(f"{_label(k)} ({kinds[k]['seeds']})" for k in kinds)])]
     lines.append("|---" * (len(kinds) + 1) + "|")
     for name, label in COMPARED.items():

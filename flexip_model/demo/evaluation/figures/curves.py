@@ -56,7 +56,7 @@ def draw_curves(figures: Mapping[str, Any], baselines: Mapping[str, Any], kinds:
         alone = baselines["no_adapter"][kind][measure]["value"]
         axis.axhline(alone, color="#555", ls=":", lw=1, label="no adapter")
         axis.set(title=title, xlabel="γ or scale", ylabel=f"share: {label}", ylim=(-0.03, 1.03))
-        axis.legend(fontsize=8)
+    axes[0].legend(fontsize=8)
     steps = [100 * step for step in figures["mean_pixel_steps"]]
     axis = axes[-1]
     axis.bar([(a + b) / 2 for a, b in pairwise(FINE)], steps, 0.045, color="#777")
