@@ -14,6 +14,8 @@ from .sampler import SIDES, Ticket, TicketSampler
 
 ROUND = 1024
 """Micro-steps after which every bucket has had its part of them exactly (our choice)."""
+OFTEN = 4
+"""How much more often than its side's others a group may come for the other side's sake (our choice)."""
 
 Members = tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]
 """For either side, the groups of each bucket."""
@@ -84,13 +86,13 @@ class BucketSampler(TicketSampler):
                 if share
             )
             found.append(f"{width}×{height} ({held} groups, {self.quotas[number] / ROUND:.1%} of the steps)")
-        return f"targets in {len(found)} sizes: {', '.join(found)}"
+        return f"targets in {len(found)} size{'s' * (len(found) > 1)}: {', '.join(found)}"
 
 
 def make_sampler(config: TrainConfig, groups: Groups, stage: int, world_size: int) -> TicketSampler:
-    """The order of a stage's samples, by the config. Where it has buckets, one that cannot fill a batch's share of
-    either side, or whose part is less than one in `ROUND` micro-steps, is left out: its groups go to the nearest of the
-    others."""
+    """The order of a stage's samples, by the config. Where it has buckets, one is left out whose part is less than one
+    in `ROUND` micro-steps, or of which a side has so few groups that they would come more than `OFTEN` times as often
+    as that side's others: its groups go to the nearest of the others."""
     images = round(config.batch * config.image_share)
     share = (images, config.batch - images)
     if config.buckets is None:
@@ -103,8 +105,8 @@ def make_sampler(config: TrainConfig, groups: Groups, stage: int, world_size: in
         found = [nearest(sizes, wanted) for wanted in targets]
         counts = np.array([np.bincount(places, minlength=len(sizes)) for places in found])
         parts = _parts(counts, share)
-        few = [count < need for need, count in zip(share, counts, strict=True) if need]
-        left_out = np.logical_or.reduce([*few, parts < 1 / ROUND])
+        own = [count / max(1, count.sum()) for need, count in zip(share, counts, strict=True) if need]
+        left_out = np.logical_or.reduce([*(part * OFTEN < parts for part in own), parts < 1 / ROUND])
         if not left_out.any() or len(sizes) == 1:
             break
         sizes.pop(int(np.where(left_out, parts, np.inf).argmin()))
