@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 from flexip_model.comfyui import ComfyServer
 
@@ -39,7 +41,15 @@ MINUTES = 60_000
 
 
 def browser_path() -> str:
-    """An installed Chromium; on a machine of Debian's kind, as root, it is installed."""
+    """An installed Chromium; on a machine of Debian's kind, as root, it is installed.
+
+    One of the tests' processes does so while the others wait: half of it is there before it runs.
+    """
+    with FileLock(Path(tempfile.gettempdir()) / "flexip-chromium.lock"):
+        return _found_or_installed()
+
+
+def _found_or_installed() -> str:
     found = _installed()
     if found is None and shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
         subprocess.run(["apt-get", "update", "-qq"], check=False)
