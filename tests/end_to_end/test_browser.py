@@ -109,6 +109,8 @@ def run_and_look(page: Page, sink: str) -> None:
     origin = page.url.partition("#")[0].rstrip("/")
     page.request.post(f"{origin}/free", data={"unload_models": False, "free_memory": True})
     page.wait_for_timeout(1000)
+    # A node's picture is loaded when the node is drawn, and only nodes in view are.
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     page.get_by_test_id("queue-button").click()
     if page.renderer == "classic":  # type: ignore[attr-defined]
         shown = "node.imgs?.[0]?.naturalWidth ?? 0"
