@@ -116,7 +116,9 @@ def run_and_look(page: Page, sink: str) -> None:
         shown = "node.imgs?.[0]?.naturalWidth ?? 0"
     else:
         shown = "document.querySelector(`[data-node-id='${node.id}'] img`)?.naturalWidth ?? 0"
-    width = f"kind => {{ const node = app.graph.nodes.find(n => n.type === kind); return {shown}; }}"
+    # A busy machine may skip the frame in which a new picture would have been taken: each look asks for another.
+    find = "app.canvas?.setDirty(true, true); const node = app.graph.nodes.find(n => n.type === kind);"
+    width = f"kind => {{ {find} return {shown}; }}"
     page.wait_for_function(width, arg="SaveImage", timeout=5 * MINUTES)
     page.wait_for_function(width, arg="FlexIPEncodeReference", timeout=3 * MINUTES)
     saved = page.evaluate(width, "SaveImage")
