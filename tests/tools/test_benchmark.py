@@ -13,8 +13,9 @@ from flexip_model.__main__ import main
 from flexip_model.common.errors import FlexIPError
 from flexip_model.data.format import Dataset
 from flexip_model.tools.benchmark.arithmetic import Arithmetic, count, full_size
+from flexip_model.tools.benchmark.estimates import CARDS, TRAINING_RUNS, Card, TrainingRun, estimate
 from flexip_model.tools.benchmark.on_disk import OnDisk, measure_disk
-from flexip_model.tools.benchmark.scale import CARDS, TRAINING_RUNS, Card, TrainingRun, choose_cards, estimate, report
+from flexip_model.tools.benchmark.scale import choose_cards, report
 from flexip_model.tools.benchmark.training import SWITCHES
 from flexip_model.tools.example_data import write_data
 from flexip_model.train.frozen import Frozen

@@ -20,6 +20,7 @@ from ...common.errors import FlexIPError
 from ...common.processes import Share
 from ...files.safefile import atomic, sync
 from .locks import STARTING, dataset_lock, tables_lock
+from .parts import DONE, SHARE_SHARDS, complete_parts, read_done, write_index
 from .schema import (
     FOLDER_FILE,
     GROUP_KINDS,
@@ -40,9 +41,6 @@ MAX_BYTES = 256 << 20
 """Bytes of a shard (our choice): what an interrupted run repeats at most, and large enough for object storage."""
 HEADER = tarfile.BLOCKSIZE
 PROGRESS = b"flexip.progress"
-SHARE_SHARDS = 1_000_000
-"""The numbers of shards that each of several processes has for itself."""
-DONE = "done.json"
 FULL = "; free some space and run the same command again: it goes on after the last complete shard"
 
 
@@ -306,38 +304,6 @@ class ShardWriter:
         entry.size, entry.mode = len(content), 0o644
         self._tar.addfile(entry, io.BytesIO(content))
         return offset
-
-
-def complete_parts(folder: Path) -> list[Path]:
-    """The rows of complete shards, a file each, in order."""
-    done: list[Path] = []
-    while (part := folder / f"{len(done):06}.parquet").exists():
-        done.append(part)
-    return done
-
-
-def read_done(path: Path) -> dict[str, Any]:
-    """What `ShardWriter.finish_share` noted.
-
-    Raises:
-        FlexIPError: the file is damaged.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("no table")
-    except (OSError, ValueError) as error:
-        raise FlexIPError(
-            f"{path} cannot be read ({error}); bring it again, or delete {path.parent} and pack that share anew"
-        ) from error
-    return found
-
-
-def write_index(path: Path, batches: Iterator[pa.RecordBatch]) -> None:
-    """Write an index file from rows, atomically and in little memory."""
-    with atomic(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
-        for batch in batches:
-            writer.write_batch(batch)
 
 
 def _check(group: NewGroup) -> None:

@@ -14,8 +14,8 @@ from filelock import BaseFileLock
 
 from ...common.errors import FlexIPError
 from .locks import dataset_lock, tables_lock
+from .parts import DONE, SHARE_SHARDS, read_done, write_index
 from .schema import FOLDER_FILE, check_name, read_folder_file, write_folder_file
-from .shards import DONE, SHARE_SHARDS, read_done, write_index
 
 NAMED = 20
 """Shares or files that a message names."""

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from .dataset import rebuild
 from .locks import tables_lock
+from .parts import write_index
 from .schema import SCHEMA, Frame
-from .shards import write_index
 
 
 class ShardRows(NamedTuple):

@@ -15,8 +15,9 @@ from PIL import Image
 
 from ..format.dataset import index_names, rebuild
 from ..format.locks import tables_lock
+from ..format.parts import write_index
 from ..format.schema import SCHEMA, shard_path
-from ..format.shards import ShardWriter, write_index
+from ..format.shards import ShardWriter
 from ..format.shared_dataset import SharedDataset
 from .pixels import UNREADABLE, sameness, thumbnail
 from .split import ALIKE, NEAR, NearHashes, enough

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from ...data.cache.manifest import list_caches
 from ...data.format import SCHEMA, Dataset, Frame, Group
-from ...data.format.shards import write_index
+from ...data.format.parts import write_index
 from ...data.pack.packing import PackTask, pack
 from ...train.configs.read import load_config
 from ...train.frozen import Frozen, load_frozen

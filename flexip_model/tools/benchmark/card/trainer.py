@@ -20,8 +20,8 @@ from ....train.samples.batch import collate
 from ....train.start import begin
 from ....train.step import TrainStep
 from ..arithmetic import full_size, parameters, saved_bytes
+from ..estimates import tensors_bytes
 from ..plain_loop import Pictures, run_plain
-from ..scale import tensors_bytes
 from ..training import WARMUP, contender, measure, prepare_training, run_ours
 
 GOAL = "≥ 1.8"
