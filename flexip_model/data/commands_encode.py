@@ -6,9 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..common.errors import FlexIPError
 from ..common.extras import need
 
 REQUIRED = {"pyarrow": "pyarrow", "PIL": "pillow"}
+BUCKETS = (64, 2.0)
+"""Step and limit where the command line does not say: those of a training config."""
 
 
 def add_caption_and_cache(commands: argparse._SubParsersAction) -> None:
@@ -82,8 +85,8 @@ def _add_cache(commands: argparse._SubParsersAction) -> None:
         action="store_true",
         help="targets of any proportions, as the training config's buckets; see --bucket-step and --bucket-limit",
     )
-    cache.add_argument("--bucket-step", type=int, default=64, metavar="PIXELS", help="as buckets.step (%(default)s)")
-    cache.add_argument("--bucket-limit", type=float, default=2.0, metavar="N", help="as buckets.limit (%(default)s)")
+    cache.add_argument("--bucket-step", type=int, metavar="PIXELS", help=f"as buckets.step ({BUCKETS[0]})")
+    cache.add_argument("--bucket-limit", type=float, metavar="N", help=f"as buckets.limit ({BUCKETS[1]:g})")
     cache.add_argument(
         "--crop",
         choices=("pad", "center", "subject"),
@@ -131,6 +134,21 @@ def _caption(options: argparse.Namespace) -> None:
     print("\n".join(report.lines()))
 
 
+def _buckets(options: argparse.Namespace) -> tuple[int, float] | None:
+    """Step and limit; None for squares.
+
+    Raises:
+        FlexIPError: one of them is given, and no buckets are asked for.
+    """
+    given = (options.bucket_step, options.bucket_limit)
+    if not options.buckets:
+        if given != (None, None):
+            raise FlexIPError("--bucket-step and --bucket-limit are of buckets; give --buckets too, or leave them out")
+        return None
+    step, limit = (usual if value is None else value for value, usual in zip(given, BUCKETS, strict=True))
+    return int(step), float(limit)
+
+
 def _cache(options: argparse.Namespace) -> None:
     need("training data", REQUIRED)
     from .cache.encode import CacheTask, make_caches
@@ -142,7 +160,7 @@ def _cache(options: argparse.Namespace) -> None:
         options.dino,
         vae_configs=options.vae_configs,
         size=options.size,
-        buckets=(options.bucket_step, options.bucket_limit) if options.buckets else None,
+        buckets=_buckets(options),
         crop=options.crop,
         flips=options.flips,
         batch=options.batch,

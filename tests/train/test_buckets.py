@@ -150,6 +150,23 @@ def test_a_bucket_without_any_readable_target_is_filled_from_the_others(tmp_path
     assert met[80, 48] == "" and "is damaged" in met[48, 80] and "no frame to be the target" in met[64, 64]
 
 
+def test_a_size_is_left_out_where_its_groups_would_come_too_often(tmp_path: Path) -> None:
+    for few, kept in ((8, True), (1, False)):
+        videos = [("video", WIDE)] * few + [("video", SQUARE)] * (40 - few)
+        data = write(tmp_path / str(few), [("image", WIDE)] * 20 + [("image", SQUARE)] * 20 + videos)
+        sampler = opened(data, tmp_path).sampler
+        assert isinstance(sampler, BucketSampler) and ((80, 48) in sampler.sizes) == kept
+        assert sum(map(len, sampler.members[0])) == sum(map(len, sampler.members[1])) == 40
+    rare = write(tmp_path / "rare", [("image", SQUARE)] * (ROUND + 8) + [("image", WIDE)])
+    assert opened(rare, tmp_path, image_share=1).sizes == ((64, 64),), "less than one in all micro-steps of a round"
+
+
+def test_a_step_or_limit_without_buckets_is_refused(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more in (["--bucket-step", "16"], ["--bucket-limit", "3"]):
+        assert main(["data", "cache", str(shapes), "--vae", str(SHIPPED), "--size", "64", *more]) == 2
+        assert "give --buckets too, or leave them out" in capsys.readouterr().err
+
+
 def test_a_run_in_buckets_goes_on_to_the_same_bits_and_with_no_others(shapes: Path, tmp_path: Path) -> None:
     changes = {"buckets": BUCKETS, "accumulation": 2}
     train(shapes, tmp_path / "whole", **changes, stages=[{"steps": 6}])

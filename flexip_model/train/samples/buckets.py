@@ -127,7 +127,7 @@ def make_sampler(config: TrainConfig, groups: Groups, stage: int, world_size: in
 def _quotas(parts: NDArray[np.float64]) -> NDArray[np.int64]:
     """`ROUND` shared out by `parts`, whose sum is 1, by largest remainder."""
     exact = parts / parts.sum() * ROUND
-    given: NDArray[np.int64] = np.maximum(exact.astype(np.int64), 1)
+    given: NDArray[np.int64] = exact.astype(np.int64)
     given[np.argsort(given - exact, kind="stable")[: ROUND - given.sum()]] += 1
     return given
 
