@@ -88,6 +88,8 @@ def test_each_micro_step_has_one_size_and_its_exact_share_of_either_side(shapes:
     assert any("targets in 3 sizes: 64×64 (2 image and 2 variant groups" in r for r in samples.groups.remarks)
     later, whole = (TicketBatchSampler(sampler, rank=0, first=first, end=ROUND + 9) for first in (ROUND + 3, 0))
     assert list(later) == list(whole)[ROUND + 3 :]
+    every = [ticket for step in range(2 * ROUND) for ticket in sampler.tickets(step, 0)]
+    assert len(set(every)) == len(every) == 8 * ROUND, "a sample that was drawn in the round before"
 
 
 def test_a_buckets_groups_all_come_before_any_comes_again(shapes: Path, tmp_path: Path) -> None:
