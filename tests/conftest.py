@@ -10,7 +10,6 @@ import importlib.util
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -48,9 +47,9 @@ from .support.reliability import (  # noqa: E402, F401
 
 
 @pytest.fixture(scope="session")
-def comfy_base() -> Path:
+def comfy_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base directory of the ComfyUI in this process: empty models, inputs and outputs."""
-    return Path(tempfile.mkdtemp(prefix="flexip-comfy-"))
+    return tmp_path_factory.mktemp("comfyui")
 
 
 @pytest.fixture(scope="session")
