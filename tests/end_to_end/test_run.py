@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import psutil
 import pytest
@@ -110,6 +111,15 @@ def test_what_is_no_picture_is_one_sentence(tmp_path: Path) -> None:
 
 def test_copy_without_tests_is_one_sentence(tmp_path: Path) -> None:
     assert_one_sentence(run("test", root=bootstrap(tmp_path)), "tests", "clone")
+
+
+def test_full_disk_is_one_sentence_before_the_tests_begin(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    module = load(ROOT)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=4 * 10**9))
+    assert module.main(["test", "-q"]) == 2
+    said = capsys.readouterr().err
+    assert "write up to 6 GB" in said and "has 4.0 GB free" in said and "TMPDIR" in said
+    module.check(argparse.Namespace(command="test"), ["tests/method"])  # some of them need less
 
 
 def test_no_network_is_one_sentence(tmp_path: Path) -> None:
