@@ -50,6 +50,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     train.add_argument("--vae", type=Path, help="folder of a VAE to begin from, such as models/demo/vae")
     train.add_argument(
+        "--start", type=Path, metavar="FOLDER", help="adapters begin from the files KIND-seedN.safetensors in it"
+    )
+    train.add_argument(
         "--bring",
         type=Path,
         metavar="FOLDER",
@@ -113,6 +116,7 @@ def _run(options: argparse.Namespace) -> None:
                 brought=options.bring,
                 returned=options.returned,
                 returns=options.returns,
+                start=options.start,
             )
             if not done or options.until not in (None, STAGES[-1]):
                 return

@@ -97,12 +97,13 @@ class Workshop:
         brought: Path | None = None,
         returned: Path | None = None,
         returns: Path | None = None,
+        start: Path | None = None,
     ) -> bool:
         """One leg of training; False if it ended before all was trained.
 
         Args:
             until: the last of `STAGES` that is wanted.
-            start_vae, seconds, processes: of `Legs`.
+            start_vae, seconds, processes, start: of `Legs`.
             brought: a folder that `bring` wrote, in place of the stages `data` and `names`.
             returned: a folder that `returns` was, whose finished stages are gone on from.
             returns: where the finished stages go; see `write_returns`.
@@ -114,7 +115,7 @@ class Workshop:
             unpack_brought(brought, self.work)
         if returned is not None:
             take_returned(returned, self.work)
-        legs = Legs(self.work, self.plan, start_vae, seconds=seconds, processes=processes)
+        legs = Legs(self.work, self.plan, start_vae, seconds=seconds, processes=processes, start=start)
         try:
             done = legs.go(until)
         finally:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from flexip_model.common.errors import FlexIPError
 from flexip_model.demo.evaluation.shipped import Shipped
-from flexip_model.demo.making.adapting import Batches, stepper_of
+from flexip_model.demo.making import adapting
+from flexip_model.demo.making.adapting import Batches, before, references_of, stepper_of
 from flexip_model.demo.making.pool import Pool
 from flexip_model.demo.making.stepper import Pace
 from flexip_model.demo.scenes.drawn import LENGTH, REFERENCES
 from flexip_model.demo.stages.kinds import CONFIGS, VARIATIONS, condition_of, new_adapter
+from flexip_model.files.adapter_file import load_adapter_file, save_adapter
 from flexip_model.hosts.condition import Condition
 from flexip_model.hosts.diffusers import inject
 
@@ -117,3 +122,70 @@ def test_ablations_of_a_kind_of_sample_see_none_of_it(shipped: Shipped, pool: Po
         stepper.step(0.0)
         sums = stepper.take_sums()
         assert sums[gone] == 0 < sums["loss"]
+
+
+def _read_by(name: str, shipped: Shipped, pool: Pool, null, monkeypatch) -> dict[str, torch.Tensor]:
+    """Where the [CLS] that an adapter trains from was among those of the batch, and its inputs."""
+    batches = Batches(shipped.base, pool, null, 8, 1)
+    batches.refill(0)
+    batches.inputs["drawn"][:] = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.9, 0.6, 0.9, 0.9])
+    for kind in REFERENCES:
+        batches.inputs[f"{kind}_cls"].copy_(torch.arange(8.0)[:, None].expand(8, 128))
+    read = {}
+
+    def noted(adapter, variation, seen, text, variant, drawn):
+        read.update(of=seen["cls"][:, 0], variant=variant)
+        return condition_of(adapter, variation, seen, text, variant, drawn)
+
+    monkeypatch.setattr(adapting, "condition_of", noted)
+    stepper_of(name, shipped.base, batches, Pace(1, 8), 1)[1].step(0.0)
+    return read
+
+
+def test_at_small_gamma_some_references_show_something_else(shipped: Shipped, pool: Pool, null, monkeypatch) -> None:
+    """Every second variant sample below γ = 0.2 reads another variant sample's reference; no other kind does."""
+    read = _read_by("flexip", shipped, pool, null, monkeypatch)
+    # Sample 1 reads what lies two further up in the batch; sample 5 has γ = 0.23.
+    assert read["of"].tolist() == [0, 7, 2, 3, 4, 5, 6, 7]
+    assert read["variant"].tolist() == [False, True] * 4
+    for name in ("flexip-no_strange", "flexip-no_gate", "flexip-images", "ip-adapter", "ip-adapter-plus"):
+        assert _read_by(name, shipped, pool, null, monkeypatch)["of"].tolist() == list(range(8)), name
+
+
+def test_only_references_that_are_read_are_encoded() -> None:
+    assert references_of(["flexip-seed1", "ip-adapter-seed2"]) == ("same", "variant")
+    assert references_of(["flexip-moved-seed1"]) == ("moved", "variant")
+    assert references_of(["flexip-moved_64-seed1", "flexip-seed1"]) == ("same", "moved", "variant")
+
+
+def test_an_adapter_goes_on_from_a_file(shipped: Shipped, pool: Pool, null, tmp_path: Path) -> None:
+    batches = Batches(shipped.base, pool, null, 2, 1)
+    _, weights = load_adapter_file(DEMO / "flexip_demo.safetensors")
+    start = tmp_path / "flexip-seed1.safetensors"
+    start.write_bytes((DEMO / "flexip_demo.safetensors").read_bytes())
+    adapter, stepper = stepper_of("flexip", shipped.base, batches, Pace(1, 2), 1, start)
+    assert all(torch.equal(value, weights[name].float()) for name, value in adapter.state_dict().items())
+    assert all(torch.equal(a, w) for a, w in zip(stepper.averaged, stepper.weights, strict=True))
+    with pytest.raises(FlexIPError, match=r"is of .*'flexip'.* it can only start one of .*'ip-adapter'"):
+        stepper_of("ip-adapter", shipped.base, batches, Pace(1, 2), 1, start)
+
+
+def test_a_file_tells_all_runs_that_it_went_through(tmp_path: Path) -> None:
+    told = [{"steps": 3, "batch": 2}, {"steps": 5, "batch": 4}]
+    info, tensors = load_adapter_file(DEMO / "flexip_demo.safetensors")
+    training = {**info.training, "before": told[:1], "adapter": told[1]}
+    path = tmp_path / "flexip-seed1.safetensors"
+    save_adapter(path, info.config, tensors, training=training, encoders=info.encoders, title="t", license="l")
+    assert before("flexip-seed1", tmp_path) == told
+    assert before("flexip-seed2", tmp_path) == before("flexip-seed1", None) == []
+
+
+def test_a_pool_is_read_as_it_was_written(pool: Pool, tmp_path: Path) -> None:
+    pool.write(tmp_path / "pool.safetensors")
+    again = Pool.read(tmp_path / "pool.safetensors", pool.pad)
+    assert len(again) == len(pool) and again.pad == pool.pad
+    for name in ("latents", "mask", "ids"):
+        assert torch.equal(getattr(again, name), getattr(pool, name))
+    assert {kind: set(of) for kind, of in again.references.items()} == {kind: set(SHAPES) for kind in REFERENCES}
+    for kind, of in pool.references.items():
+        assert all(torch.equal(again.references[kind][name], value) for name, value in of.items())

@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...common.errors import FlexIPError
+from ...files.adapter_file import load_adapter_file
 from ...hosts.diffusers import inject
 from ...method.adapters import Adapter
 from ...train.configs.sections import ConditioningDropout
 from ..scenes.words import LENGTH as TEXT_LENGTH
 from ..stages.base import Base
-from ..stages.kinds import VARIATIONS, Variation, condition_of, kind_and_seed, new_adapter
+from ..stages.kinds import VARIATIONS, Variation, condition_of, kind_and_seed, new_adapter, strangers
 from ..stages.networks import TEXT_WIDTH
 from .drawing import Noise, weighted_errors
 from .pool import Pool
@@ -80,24 +82,40 @@ class Batches:
         return (drawn < image) | both_gone, ((drawn >= image) & (drawn < image + text)) | both_gone
 
 
-def stepper_of(name: str, base: Base, batches: Batches, pace: Pace, seed: int) -> tuple[Adapter, Stepper]:
-    """A new adapter of a name of `kinds`, and how it trains."""
+def stepper_of(
+    name: str, base: Base, batches: Batches, pace: Pace, seed: int, start: Path | None = None
+) -> tuple[Adapter, Stepper]:
+    """A new adapter of a name of `kinds`, and how it trains.
+
+    Args:
+        start: an adapter file to begin from.
+
+    Raises:
+        FlexIPError: the file is of another kind or size.
+    """
     torch.manual_seed(seed)
     device = batches.pool.latents.device
     variation = VARIATIONS.get(name, Variation())
-    adapter = new_adapter(name, base.unet).to(device)
+    adapter = new_adapter(name, base.unet)
+    if start is not None:
+        begin_from(adapter, start)
+    adapter.to(device)
     unet = copy.deepcopy(base.unet).requires_grad_(False).eval()
     host = inject(unet, adapter)
     variant = batches.variant
     if not (variation.image and variation.variant):
         variant = torch.full_like(variant, variation.variant)
     same = "moved" if variation.moved else "same"
+    strangely = adapter.has_personalization and variation.strange and variation.gate
 
     def loss(i: dict[str, Tensor]) -> dict[str, Tensor]:
         seen = {}
+        strange = strangers(variant, i["drawn"]) & strangely
         for part in batches.null:
             one, other = i[f"{same}_{part}"], i[f"variant_{part}"]
-            seen[part] = torch.where(variant.view(-1, *[1] * (one.ndim - 1)), other, one)
+            rows = (-1, *[1] * (one.ndim - 1))
+            other = torch.where(strange.view(rows), other.roll(2, 0), other)
+            seen[part] = torch.where(variant.view(rows), other, one)
         host.condition = condition_of(adapter, variation, seen, i["text"], variant, i["drawn"])
         error = weighted_errors(unet(i["noisy"], i["steps"], i["text"]).sample, i["target"], i["mask"])
         of_variants = (error * variant).sum() / variant.sum().clamp(min=1)
@@ -105,6 +123,32 @@ def stepper_of(name: str, base: Base, batches: Batches, pace: Pace, seed: int) -
         return {"loss": error.mean(), "image": of_images, "variant": of_variants}
 
     return adapter, Stepper(parameters(adapter), loss, batches.inputs, pace)  # type: ignore[arg-type]
+
+
+def _start_of(name: str, start: Path | None) -> Path | None:
+    path = None if start is None else start / f"{name}.safetensors"
+    return path if path is not None and path.exists() else None
+
+
+def before(name: str, start: Path | None) -> list[dict[str, int]]:
+    """Steps and batch of every run that an adapter's file in `start` went through, the first run first."""
+    path = _start_of(name, start)
+    if path is None:
+        return []
+    told = load_adapter_file(path)[0].training
+    return [*told.get("before", []), told["adapter"]]
+
+
+def begin_from(adapter: Adapter, path: Path) -> None:
+    """Give an adapter the weights of a file.
+
+    Raises:
+        FlexIPError: the file is of another kind or size.
+    """
+    info, tensors = load_adapter_file(path)
+    if replace(info.config, dial=()) != adapter.config:
+        raise FlexIPError(f"{path} is of {info.config}; it can only start one of {adapter.config}")
+    adapter.load_state_dict(tensors)
 
 
 def train_adapters(
@@ -117,12 +161,14 @@ def train_adapters(
     work: Path,
     name: str,
     deadline: float,
+    start: Path | None = None,
 ) -> dict[str, Adapter] | None:
     """Train adapters named KIND-seedN; the ablations end at `ABLATED` of the time. None if the leg ended first.
 
     Args:
         null: the features of no reference, one row each.
         name: of the run in `work`.
+        start: a folder; an adapter whose file lies there begins from it.
     """
     seeds = sorted({kind_and_seed(one)[1] for one in wanted})
     base.requires_grad_(False).eval()
@@ -133,7 +179,7 @@ def train_adapters(
     for one in wanted:
         kind, seed = kind_and_seed(one)
         own = replace(pace, until=ABLATED if ablated(kind) else 1.0)
-        adapters[one], steppers[one] = stepper_of(kind, base, batches[seed], own, seed)
+        adapters[one], steppers[one] = stepper_of(kind, base, batches[seed], own, seed, _start_of(one, start))
 
     def refill(turn: int) -> None:
         for of in batches.values():
@@ -145,6 +191,12 @@ def train_adapters(
         stepper.use_average()
         adapters[one].eval()
     return adapters
+
+
+def references_of(wanted: Sequence[str]) -> tuple[str, ...]:
+    """The kinds of references that adapters of these names read."""
+    moved = [VARIATIONS.get(kind_and_seed(name)[0], Variation()).moved for name in wanted]
+    return (*(["same"] if not all(moved) else []), *(["moved"] if any(moved) else []), "variant")
 
 
 def ablated(kind: str) -> bool:

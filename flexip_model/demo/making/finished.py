@@ -187,12 +187,15 @@ def export_model(work: Path, out: Path, name: str = EXPORTED) -> None:
         raise FlexIPError(f"{path} was trained beside other encoders than those in {work}; train it again")
     recorded = [stage for stage in ("names", *NETWORKS) if (work / stage / RECORD).exists()]
     steps = {stage: steps_of(work, stage)[stage] for stage in recorded}
+    steps["adapter"] = info.training["adapter"]
+    if info.training.get("before"):
+        steps["adapter_before"] = info.training["before"]
     training = {
         **info.training,
-        "steps": {**steps, "adapter": info.training["adapter"]},
+        "steps": steps,
         "data": [f"{p.name}@{p.version} ({p.license})" for p in PACKAGES],
     }
-    training.pop("adapter")
+    training = {key: value for key, value in training.items() if key not in ("adapter", "before")}
     save_adapter(
         out / export.ADAPTER_FILE,
         info.config,

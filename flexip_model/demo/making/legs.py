@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ...common.errors import FlexIPError
+from ...files.safefile import sha256
 from ...images.contact_sheet import draw_cells
 from ..scenes.compose import Composer
 from ..scenes.drawn import Drawer, Drawing, Drawn, join
@@ -28,7 +29,7 @@ from ..scenes.words import LENGTH as TEXT_LENGTH
 from ..stages.kinds import kind_and_seed
 from ..stages.networks import ENCODER_SIDE
 from ..stages.sampling import sample
-from .adapting import train_adapters
+from .adapting import before, references_of, train_adapters
 from .drawing import train_base
 from .finished import ADAPTERS, EXPORTED, STORE, TOKENIZER, Networks, export_model, need, save, weights_of
 from .pictures import Targets, train_dino, train_sight, train_vae
@@ -39,6 +40,8 @@ from .run import steps_of
 log = logging.getLogger(__name__)
 
 SCENE_VARIANTS = 48
+POOLS = "pools"
+"""Its folder of targets, painted and encoded, on a processor."""
 SEEN = 20_000
 """Targets for the VAE and the encoders, which are not trained long enough to see more of them."""
 LOOKS = (
@@ -70,6 +73,7 @@ class Legs:
         start_vae: a VAE in diffusers' layout to begin from; else it begins as a linear one (`vae.build`).
         seconds: until this leg ends.
         processes: that draw recipes, by default one for each core; 0 draws them here.
+        start: a folder of adapter files that the adapters of their names begin from.
 
     Raises:
         FlexIPError: as `Networks`; there is no store.
@@ -83,7 +87,9 @@ class Legs:
         *,
         seconds: float = inf,
         processes: int | None = None,
+        start: Path | None = None,
     ) -> None:
+        self.start = start
         self.deadline = time.monotonic() + seconds
         need(work / STORE / INDEX, "data")
         self.work, self.plan = work, plan
@@ -104,9 +110,10 @@ class Legs:
     def go(self, until: str = STAGES[-1]) -> bool:
         """All stages up to one of `STAGES`; False if the leg ended before they were done."""
         wanted = STAGES[: STAGES.index(until) + 1]
-        if any(not self._is_done(stage) for stage in wanted):
-            for lessons in (False, True):  # begun now, so that recipes are drawn while the card trains
-                self._ask(lessons)
+        left = {stage for stage in wanted if not self._is_done(stage)}
+        for lessons, readers in ((False, left - {"base"}), (True, left & {"base"})):
+            if readers and self._kept(lessons) is None:
+                self._ask(lessons)  # begun now, so that recipes are drawn while the card trains
         for stage in wanted:
             if stage == "adapters":
                 if not self._is_done(stage) and not self._adapters():
@@ -135,16 +142,14 @@ class Legs:
 
     def _ask(self, lessons: bool) -> list[Callable[[], Drawn]]:
         if lessons not in self._asked:
-            drawing = Drawing(
-                self.work / STORE,
-                self.work / TOKENIZER,
-                lessons,
-                seed=7 if lessons else 5,
-                scene_variants=SCENE_VARIANTS,
-            )
+            drawing = self._drawing(lessons)
             count = self.plan.lessons if lessons else self.plan.targets
             self._asked[lessons] = self._drawer.start(drawing, count)
         return self._asked[lessons]
+
+    def _drawing(self, lessons: bool) -> Drawing:
+        seed = 7 if lessons else 5
+        return Drawing(self.work / STORE, self.work / TOKENIZER, lessons, seed, SCENE_VARIANTS)
 
     def _drawn(self, lessons: bool, at_most: float = inf) -> Drawn:
         parts: list[Drawn] = []
@@ -183,12 +188,35 @@ class Legs:
         return train_base(self.networks.base, self._pool(True), self.plan.base, self.work, self.deadline)
 
     def _pool(self, lessons: bool) -> Pool:
+        kinds = () if lessons else references_of(self._missing())
+        kept = self._kept(lessons)
+        if kept is not None:
+            log.info(f"targets from {kept}")
+            return Pool.read(kept, self._pad)
         begun, drawn = time.monotonic(), self._drawn(lessons)
         waited = time.monotonic() - begun
-        pool = fill(self.painter, drawn, self.networks.encoding(), self._pad, references=not lessons)
+        pool = fill(self.painter, drawn, self.networks.encoding(), self._pad, kinds)
         took = time.monotonic() - begun - waited
         log.info(f"{len(pool)} targets: waited {waited:.0f} s for recipes, painted and encoded in {took:.0f} s")
+        if self.device.type != "cuda":  # which makes them anew sooner than they are read; a processor takes minutes
+            pool.write(self._pool_file(lessons))
         return pool
+
+    def _kept(self, lessons: bool) -> Path | None:
+        """The file of a pool that an earlier leg encoded."""
+        if not all(weights_of(self.work, stage).exists() for stage in _encoders(lessons)):
+            return None
+        path = self._pool_file(lessons)
+        return path if path.exists() else None
+
+    def _pool_file(self, lessons: bool) -> Path:
+        """Its name tells what it is made of and by which networks."""
+        files = [self.work / STORE / INDEX, self.work / TOKENIZER / "vocab.json"]
+        files += [weights_of(self.work, stage) for stage in _encoders(lessons)]
+        kinds = () if lessons else references_of(self._missing())
+        drawing, count = self._drawing(lessons), self.plan.lessons if lessons else self.plan.targets
+        made_by = (drawing.lessons, drawing.seed, drawing.scene_variants, count, kinds, *map(sha256, files))
+        return self.work / POOLS / f"{hashlib.sha256(repr(made_by).encode()).hexdigest()[:12]}.safetensors"
 
     def sheet(self) -> Any:
         """`LOOKS` drawn by the base, eight a row."""
@@ -202,7 +230,7 @@ class Legs:
         networks, wanted = self.networks, self._missing()
         pool = self._pool(False)
         black = torch.zeros(1, 3, ENCODER_SIDE, ENCODER_SIDE, device=self.device)
-        null = {name: torch.zeros_like(value[:1]).float() for name, value in pool.references["same"].items()}
+        null = {name: torch.zeros_like(value[:1]).float() for name, value in pool.references["variant"].items()}
         with torch.no_grad():
             null["hidden"] = networks.encoding().visual(black, hidden=True).hidden.float()
         # Adapters that are asked for later are a run of their own.
@@ -216,6 +244,7 @@ class Legs:
             work=self.work,
             name=run,
             deadline=self.deadline,
+            start=self.start,
         )
         if adapters is None:
             return False
@@ -230,8 +259,13 @@ class Legs:
                 except FlexIPError as error:  # no reason to lose what was trained
                     log.warning(f"{name} gets no dial: {error}")
         for name, adapter in adapters.items():
-            training = {"adapter": taken[name], "name": name}
+            training = {"adapter": taken[name], "before": before(name, self.start), "name": name}
             save(self.work / ADAPTERS / f"{name}.safetensors", adapter, encoders, training, dials.get(name, ()))
         if (self.work / ADAPTERS / f"{EXPORTED}.safetensors").exists():
             export_model(self.work, self.work / "model")  # what `evaluate-adapters` measures the others beside
         return True
+
+
+def _encoders(lessons: bool) -> tuple[str, ...]:
+    """The stages whose networks encode a pool."""
+    return ("vae",) if lessons else ("vae", "clip", "dino")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...files.safefile import load_tensors, write_tensors
 from ...images.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalize
-from ..scenes.drawn import LENGTH, REFERENCES, Drawn
+from ..scenes.drawn import LENGTH, Drawn
 from ..scenes.painter import Painter
 from ..stages.encoders import fit
 
@@ -66,12 +69,28 @@ class Pool:
         ids[:, 1:][empty] = self.pad
         return ids
 
+    def write(self, path: Path) -> None:
+        """Write all of it but `pad` to a safetensors file."""
+        seen = {f"{kind}.{name}": value for kind, of in self.references.items() for name, value in of.items()}
+        tensors = {"latents": self.latents, "mask": self.mask, "ids": self.ids, **seen}
+        write_tensors(path, {name: value.contiguous() for name, value in tensors.items()}, {"format": "pt"})
 
-def fill(painter: Painter, drawn: Drawn, encoding: Encoding, pad: int, *, references: bool) -> Pool:
-    """Paint and encode."""
+    @classmethod
+    def read(cls, path: Path, pad: int) -> Pool:
+        """What `write` wrote, on the CPU."""
+        tensors = load_tensors(path)
+        pool = cls(tensors.pop("latents"), tensors.pop("mask"), tensors.pop("ids"), pad)
+        for key, value in tensors.items():
+            kind, name = key.split(".")
+            pool.references.setdefault(kind, {})[name] = value
+        return pool
+
+
+def fill(painter: Painter, drawn: Drawn, encoding: Encoding, pad: int, references: Sequence[str]) -> Pool:
+    """Paint and encode; `references` are some of `REFERENCES`."""
     device = painter.device
     rows: dict[str, list[Tensor]] = {"latents": [], "mask": []}
-    kinds: dict[str, dict[str, list[Tensor]]] = {kind: {} for kind in (REFERENCES if references else ())}
+    kinds: dict[str, dict[str, list[Tensor]]] = {kind: {} for kind in references}
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     for start in range(0, len(drawn), _AT_ONCE):
         at = slice(start, start + _AT_ONCE)

@@ -19,6 +19,9 @@ from .networks import ADAPTER, ENCODER_WIDTH, GRID, place_waves
 
 GAMMA_SPREAD = 1.0
 """The trainer's `gamma_spread`, as in the config `demo`."""
+STRANGE_BELOW = 0.2
+"""γ below which every second variant sample of FlexIP's has a reference of something else (our choice). All others show
+what the prompt names, so S would never learn which of the two to follow where they disagree."""
 CONFIGS = {
     "flexip": ADAPTER,
     "ip-adapter": replace(ADAPTER, kind="ip-adapter", queries=4),
@@ -36,6 +39,7 @@ class Variation:
         moved: image samples have the subject elsewhere in the reference than in the target.
         s, cls, learned: whether S, the [CLS] token of P and its learned queries are there.
         gate: whether γ varies in training; otherwise both branches always count one half.
+        strange: whether there are references of something else at small γ, see `STRANGE_BELOW`.
         image, variant: which kinds of samples there are.
     """
 
@@ -45,6 +49,7 @@ class Variation:
     cls: bool = True
     learned: bool = True
     gate: bool = True
+    strange: bool = True
     image: bool = True
     variant: bool = True
 
@@ -55,7 +60,8 @@ VARIATIONS = {
     "flexip-no_s": Variation(s=False),
     "flexip-no_cls": Variation(cls=False),
     "flexip-no_queries": Variation(learned=False),
-    "flexip-no_gate": Variation(gate=False),
+    "flexip-no_gate": Variation(gate=False, strange=False),
+    "flexip-no_strange": Variation(strange=False),
     "flexip-images": Variation(variant=False),
     "flexip-variants": Variation(image=False),
     "flexip-moved": Variation(moved=True),
@@ -118,6 +124,17 @@ def features_of(config: FlexIPConfig, seen: dict[str, Tensor]) -> ReferenceFeatu
     if config.kind == "ip-adapter":
         return ReferenceFeatures(seen["cls"], seen["cls"].new_zeros(len(seen["cls"]), 0, ENCODER_WIDTH))
     return ReferenceFeatures(seen["cls"], seen["hidden" if config.kind == "ip-adapter-plus" else "patches"])
+
+
+def strangers(variant: Tensor, drawn: Tensor) -> Tensor:
+    """(n,) bool, the samples whose reference shows something else; see `STRANGE_BELOW`.
+
+    Args:
+        variant, drawn: of `condition_of`; every second sample is of the variant kind.
+    """
+    low = drawn > (1 - STRANGE_BELOW) ** 2  # of a variant sample γ is 1 - sqrt(drawn)
+    second = torch.arange(len(variant), device=variant.device) % 4 == 1
+    return variant & low & second
 
 
 def condition_of(
