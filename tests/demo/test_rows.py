@@ -16,7 +16,7 @@ from PIL import Image
 
 from flexip_model.common.errors import FlexIPError
 from flexip_model.demo.evaluation import evaluate, evaluate_base, judges, record, rows, shipped, style
-from flexip_model.demo.evaluation.figures.card import BEGIN, END, Goal, tables, write_card
+from flexip_model.demo.evaluation.figures.card import BEGIN, END, Goal, tables, told_runs, write_card
 from flexip_model.demo.evaluation.figures.compare import compare, per_subject, seed_groups
 from flexip_model.demo.evaluation.figures.curves import draw_curves
 from flexip_model.demo.evaluation.figures.summary import differences, summary
@@ -59,7 +59,8 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = replace(model.adapter.config, kind=kind, queries=queries, dial=())
         adapter = create_adapter(config)
         adapter.copy_text_attention(model.base.unet)
-        save_adapter(folder / f"{kind}-seed1.safetensors", config, adapter.state_dict(), training={"trained": False})
+        training = {"trained": False, "before": [{"steps": 7000, "batch": 4}], "adapter": {"steps": 3, "batch": 2}}
+        save_adapter(folder / f"{kind}-seed1.safetensors", config, adapter.state_dict(), training=training)
     return folder
 
 
@@ -237,7 +238,10 @@ def test_the_record_of_what_was_measured_becomes_card_and_curves(measured: Path,
     (tmp_path / "card.md").write_text(f"before\n{BEGIN}old\n{END}after\n", encoding="utf-8")
     write_card(tmp_path / "card.md", made)
     assert (tmp_path / "card.md").read_text(encoding="utf-8") == f"before\n{BEGIN}{text}{END}after\n"
-    draw_curves(made["figures"], made["baselines"], made["comparison"]["kinds"], tmp_path / "curves.png")
+    own = told_runs(made["trained"])
+    assert f"| trained, steps × batch | {own} | 7,000 × 4 + 3 × 2 | 7,000 × 4 + 3 × 2 |" in text
+    assert f"ships was trained for {own} (steps × batch)" in text and " × " in own
+    draw_curves(made, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 1000
     assert "not measured" not in text and "2 subjects, 1 noise |" in text

@@ -17,7 +17,7 @@ from ...files.safefile import atomic
 from ..scenes.store import build
 from .evaluate import NOISES
 from .figures.card import tables, write_card
-from .figures.compare import compare
+from .figures.compare import compare, seed_groups
 from .figures.curves import draw_curves
 from .figures.summary import TOLERANCE, baselines, differences, summary
 from .judge import fetch
@@ -35,6 +35,7 @@ from .rows import (
     hashes,
     read_rows,
     rows_beside,
+    runs_of,
 )
 from .shipped import Shipped
 from .subjects import CONCEPTS
@@ -73,7 +74,7 @@ def evaluate(
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if (folder / "README.md").is_file():
         write_card(folder / "README.md", record)
-    draw_curves(record["figures"], record["baselines"], record["comparison"].get("kinds", {}), images / "curves.png")
+    draw_curves(record, images / "curves.png")
     draw_outside(Shipped(folder), work / "downloads", images / "outside.jpg")
     log.info(tables(record))
     log.info(f"{folder / RECORD}, curves and pictures in {images}, more in {rows}")
@@ -105,6 +106,7 @@ def make_record(folder: Path, rows: Path) -> dict[str, Any]:
         "protocol": PROTOCOL,
         "environment": environment(),
         "on": shipped["on"],
+        "trained": runs_of(shipped["training"]),
         "figures": summary(shipped["rows"]),
         "base": base["figures"],
         "judges": judges["figures"],
@@ -117,7 +119,10 @@ def make_record(folder: Path, rows: Path) -> dict[str, Any]:
 def _comparison(others: dict[str, dict[str, Any]]) -> dict[str, Any]:
     if not others:
         return {}
-    return {"noises": next(iter(others.values()))["noises"], **compare({n: of["rows"] for n, of in others.items()})}
+    found = compare({name: of["rows"] for name, of in others.items()})
+    for kind, names in seed_groups(list(others)).items():
+        found["kinds"][kind]["trained"] = runs_of(others[names[0]]["training"])
+    return {"noises": next(iter(others.values()))["noises"], **found}
 
 
 def check(folder: Path, work: Path, subjects: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,17 @@ def rows_beside(out: Path, folder: Path) -> dict[str, dict[str, Any]]:
         told = " and ".join(map(str, sorted(counts)))
         raise FlexIPError(f"the adapters in {out} were drawn from {told} noises; measure them from as many each")
     return found
+
+
+def runs_of(training: Mapping[str, Any]) -> list[dict[str, int]]:
+    """Steps and batch of each run that an adapter went through, by what its file tells of its training; empty where it
+    tells nothing."""
+    steps = training.get("steps", {})
+    before, last = (
+        training.get("before", steps.get("adapter_before", [])),
+        training.get("adapter", steps.get("adapter")),
+    )
+    return [*before, last] if last else []
 
 
 def left_out(name: str) -> tuple[str, ...]:

@@ -129,6 +129,7 @@ def _comparison(comparison: dict[str, Any]) -> list[str]:
     of = f"{comparison['subjects']} subjects, {noises} noise{'' if noises == 1 else 's'}"
     lines = [_line([f"Over the knob, medians; {of}", *(f"{_label(k)} ({kinds[k]['seeds']})" for k in kinds)])]
     lines.append("|---" * (len(kinds) + 1) + "|")
+    lines.append(_line(["trained, steps × batch", *(told_runs(kinds[kind]["trained"]) for kind in kinds)]))
     for name, label in COMPARED.items():
         lines.append(_line([label, *(_number(kinds[kind]["figures"].get(name)) for kind in kinds)]))
     others = [kind for kind in kinds if kind != first]
@@ -149,9 +150,15 @@ def _judges(record: dict[str, Any]) -> str:
     return (
         f"The judges themselves, on true pictures of held-out instances: background {_percent(judges['background'])}; "
         f"style {plain}; through the VAE {through}. The VAE alone: {psnr['heldout']:.1f} dB on held-out instances, "
-        f"{psnr['seen']:.1f} dB on trained ones. Drawn on: {record['on']}. {where['date']}, Python {where['python']}, "
+        f"{psnr['seen']:.1f} dB on trained ones. The adapter that ships was trained for {told_runs(record['trained'])} "
+        f"(steps × batch). Drawn on: {record['on']}. {where['date']}, Python {where['python']}, "
         f"torch {where['torch']}, diffusers {where['diffusers']}, transformers {where['transformers']}."
     )
+
+
+def told_runs(runs: Sequence[dict[str, int]]) -> str:
+    """Steps × batch of runs that went on from one another."""
+    return " + ".join(f"{run['steps']:,} × {run['batch']}" for run in runs) or "not told"
 
 
 def _label(kind: str) -> str:

@@ -9,8 +9,13 @@ from typing import Any
 
 from ..evaluate import FINE, KNOB
 
-COLORS = {"flexip": "#1f5fa8", "ip-adapter-plus": "#d07a1a", "ip-adapter": "#3a8f4d"}
-LABELS = {"shipped": "FlexIP", "flexip": "FlexIP", "ip-adapter": "IP-Adapter", "ip-adapter-plus": "IP-Adapter-Plus"}
+COLORS = {"shipped": "#10253f", "flexip": "#1f5fa8", "ip-adapter-plus": "#d07a1a", "ip-adapter": "#3a8f4d"}
+LABELS = {
+    "shipped": "FlexIP as it ships",
+    "flexip": "FlexIP",
+    "ip-adapter": "IP-Adapter",
+    "ip-adapter-plus": "IP-Adapter-Plus",
+}
 PANELS = (
     ("Keeps the subject", (("own", "first"),), "reference is the judge's first of 51"),
     ("Follows the prompt", (("own", "text"),), "background and style as asked"),
@@ -23,32 +28,36 @@ PANELS = (
 )
 
 
-def draw_curves(figures: Mapping[str, Any], baselines: Mapping[str, Any], kinds: Mapping[str, Any], path: Path) -> None:
+def draw_curves(record: Mapping[str, Any], path: Path) -> None:
     """Four panels over the knob with intervals, the base alone dotted, and the size of each step of the fine sweep.
 
-    Args:
-        figures: the exported adapter's (`summary`).
-        kinds: of `compare`; those that `COLORS` names are drawn, or the exported adapter where there are none.
+    The adapters of the record's comparison that `COLORS` names are drawn, and the exported one where it was trained for
+    other steps than the FlexIP among them.
     """
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    shown = {name: kinds[name] for name in COLORS if name in kinds} or {"shipped": figures}
+    figures, baselines, kinds = record["figures"], record["baselines"], record["comparison"].get("kinds", {})
+    labels = dict(LABELS)
+    shown = {name: kinds[name] for name in COLORS if name in kinds}
+    if "flexip" not in kinds or kinds["flexip"]["trained"] != record["trained"]:
+        shown = {"shipped": figures, **shown}
+        labels["flexip"] = "FlexIP, trained as long as the others"
     figure, axes = pyplot.subplots(1, len(PANELS) + 1, figsize=(4 * (len(PANELS) + 1), 4), layout="constrained")
     for axis, (title, lines, label) in zip(axes, PANELS, strict=False):
         for name, of_kind in shown.items():
             for number, (kind, measure) in enumerate(lines):
                 values = [of_kind[kind][f"{value:g}"][measure] for value in KNOB]
-                color = COLORS.get(name, COLORS["flexip"])
+                color = COLORS[name]
                 axis.plot(
                     KNOB,
                     [v["value"] for v in values],
                     "-o" if number == 0 else "--o",
                     ms=4,
                     color=color,
-                    label=LABELS[name] if number == 0 else None,
+                    label=labels[name] if number == 0 else None,
                 )
                 low, high = ([v[end] for v in values] for end in ("low", "high"))
                 axis.fill_between(KNOB, low, high, color=color, alpha=0.15)
