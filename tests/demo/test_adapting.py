@@ -10,7 +10,7 @@ import torch
 from flexip_model.common.errors import FlexIPError
 from flexip_model.demo.evaluation.shipped import Shipped
 from flexip_model.demo.making import adapting
-from flexip_model.demo.making.adapting import Batches, before, references_of, stepper_of
+from flexip_model.demo.making.adapting import Batches, before, references_of, shares_of, stepper_of
 from flexip_model.demo.making.pool import Pool
 from flexip_model.demo.making.stepper import Pace
 from flexip_model.demo.scenes.drawn import LENGTH, REFERENCES
@@ -189,3 +189,21 @@ def test_a_pool_is_read_as_it_was_written(pool: Pool, tmp_path: Path) -> None:
     assert {kind: set(of) for kind, of in again.references.items()} == {kind: set(SHAPES) for kind in REFERENCES}
     for kind, of in pool.references.items():
         assert all(torch.equal(again.references[kind][name], value) for name, value in of.items())
+
+
+def test_shares_of_a_batch_have_the_gradients_of_the_whole(shipped: Shipped, pool: Pool, null) -> None:
+    batches = Batches(shipped.base, pool, null, 8, 1)
+    batches.refill(0)
+    batches.inputs["mask"].fill_(1)  # the subject counts more in relation to the mean of what is computed at once
+    found = []
+    for shares in (1, 2):
+        adapter, stepper = stepper_of("flexip-no_strange", shipped.base, batches, Pace(1, 8), 1, shares=shares)
+        stepper.step(0.0)
+        found.append((stepper.take_sums(), {n: p.grad for n, p in adapter.named_parameters()}))
+    (whole, one), (parts, two) = found
+    assert parts == pytest.approx(whole, rel=1e-5)
+    assert {n for n, g in one.items() if g is None} == {n for n, g in two.items() if g is None}
+    for name, gradient in one.items():
+        if gradient is not None:
+            torch.testing.assert_close(two[name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()))
+    assert [shares_of(16, n) for n in (1, 2, 3, 4, 8)] == [1, 2, 2, 4, 8] and shares_of(2, 8) == 1

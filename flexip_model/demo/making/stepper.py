@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +63,9 @@ class Stepper:
         named: the trained parameters by name.
         loss: the static inputs to named losses; "loss" is minimized. It may not ask the device for a value.
         inputs: tensors on the device, read by `loss`; every step's are copied into these.
+        also: losses that may be computed beside `loss` at once, such as that of a copy of the network with the same
+            trained parameters. On a processor each takes a share of the batch in a thread of its own; a card leaves
+            them alone.
         bf16: whether a card computes the loss under autocast to bfloat16. A processor never does, as some are slower
             with it.
     """
@@ -73,6 +77,7 @@ class Stepper:
         inputs: dict[str, Tensor],
         pace: Pace,
         *,
+        also: Sequence[Callable[[Tensors], Tensors]] = (),
         bf16: bool = True,
     ) -> None:
         self.named, self.pace, self.inputs = dict(named), pace, inputs
@@ -84,6 +89,12 @@ class Stepper:
         self._zero = torch.zeros((), device=self.device)
         on_card = self.device.type == "cuda"
         self._loss, self._bf16 = loss, bf16 and on_card
+        self._shares = [] if on_card or not also else [loss, *also]
+        self._threads = None
+        if self._shares:  # gradients of attention are full of numbers near 0, which cost a processor many times as much
+            self._threads = ThreadPoolExecutor(
+                len(self._shares), initializer=torch.set_flush_denormal, initargs=(True,)
+            )
         self.optimizer = torch.optim.AdamW(
             self.weights,
             lr=self._rate,
@@ -135,10 +146,13 @@ class Stepper:
         graph.replay()
 
     def _compute(self) -> None:
-        torch._foreach_zero_([weight.grad for weight in self.weights if weight.grad is not None] or [self._zero])
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16, cache_enabled=False):
-            losses = self._loss(self.inputs)
-        losses["loss"].backward()
+        if self._threads is not None:
+            losses = self._backward_in_shares(self._threads)
+        else:
+            torch._foreach_zero_([weight.grad for weight in self.weights if weight.grad is not None] or [self._zero])
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16, cache_enabled=False):
+                losses = self._loss(self.inputs)
+            losses["loss"].backward()
         nn.utils.clip_grad_norm_(self.weights, self.pace.clip_norm, foreach=True)
         self.optimizer.step()
         with torch.no_grad():
@@ -149,6 +163,22 @@ class Stepper:
                 if name not in self.sums:
                     self.sums[name] = torch.zeros((), device=self.device)
                 self.sums[name] += value.detach().float()
+
+    def _backward_in_shares(self, threads: ThreadPoolExecutor) -> Tensors:
+        """Put the mean gradients of all shares into the weights; returns the mean losses."""
+        count = len(self._shares)
+
+        def share(number: int) -> tuple[Tensors, Sequence[Tensor | None]]:
+            part = {name: value.chunk(count)[number] for name, value in self.inputs.items()}
+            losses = self._shares[number](part)
+            # Not `backward`: two at once would add to the same gradients.
+            gradients = torch.autograd.grad(losses["loss"], self.weights, allow_unused=True)
+            return {name: value.detach() for name, value in losses.items()}, gradients
+
+        found = list(threads.map(share, range(count)))
+        for weight, *of_shares in zip(self.weights, *(gradients for _, gradients in found), strict=True):
+            weight.grad = None if of_shares[0] is None else torch.stack(of_shares).mean(0)
+        return {name: torch.stack([losses[name] for losses, _ in found]).mean() for name in found[0][0]}
 
     def take_sums(self) -> dict[str, float]:
         """The losses' sums since the last call."""
