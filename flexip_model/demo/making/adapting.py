@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +20,15 @@ from ...train.configs.sections import ConditioningDropout
 from ..scenes.words import LENGTH as TEXT_LENGTH
 from ..stages.base import Base
 from ..stages.kinds import VARIATIONS, Variation, condition_of, kind_and_seed, new_adapter, strangers
-from ..stages.networks import TEXT_WIDTH
+from ..stages.networks import GRID, TEXT_WIDTH
+from ..stages.reader import Reader
 from .drawing import Noise, weighted_errors
 from .pool import Pool
 from .run import Run
-from .stepper import Pace, Stepper, Tensors, parameters
+from .stepper import Pace, Stepper, Tensors, one_thread_each, parameters, shares_of
 
+TOKENS = "tokens"
+"""Of an adapter's training: how its way to P's queries was trained before."""
 ABLATED = 0.4
 """Share of the time in which the ablations train."""
 
@@ -84,23 +88,29 @@ class Batches:
 
 
 def stepper_of(
-    name: str, base: Base, batches: Batches, pace: Pace, seed: int, start: Path | None = None, shares: int = 1
+    name: str,
+    base: Base,
+    batches: Batches,
+    pace: Pace,
+    seed: int,
+    begin: Callable[[Any], None] | None = None,
+    shares: int = 1,
 ) -> tuple[Adapter, Stepper]:
     """A new adapter of a name of `kinds`, and how it trains.
 
     Args:
-        start: an adapter file to begin from.
+        begin: gives the adapter what it begins from.
         shares: of a batch that a processor computes at once; see `Stepper`.
 
     Raises:
-        FlexIPError: the file is of another kind or size.
+        FlexIPError: of `begin`.
     """
     torch.manual_seed(seed)
     device = batches.pool.latents.device
     variation = VARIATIONS.get(name, Variation())
     adapter = new_adapter(name, base.unet)
-    if start is not None:
-        begin_from(adapter, start)
+    if begin is not None:
+        begin(adapter)
     adapter.to(device)
     same = "moved" if variation.moved else "same"
     strangely = adapter.has_personalization and variation.strange and variation.gate
@@ -127,12 +137,6 @@ def stepper_of(
     return adapter, Stepper(parameters(adapter), loss, batches.inputs, pace, also=also)
 
 
-def shares_of(batch: int, threads: int) -> int:
-    """How many shares of even size a batch has for so many threads: on two cores two threads with a share each make 25
-    samples a second, and go on at half of it beside other work, where two that share each operation make one."""
-    return max(count for count in range(1, threads + 1) if count == 1 or batch % (2 * count) == 0)
-
-
 def _start_of(name: str, start: Path | None) -> Path | None:
     path = None if start is None else start / f"{name}.safetensors"
     return path if path is not None and path.exists() else None
@@ -147,16 +151,23 @@ def before(name: str, start: Path | None) -> list[dict[str, int]]:
     return [*told.get("before", []), told["adapter"]]
 
 
-def begin_from(adapter: Adapter, path: Path) -> None:
-    """Give an adapter the weights of a file.
+def begin_with(adapter: Any, path: Path | None, reader: Reader | None) -> None:
+    """Give an adapter the weights of a file, and the reader's way to P's queries where the file tells of none.
 
     Raises:
         FlexIPError: the file is of another kind or size.
     """
+    read = path is not None and _begin_from(adapter, path).get(TOKENS)
+    if reader is not None and not read:
+        reader.give(adapter)
+
+
+def _begin_from(adapter: Adapter, path: Path) -> dict[str, Any]:
     info, tensors = load_adapter_file(path)
     if replace(info.config, dial=()) != adapter.config:
         raise FlexIPError(f"{path} is of {info.config}; it can only start one of {adapter.config}")
     adapter.load_state_dict(tensors)
+    return info.training
 
 
 def train_adapters(
@@ -170,6 +181,7 @@ def train_adapters(
     name: str,
     deadline: float,
     start: Path | None = None,
+    reader: Reader | None = None,
 ) -> dict[str, Adapter] | None:
     """Train adapters named KIND-seedN; the ablations end at `ABLATED` of the time. None if the leg ended first.
 
@@ -177,32 +189,29 @@ def train_adapters(
         null: the features of no reference, one row each.
         name: of the run in `work`.
         start: a folder; an adapter whose file lies there begins from it.
+        reader: adapters of FlexIP begin with its way to P's queries, where they have as many in the same places.
     """
     seeds = sorted({kind_and_seed(one)[1] for one in wanted})
     base.requires_grad_(False).eval()
     if pool.latents.device.type == "cuda":
         base.unet.to(memory_format=torch.channels_last)
-    threads = 1 if pool.latents.device.type == "cuda" else torch.get_num_threads()
-    batches = {seed: Batches(base, pool, null, pace.batch, seed) for seed in seeds}
-    adapters, steppers = {}, {}
-    for one in wanted:
-        kind, seed = kind_and_seed(one)
-        shares = shares_of(pace.batch, threads)
-        own = replace(pace, until=ABLATED if ablated(kind) else 1.0)
-        adapters[one], steppers[one] = stepper_of(kind, base, batches[seed], own, seed, _start_of(one, start), shares)
+    with one_thread_each(base.unet.device) as threads:
+        batches = {seed: Batches(base, pool, null, pace.batch, seed) for seed in seeds}
+        adapters, steppers = {}, {}
+        for one in wanted:
+            kind, seed = kind_and_seed(one)
+            own = replace(pace, until=ABLATED if ablated(kind) else 1.0)
+            begin = partial(begin_with, path=_start_of(one, start), reader=reader if reads_places(kind) else None)
+            adapters[one], steppers[one] = stepper_of(
+                kind, base, batches[seed], own, seed, begin, shares_of(pace.batch, threads)
+            )
 
-    def refill(turn: int) -> None:
-        for of in batches.values():
-            of.refill(turn)
+        def refill(turn: int) -> None:
+            for of in batches.values():
+                of.refill(turn)
 
-    if threads > 1:
-        torch.set_num_threads(1)  # each share has its own
-    try:
-        done = Run(name, work, steppers, refill, pace=pace, deadline=deadline).go()
-    finally:
-        torch.set_num_threads(threads if threads > 1 else torch.get_num_threads())
-    if not done:
-        return None
+        if not Run(name, work, steppers, refill, pace=pace, deadline=deadline).go():
+            return None
     for one, stepper in steppers.items():
         stepper.use_average()
         adapters[one].eval()
@@ -210,9 +219,15 @@ def train_adapters(
 
 
 def references_of(wanted: Sequence[str]) -> tuple[str, ...]:
-    """The kinds of references that adapters of these names read."""
+    """The kinds of references that adapters of these names read, and the reader."""
     moved = [VARIATIONS.get(kind_and_seed(name)[0], Variation()).moved for name in wanted]
-    return (*(["same"] if not all(moved) else []), *(["moved"] if any(moved) else []), "variant")
+    return ("same", *(["moved"] if any(moved) else []), "variant")
+
+
+def reads_places(kind: str) -> bool:
+    """Whether a kind has a query for every place, and references that show the subject where the target has it."""
+    variation = VARIATIONS.get(kind)
+    return variation is not None and variation.queries == GRID**2 and variation.learned and not variation.moved
 
 
 def ablated(kind: str) -> bool:

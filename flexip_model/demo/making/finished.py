@@ -25,6 +25,7 @@ from ..stages import export, vae
 from ..stages.base import Base
 from ..stages.encoders import DinoTrainer, SightTrainer, names_in_files
 from ..stages.networks import CLIP_VISION, ENCODER_SIDE, encoder_metadata
+from ..stages.reader import Reader
 from ..stages.sampling import sample
 from ..stages.vae import to_pixels
 from .pool import Encoding
@@ -34,7 +35,7 @@ STORE, TOKENIZER, TEXT = "store", "tokenizer", "text_encoder"
 """Folders in a work folder: the looks, CLIP's tokenizer files, the frozen text encoder in transformers' layout."""
 ADAPTERS = "adapters"
 """Its folder of adapter files."""
-NETWORKS = ("vae", "clip", "dino", "base")
+NETWORKS = ("vae", "clip", "dino", "base", "tokens")
 """Stages that make a network; each has a folder of its name."""
 EXPORTED = "flexip-seed1"
 """The adapter that ships."""
@@ -71,10 +72,17 @@ class Networks:
         self.base.to(device)
         self.vae: Any = (vae.build() if start_vae is None else vae.read(start_vae)).to(device)
         self.sight, self.dino = SightTrainer().to(device), DinoTrainer().to(device)
+        self.reader = Reader().to(device)
 
     def network(self, stage: str) -> nn.Module:
         """What a stage of `NETWORKS` makes."""
-        found: dict[str, nn.Module] = {"vae": self.vae, "clip": self.sight, "dino": self.dino, "base": self.base.unet}
+        found: dict[str, nn.Module] = {
+            "vae": self.vae,
+            "clip": self.sight,
+            "dino": self.dino,
+            "base": self.base.unet,
+            "tokens": self.reader,
+        }
         return found[stage]
 
     def load(self, stage: str) -> bool:

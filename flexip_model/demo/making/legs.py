@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import cached_property
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,13 @@ from ..scenes.words import LENGTH as TEXT_LENGTH
 from ..stages.kinds import kind_and_seed
 from ..stages.networks import ENCODER_SIDE
 from ..stages.sampling import sample
-from .adapting import before, references_of, train_adapters
+from .adapting import TOKENS, before, reads_places, references_of, train_adapters
 from .drawing import train_base
 from .finished import ADAPTERS, EXPORTED, STORE, TOKENIZER, Networks, export_model, need, save, weights_of
 from .pictures import Targets, train_dino, train_sight, train_vae
 from .plan import STAGES, Plan
 from .pool import Pool, fill
+from .reading import train_reader
 from .run import steps_of
 
 log = logging.getLogger(__name__)
@@ -187,6 +189,13 @@ class Legs:
     def _base(self) -> bool:
         return train_base(self.networks.base, self._pool(True), self.plan.base, self.work, self.deadline)
 
+    def _tokens(self) -> bool:
+        return train_reader(self.networks.reader, self._adapters_pool, self.plan.tokens, self.work, self.deadline)
+
+    @cached_property
+    def _adapters_pool(self) -> Pool:
+        return self._pool(False)
+
     def _pool(self, lessons: bool) -> Pool:
         kinds = () if lessons else references_of(self._missing())
         kept = self._kept(lessons)
@@ -228,7 +237,7 @@ class Legs:
         """Train the wanted adapters that have no file yet, and write theirs."""
         log.info(f"== adapters, {self._left()} of this leg left")
         networks, wanted = self.networks, self._missing()
-        pool = self._pool(False)
+        pool = self._adapters_pool
         black = torch.zeros(1, 3, ENCODER_SIDE, ENCODER_SIDE, device=self.device)
         null = {name: torch.zeros_like(value[:1]).float() for name, value in pool.references["variant"].items()}
         with torch.no_grad():
@@ -245,6 +254,7 @@ class Legs:
             name=run,
             deadline=self.deadline,
             start=self.start,
+            reader=networks.reader,
         )
         if adapters is None:
             return False
@@ -260,6 +270,8 @@ class Legs:
                     log.warning(f"{name} gets no dial: {error}")
         for name, adapter in adapters.items():
             training = {"adapter": taken[name], "before": before(name, self.start), "name": name}
+            if reads_places(kind_and_seed(name)[0]):
+                training |= steps_of(self.work, TOKENS)
             save(self.work / ADAPTERS / f"{name}.safetensors", adapter, encoders, training, dials.get(name, ()))
         if (self.work / ADAPTERS / f"{EXPORTED}.safetensors").exists():
             export_model(self.work, self.work / "model")  # what `evaluate-adapters` measures the others beside

@@ -12,7 +12,7 @@ from ...common.errors import FlexIPError
 from ..stages.kinds import CONFIGS, kind_and_seed
 from .stepper import Pace
 
-STAGES = ("vae", "clip", "dino", "base", "adapters")
+STAGES = ("vae", "clip", "dino", "base", "tokens", "adapters")
 """Of `train`, in order."""
 ABLATIONS = ("short", "no_s", "no_cls", "no_queries", "no_gate", "images", "variants")
 
@@ -34,7 +34,7 @@ class Plan:
 
     Attributes:
         names: how the text encoder is trained, on a processor, by a number of steps.
-        vae, clip, dino, base, adapters: how each of these is trained. Adapters share the time and the batches,
+        vae, clip, dino, base, tokens, adapters: how each of these is trained. Adapters share the time and the batches,
             which are small: they lacked steps, not samples, after 2,336 steps of 256.
         targets: painted for the encoders and adapters.
         lessons: painted for the base.
@@ -47,7 +47,8 @@ class Plan:
     clip: Pace = field(default_factory=lambda: Pace(40, 256, ema=0.995, warmup=50))
     dino: Pace = field(default_factory=lambda: Pace(50, 128, ema=0.995, warmup=50))
     base: Pace = field(default_factory=lambda: Pace(400, 512, lr=1.2e-3, warmup=300, ema=0.9995))
-    adapters: Pace = field(default_factory=lambda: Pace(640, 96, lr=5e-4, warmup=100))
+    tokens: Pace = field(default_factory=lambda: Pace(30, 64, warmup=30, ema=0.99))
+    adapters: Pace = field(default_factory=lambda: Pace(610, 96, lr=5e-4, warmup=100))
     targets: int = 100_000
     lessons: int = 300_000
     calibrated: int = 32

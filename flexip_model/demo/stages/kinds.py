@@ -15,7 +15,8 @@ from ...hosts.condition import Condition
 from ...method.adapters import Adapter, FlexIPAdapter, ReferenceFeatures, create_adapter
 from ...method.config import FlexIPConfig
 from ...method.gate import spread_gamma
-from .networks import ADAPTER, ENCODER_WIDTH, GRID, place_waves
+from .networks import ADAPTER, ENCODER_WIDTH, GRID
+from .reader import place_queries
 
 GAMMA_SPREAD = 1.0
 """The trainer's `gamma_spread`, as in the config `demo`."""
@@ -91,11 +92,7 @@ def new_adapter(name: str, unet: nn.Module) -> Adapter:
     variation = VARIATIONS.get(name)
     config = CONFIGS[name] if variation is None else replace(ADAPTER, queries=variation.queries)
     adapter = create_adapter(config)
-    side = round(config.queries**0.5)
-    queries = getattr(adapter, "queries", None)
-    if isinstance(queries, nn.Parameter) and side**2 == config.queries:
-        with torch.no_grad():
-            queries[0] += place_waves(side, config.width)
+    place_queries(adapter)
     adapter.copy_text_attention(unet)
     if variation is not None and not variation.s:
         silence(adapter)
