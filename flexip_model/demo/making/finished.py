@@ -35,8 +35,8 @@ STORE, TOKENIZER, TEXT = "store", "tokenizer", "text_encoder"
 """Folders in a work folder: the looks, CLIP's tokenizer files, the frozen text encoder in transformers' layout."""
 ADAPTERS = "adapters"
 """Its folder of adapter files."""
-NETWORKS = ("vae", "clip", "dino", "base", "tokens")
-"""Stages that make a network; each has a folder of its name."""
+NETWORKS = ("vae", "clip", "dino", "base", "tokens", "places")
+"""Stages that make a network; each has a folder of its name. `places` goes on with the base's."""
 EXPORTED = "flexip-seed1"
 """The adapter that ships."""
 DIAL_STEPS = 15
@@ -82,6 +82,7 @@ class Networks:
             "dino": self.dino,
             "base": self.base.unet,
             "tokens": self.reader,
+            "places": self.base.unet,
         }
         return found[stage]
 

@@ -34,6 +34,7 @@ from .adapting import TOKENS, before, reads_places, references_of, train_adapter
 from .drawing import train_base
 from .finished import ADAPTERS, EXPORTED, STORE, TOKENIZER, Networks, export_model, need, save, weights_of
 from .pictures import Targets, train_dino, train_sight, train_vae
+from .places import train_places
 from .plan import STAGES, Plan
 from .pool import Pool, fill
 from .reading import train_reader
@@ -125,8 +126,8 @@ class Legs:
                 if not getattr(self, f"_{stage}")():
                     return False
                 self.networks.finish(stage)
-                if stage == "base":
-                    self.sheet().save(self.work / "base" / "sheet.png")
+                if stage in ("base", "places"):
+                    self.sheet().save(self.work / stage / "sheet.png")
         return True
 
     def _left(self) -> str:
@@ -191,6 +192,10 @@ class Legs:
 
     def _tokens(self) -> bool:
         return train_reader(self.networks.reader, self._adapters_pool, self.plan.tokens, self.work, self.deadline)
+
+    def _places(self) -> bool:
+        networks, pool = self.networks, self._adapters_pool
+        return train_places(networks.base, networks.reader, pool, self.plan.places, self.work, self.deadline)
 
     @cached_property
     def _adapters_pool(self) -> Pool:

@@ -12,7 +12,7 @@ from ...common.errors import FlexIPError
 from ..stages.kinds import CONFIGS, kind_and_seed
 from .stepper import Pace
 
-STAGES = ("vae", "clip", "dino", "base", "tokens", "adapters")
+STAGES = ("vae", "clip", "dino", "base", "tokens", "places", "adapters")
 """Of `train`, in order."""
 ABLATIONS = ("short", "no_s", "no_cls", "no_queries", "no_gate", "images", "variants")
 
@@ -34,8 +34,8 @@ class Plan:
 
     Attributes:
         names: how the text encoder is trained, on a processor, by a number of steps.
-        vae, clip, dino, base, tokens, adapters: how each of these is trained. Adapters share the time and the batches,
-            which are small: they lacked steps, not samples, after 2,336 steps of 256.
+        vae, clip, dino, base, tokens, places, adapters: how each of these is trained. Adapters share the time and the
+            batches, which are small: they lacked steps, not samples, after 2,336 steps of 256.
         targets: painted for the encoders and adapters.
         lessons: painted for the base.
         calibrated: trained subjects on which a dial is measured.
@@ -48,7 +48,8 @@ class Plan:
     dino: Pace = field(default_factory=lambda: Pace(50, 128, ema=0.995, warmup=50))
     base: Pace = field(default_factory=lambda: Pace(400, 512, lr=1.2e-3, warmup=300, ema=0.9995))
     tokens: Pace = field(default_factory=lambda: Pace(30, 64, warmup=30, ema=0.99))
-    adapters: Pace = field(default_factory=lambda: Pace(610, 96, lr=5e-4, warmup=100))
+    places: Pace = field(default_factory=lambda: Pace(120, 96, lr=6e-4, warmup=100))
+    adapters: Pace = field(default_factory=lambda: Pace(490, 96, lr=5e-4, warmup=100))
     targets: int = 100_000
     lessons: int = 300_000
     calibrated: int = 32

@@ -27,12 +27,17 @@ class Reader(nn.Module):
         self.resampler_queries = adapter.resampler_queries
         self.read = nn.Linear(ADAPTER.width, 5)
 
+    def tokens(self, patches: Tensor) -> Tensor:
+        """P's queries of references' patches (n, 256, 128), (n, 256, 128)."""
+        tokens: Tensor = self.resampler_queries(
+            self.queries.expand(len(patches), -1, -1), self.project_retrieval(patches)
+        )
+        return tokens
+
     def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """What the queries say of every place of references, patches (n, 256, 128): latents (n, 4, 16, 16) and logits
         of the subject's share (n, 16, 16)."""
-        retrieved = self.project_retrieval(patches)
-        tokens = self.resampler_queries(self.queries.expand(len(patches), -1, -1), retrieved)
-        told = self.read(tokens).unflatten(1, (GRID, GRID)).permute(0, 3, 1, 2)
+        told = self.read(self.tokens(patches)).unflatten(1, (GRID, GRID)).permute(0, 3, 1, 2)
         return told[:, :4], told[:, 4]
 
     def losses(self, patches: Tensor, latents: Tensor, mask: Tensor) -> dict[str, Tensor]:
