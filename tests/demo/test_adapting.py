@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -12,10 +13,11 @@ import torch
 
 from flexip_model.common.errors import FlexIPError
 from flexip_model.demo.evaluation.shipped import Shipped
-from flexip_model.demo.making import adapting
+from flexip_model.demo.making import adapting, places
 from flexip_model.demo.making.adapting import Batches, before, begin_with, reads_places, references_of, stepper_of
 from flexip_model.demo.making.pool import Pool
 from flexip_model.demo.making.reading import train_reader
+from flexip_model.demo.making.run import RECORD
 from flexip_model.demo.making.stepper import Pace, shares_of
 from flexip_model.demo.scenes.drawn import LENGTH, REFERENCES
 from flexip_model.demo.stages.kinds import CONFIGS, VARIATIONS, condition_of, new_adapter
@@ -248,3 +250,23 @@ def test_kinds_whose_queries_have_no_place_begin_without_what_was_read() -> None
         "flexip", "flexip-short", "flexip-no_s", "flexip-no_cls", "flexip-no_gate", "flexip-no_strange",
         "flexip-images", "flexip-variants",
     }  # fmt: skip
+
+
+def test_a_base_that_learns_its_places_draws_as_before_without_a_reference(
+    shipped: Shipped, pool: Pool, tmp_path: Path, monkeypatch
+) -> None:
+    """Its first step's samples without a reference have no error, two shares train one network, and no adapter stays
+    in it."""
+    monkeypatch.setattr(places, "shares_of", lambda batch, threads: 2)
+    base, reader = copy.deepcopy(shipped.base), Reader()
+    first = (Pace(inf, 8, steps=1, lr=1e-9, warmup=1), tmp_path / "first")
+    later = (Pace(inf, 8, steps=3, lr=1e-3, warmup=1), tmp_path / "later")
+    for pace, work in (first, later):
+        assert places.train_places(base, reader, pool, pace, work, inf)
+    history = [json.loads((work / "places" / RECORD).read_text())["history"][0] for _, work in (first, later)]
+    assert history[0]["told"] < 1e-6 < 0.1 < history[0]["shown"]
+    assert history[1]["told"] > 1e-6
+    old, new = shipped.base.unet.state_dict(), base.unet.state_dict()
+    assert old.keys() == new.keys() and not torch.equal(old["conv_in.weight"], new["conv_in.weight"])
+    kinds = [[type(p) for p in b.unet.attn_processors.values()] for b in (shipped.base, base)]
+    assert kinds[0] == kinds[1]

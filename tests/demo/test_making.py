@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from flexip_model.common.errors import FlexIPError
+from flexip_model.demo.evaluation.rows import digest_of
 from flexip_model.demo.evaluation.shipped import Shipped, noises
 from flexip_model.demo.making import travel
-from flexip_model.demo.making.finished import NETWORKS, export_model, weights_of
+from flexip_model.demo.making.finished import NETWORKS, TEXT, TOKENIZER, export_model, is_done, weights_of
 from flexip_model.demo.making.legs import Legs
 from flexip_model.demo.making.plan import Plan, plan_of
 from flexip_model.demo.making.run import RECORD, Run
@@ -104,16 +106,22 @@ def test_what_comes_back_is_small_and_goes_on_elsewhere(trained: Path, tmp_path:
     sizes = [path.stat().st_size for path in returns.iterdir()]
     assert max(sizes) <= 4 * travel.MIB and sum(sizes) <= travel.MOST_RETURNED and len(sizes) > 10
     travel.take_returned(returns, tmp_path / "work")
-    for stage in NETWORKS:
+    for stage in set(NETWORKS) - {"base"}:  # what went on from the base stands for it
         assert weights_of(tmp_path / "work", stage).read_bytes() == weights_of(trained, stage).read_bytes()
+    assert not weights_of(tmp_path / "work", "base").exists() and is_done(tmp_path / "work", "base")
+    for name in (TOKENIZER, TEXT):
+        shutil.copytree(trained / name, tmp_path / "work" / name)
+    export_model(trained, tmp_path / "one")
+    export_model(tmp_path / "work", tmp_path / "other")
+    assert digest_of(tmp_path / "one") == digest_of(tmp_path / "other")
     assert not list((tmp_path / "work").rglob("states-*"))
-    part = next(path for path in returns.iterdir() if "base--weights" in path.name)
+    part = next(path for path in returns.iterdir() if "places--weights" in path.name)
     part.write_bytes(b"x" + part.read_bytes()[1:])
-    with pytest.raises(FlexIPError, match="base/weights.safetensors in .* is damaged"):
-        travel.take_returned(returns, tmp_path / "other")
+    with pytest.raises(FlexIPError, match="places/weights.safetensors in .* is damaged"):
+        travel.take_returned(returns, tmp_path / "damaged")
     part.unlink()
     with pytest.raises(FlexIPError, match="copy the whole folder back"):
-        travel.take_returned(returns, tmp_path / "other")
+        travel.take_returned(returns, tmp_path / "damaged")
     with pytest.raises(FlexIPError, match=r"has no returns.json"):
         travel.take_returned(tmp_path, tmp_path / "other")
 
@@ -123,7 +131,7 @@ def test_what_has_no_room_is_told_and_the_networks_come_first(trained: Path, tmp
     left_out = travel.write_returns(trained, tmp_path, WANTED)
     assert "adapters/flexip-no_s-seed1.safetensors" in left_out and "adapters/flexip-seed1.safetensors" not in left_out
     listed = json.loads((tmp_path / travel.LIST).read_text())
-    assert {f"{stage}/weights.safetensors" for stage in NETWORKS} <= set(listed)
+    assert {f"{stage}/weights.safetensors" for stage in NETWORKS if stage != "base"} <= set(listed)
 
 
 def test_a_machine_trains_from_what_was_brought_alone(work: Path, tmp_path: Path, monkeypatch) -> None:

@@ -49,6 +49,11 @@ def weights_of(work: Path, stage: str) -> Path:
     return work / stage / "weights.safetensors"
 
 
+def is_done(work: Path, stage: str) -> bool:
+    """Whether a stage's network is finished; what `places` made stands for the base too, with which it went on."""
+    return weights_of(work, stage).exists() or (stage == "base" and weights_of(work, "places").exists())
+
+
 class Networks:
     """The small model's networks on a device.
 
@@ -187,7 +192,8 @@ def export_model(work: Path, out: Path, name: str = EXPORTED) -> None:
     networks = Networks(work, torch.device("cpu"))
     path = work / ADAPTERS / f"{name}.safetensors"
     for stage in NETWORKS:
-        need(weights_of(work, stage), "train")
+        if not is_done(work, stage):
+            need(weights_of(work, stage), "train")
         networks.load(stage)
     need(path, "train")
     info, tensors = load_adapter_file(path)

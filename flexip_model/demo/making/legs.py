@@ -32,7 +32,7 @@ from ..stages.networks import ENCODER_SIDE
 from ..stages.sampling import sample
 from .adapting import TOKENS, before, reads_places, references_of, train_adapters
 from .drawing import train_base
-from .finished import ADAPTERS, EXPORTED, STORE, TOKENIZER, Networks, export_model, need, save, weights_of
+from .finished import ADAPTERS, EXPORTED, STORE, TOKENIZER, Networks, export_model, is_done, need, save, weights_of
 from .pictures import Targets, train_dino, train_sight, train_vae
 from .places import train_places
 from .plan import STAGES, Plan
@@ -121,7 +121,9 @@ class Legs:
             if stage == "adapters":
                 if not self._is_done(stage) and not self._adapters():
                     return False
-            elif not self.networks.load(stage):
+            elif self._is_done(stage):
+                self.networks.load(stage)
+            else:
                 log.info(f"== {stage}, {self._left()} of this leg left")
                 if not getattr(self, f"_{stage}")():
                     return False
@@ -137,7 +139,7 @@ class Legs:
     def _is_done(self, stage: str) -> bool:
         if stage == "adapters":
             return not self._missing()
-        return weights_of(self.work, stage).exists()
+        return is_done(self.work, stage)
 
     def _missing(self) -> list[str]:
         """The wanted adapters that have no file yet."""

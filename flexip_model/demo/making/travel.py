@@ -113,6 +113,8 @@ def _finished(work: Path, wanted: Sequence[str]) -> list[Path]:
     networks = [weights_of(work, stage) for stage in NETWORKS]
     made = [path for path in networks if path.exists()]
     found = [p for path in made for p in (path, path.with_name(RECORD), path.with_name("sheet.png")) if p.exists()]
+    if weights_of(work, "places").exists():  # stands for both
+        found = [path for path in found if path != weights_of(work, "base")]
     adapters = {path.stem: path for path in sorted((work / ADAPTERS).glob("*.safetensors"))}
     order = [*(name for name in wanted if name in adapters), *(name for name in adapters if name not in wanted)]
     runs = sorted((work / ADAPTERS).glob(f"run-*/{RECORD}")) if adapters else []
