@@ -13,7 +13,7 @@ from ..common.extras import need
 log = logging.getLogger(__name__)
 
 MAKE = ("data", "names", "train", "export", "evaluate")
-OTHERS = ("bring", "check", "heldout", "scenes", "evaluate-adapters")
+OTHERS = ("bring", "check", "heldout", "scenes", "evaluate-adapters", "probe")
 WORK = Path.home() / ".cache" / "flexip" / "demo-model"
 """Outside the clone, so that a new clone goes on from the same downloads and states."""
 
@@ -29,7 +29,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "on record; `heldout` draws the list of held-out drawings from the data anew, into the work folder; "
         "`scenes` writes drawn scenes with captions as a data folder, for trying `train`; "
         "`evaluate-adapters` measures several adapters beside one base, without a network and on a card where there "
-        "is one",
+        "is one; `probe` tells where a likeness is lost on its way from the reference to the picture",
     )
     parser.add_argument(
         "--work", type=Path, default=WORK, help="folder for downloads, data and states (default: %(default)s)"
@@ -93,7 +93,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.stage == "evaluate-adapters":
         _evaluate_adapters(options)
         return
-    if options.stage in ("make", "data", "export", "evaluate", "check"):
+    if options.stage in ("make", "data", "export", "evaluate", "check", "probe"):
         need("making the model", {"PIL": "pillow", "resvg_py": "resvg-py"})
     if options.stage in ("make", "evaluate", "check"):
         need("measuring the model", {name: name for name in ("matplotlib", "scipy", "torchvision")}, "eval")
@@ -132,6 +132,8 @@ def _run(options: argparse.Namespace) -> None:
             if options.out is None or options.groups < 1:
                 raise FlexIPError("scenes needs --out FOLDER, where it writes, and at least 1 of --groups")
             workshop.scenes(options.groups)
+        elif stage == "probe":
+            workshop.probe()
         elif stage == "heldout":
             log.info(f"{workshop.heldout()}")
         else:

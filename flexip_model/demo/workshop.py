@@ -63,6 +63,15 @@ class Workshop:
         need(self.work / STORE / INDEX, "data")
         write_dataset(Composer(Store.open(self.work / STORE).split(heldout=False)), self.out, groups)
 
+    def probe(self) -> None:
+        """Tell what linear readers make of the parts of the exported model; see `evaluation.probes`."""
+        from .evaluation.probes import probe, report
+        from .making.finished import STORE, need
+        from .scenes.store import INDEX
+
+        need(self.work / STORE / INDEX, "data")
+        log.info(report(probe(self.out, self.work / STORE)))
+
     def names(self) -> None:
         """The text encoder, written in fp16 as it ships."""
         import torch
