@@ -196,8 +196,8 @@ class Legs:
         return train_reader(self.networks.reader, self._adapters_pool, self.plan.tokens, self.work, self.deadline)
 
     def _places(self) -> bool:
-        networks, pool = self.networks, self._adapters_pool
-        return train_places(networks.base, networks.reader, pool, self.plan.places, self.work, self.deadline)
+        base, pool = self.networks.base, self._adapters_pool
+        return train_places(base, pool, self.plan.places, self.work, self.deadline)
 
     @cached_property
     def _adapters_pool(self) -> Pool:
