@@ -27,7 +27,7 @@ from .stepper import Pace, Stepper, Tensors, one_thread_each, shares_of
 
 EMPTY = 0.1
 """Share of empty prompts, for guidance."""
-TOLD = 0.1
+TOLD = 0.3
 """Weight of the places in the loss, beside that of the pictures."""
 LAYERS = "attn2.to_q"
 SMALLEST = 4

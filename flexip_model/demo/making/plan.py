@@ -48,8 +48,8 @@ class Plan:
     dino: Pace = field(default_factory=lambda: Pace(50, 128, ema=0.995, warmup=50))
     base: Pace = field(default_factory=lambda: Pace(400, 512, lr=1.2e-3, warmup=300, ema=0.9995))
     tokens: Pace = field(default_factory=lambda: Pace(30, 64, warmup=30, ema=0.99))
-    places: Pace = field(default_factory=lambda: Pace(120, 96, lr=6e-4, warmup=100))
-    adapters: Pace = field(default_factory=lambda: Pace(490, 96, lr=5e-4, warmup=100))
+    places: Pace = field(default_factory=lambda: Pace(60, 96, lr=6e-4, warmup=100, ema=0.99))
+    adapters: Pace = field(default_factory=lambda: Pace(550, 96, lr=5e-4, warmup=100))
     targets: int = 100_000
     lessons: int = 300_000
     calibrated: int = 32
