@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,7 +24,7 @@ from ..stages.reader import Reader
 from .drawing import Noise, weighted_errors
 from .pool import Pool
 from .run import Run
-from .stepper import Pace, Stepper, Tensors, one_thread_each, parameters, shares_of
+from .stepper import Pace, Stepper, Tensors, one_thread_each, parameters, shares_of, twins
 
 TOKENS = "tokens"
 """Of an adapter's training: how its way to P's queries was trained before."""
@@ -132,8 +131,8 @@ def stepper_of(
         of_images = (error * ~variant).sum() / (~variant).sum().clamp(min=1)
         return {"loss": error.mean(), "image": of_images, "variant": of_variants}
 
-    unets = [copy.deepcopy(base.unet).requires_grad_(False).eval() for _ in range(shares)]
-    loss, *also = (partial(loss_of, unet, inject(unet, adapter)) for unet in unets)
+    base.unet.requires_grad_(False).eval()
+    loss, *also = (partial(loss_of, unet, inject(unet, adapter)) for unet in twins(base.unet, shares))
     return adapter, Stepper(parameters(adapter), loss, batches.inputs, pace, also=also)
 
 

@@ -23,7 +23,7 @@ from ..stages.networks import GRID, TEXT_WIDTH, place_waves
 from .drawing import Noise, weighted_errors
 from .pool import Pool
 from .run import Run
-from .stepper import Pace, Stepper, Tensors, one_thread_each, shares_of
+from .stepper import Pace, Stepper, Tensors, one_thread_each, shares_of, twins
 
 EMPTY = 0.1
 """Share of empty prompts, for guidance."""
@@ -109,9 +109,7 @@ def train_places(base: Base, pool: Pool, pace: Pace, work: Path, deadline: float
         return {"loss": picture + TOLD * told, "picture": picture, "places": told}
 
     with one_thread_each(device) as threads:
-        # Copies of the network with the same parameters, since each has the queries of its own share.
-        shared = {id(parameter): parameter for parameter in unet.parameters()}
-        networks = [copy.deepcopy(unet, dict(shared)) for _ in range(shares_of(batch, threads))]
+        networks = twins(unet, shares_of(batch, threads))
         loss, *also = (partial(loss_of, network, watch(network)) for network in networks)
         trained = {**{f"unet.{n}": p for n, p in unet.named_parameters()}, **dict(places.named_parameters())}
         stepper = Stepper(trained, loss, inputs, pace, also=also)

@@ -7,12 +7,14 @@ processor the same step runs as it is.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -231,6 +233,11 @@ def shares_of(batch: int, threads: int) -> int:
     """How many shares of even size a batch has for so many threads: on two cores two threads with a share each make 25
     samples a second, and go on at half of it beside other work, where two that share each operation make one."""
     return max(count for count in range(1, threads + 1) if count == 1 or batch % (2 * count) == 0)
+
+
+def twins(network: nn.Module, count: int) -> list[Any]:
+    """Copies of a network with its own parameters: what is hooked or injected into one is not in the others."""
+    return [copy.deepcopy(network, {id(p): p for p in network.parameters()}) for _ in range(count)]
 
 
 @contextlib.contextmanager
