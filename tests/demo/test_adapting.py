@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -22,6 +23,7 @@ from flexip_model.demo.making.stepper import Pace, shares_of
 from flexip_model.demo.scenes.drawn import LENGTH, REFERENCES
 from flexip_model.demo.stages.kinds import CONFIGS, VARIATIONS, condition_of, new_adapter
 from flexip_model.demo.stages.networks import place_waves
+from flexip_model.demo.stages.queries import Keys, Places, own_cells
 from flexip_model.demo.stages.reader import Reader
 from flexip_model.files.adapter_file import load_adapter_file, save_adapter
 from flexip_model.hosts.condition import Condition
@@ -171,7 +173,7 @@ def test_an_adapter_goes_on_from_a_file(shipped: Shipped, pool: Pool, null, tmp_
     _, weights = load_adapter_file(DEMO / "flexip_demo.safetensors")
     start = tmp_path / "flexip-seed1.safetensors"
     start.write_bytes((DEMO / "flexip_demo.safetensors").read_bytes())
-    begin = partial(begin_with, path=start, reader=None)
+    begin = partial(begin_with, path=start, taught=None)
     adapter, stepper = stepper_of("flexip", shipped.base, batches, Pace(1, 2), 1, begin)
     assert all(torch.equal(value, weights[name].float()) for name, value in adapter.state_dict().items())
     assert all(torch.equal(a, w) for a, w in zip(stepper.averaged, stepper.weights, strict=True))
@@ -240,7 +242,7 @@ def test_what_was_read_is_what_an_adapter_begins_with(shipped: Shipped, pool: Po
         new = new_adapter("flexip", shipped.base.unet).half().float()  # as a file has it
         save_adapter(path, new.config, new.state_dict(), training={"trained": True, **training})
         begun = new_adapter("flexip", shipped.base.unet)
-        begin_with(begun, path, reader)
+        begin_with(begun, path, reader.give)
         assert torch.equal(begun.queries, reader.queries) == takes
         assert torch.equal(begun.queries, new.queries) != takes
         assert torch.equal(begun.project_text.weight, new.project_text.weight)
@@ -272,17 +274,53 @@ def test_a_base_learns_its_places_and_draws_as_before(
     assert not any(module._forward_hooks for module in base.unet.modules())
 
 
-def test_queries_that_hold_their_place_have_no_error() -> None:
-    class Layers(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attn2 = torch.nn.ModuleDict({"to_q": torch.nn.Linear(3, 24)})
-
-    told = places.Places(Layers())
+def test_queries_that_hold_their_place_have_no_error(shipped: Shipped) -> None:
+    told = Places(shipped.base.unet)
     with torch.no_grad():
-        told.read["attn2_to_q"].weight.copy_(torch.eye(24))
-        told.read["attn2_to_q"].bias.zero_()
-    waves = place_waves(16, 24)
-    waves = (waves - waves.mean(0)) / waves.std(0, correction=0)
-    assert float(told({"attn2_to_q": waves[None]})) < 1e-9
-    assert float(told({"attn2_to_q": torch.zeros(1, 256, 24)})) == pytest.approx(1, abs=1e-5)
+        for read in told.read.values():
+            read.weight.zero_()
+            read.bias.zero_()
+            read.weight[:24, :24] = torch.eye(24)
+    sides = {name: {48: 16, 128: 8}[read.in_features] for name, read in told.read.items() if read.in_features != 64}
+    queries = {name: torch.zeros(1, 4, read.in_features) for name, read in told.read.items()}  # too coarse to tell
+    for name, side in sides.items():
+        queries[name] = torch.zeros(1, side**2, told.read[name].in_features)
+    assert float(told(queries)) == pytest.approx(1, abs=1e-5)
+    for name, side in sides.items():
+        waves = place_waves(side, 4 * min(6, side // 2))
+        queries[name][0, :, : waves.shape[1]] = (waves - waves.mean(0)) / waves.std(0, correction=0)
+    assert float(told(queries)) < 1e-9
+
+
+def test_keys_that_are_found_by_their_place_have_no_error(shipped: Shipped) -> None:
+    keys = Keys()
+    keys.begin(shipped.base.unet)
+    own = own_cells(8)
+    assert own.shape == (64, 256) and torch.equal(own.sum(1), torch.ones(64))
+    assert own[9].nonzero().flatten().tolist() == [34, 35, 50, 51] and own.max() == 0.25
+    tokens = torch.zeros(1, 256, 128)
+    queries = {name: torch.zeros(1, 4, 64) for name in keys.to_k}
+    name = next(n for n, layer in keys.to_k.items() if layer.out_features == 128)
+    queries[name] = torch.zeros(1, 64, 128)
+    assert float(keys(queries, tokens)) == pytest.approx(math.log(256 / 4), abs=1e-5)  # all alike
+    # The row and column in each of two heads, as waves that a key of the same place has too.
+    waves = place_waves(8, 16)
+    tokens[0, :, :16] = waves.view(8, 1, 8, 1, 16).expand(8, 2, 8, 2, 16).reshape(256, 16)
+    with torch.no_grad():
+        keys.to_k[name].weight.zero_()
+        for head in (0, 64):
+            keys.to_k[name].weight[head : head + 16, :16] = torch.eye(16)
+            queries[name][0, :, head : head + 16] = 2000 * waves
+    assert float(keys(queries, tokens)) < 0.1
+
+
+def test_keys_learn_to_be_found(shipped: Shipped, pool: Pool, tmp_path: Path) -> None:
+    reader, keys = Reader(), Keys()
+    pace = Pace(inf, 2, steps=12, lr=3e-3, warmup=1, ema=0.1)
+    assert places.train_keys(shipped.base, reader, keys, pool, pace, tmp_path, inf)
+    adapter = new_adapter("flexip", shipped.base.unet)
+    before = {name: value.clone() for name, value in adapter.state_dict().items()}
+    keys.give(adapter)
+    changed = {name for name, value in adapter.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all(name.endswith("attn2.preservation.to_k.weight") for name in changed)
+    assert not any(module._forward_hooks for module in shipped.base.unet.modules())

@@ -21,7 +21,7 @@ WANTED = ("flexip-seed1", "ip-adapter-seed1", "ip-adapter-plus-seed1", "flexip-n
 
 def tiny_plan(**changes) -> Plan:
     """One step of two samples each, eight targets, and changes as `--plan` takes them."""
-    paces = dict.fromkeys(("names", "vae", "clip", "dino", "base", "tokens", "places", "adapters"), STEPS)
+    paces = dict.fromkeys(("names", "vae", "clip", "dino", "base", "tokens", "places", "keys", "adapters"), STEPS)
     paces["base"] = {**STEPS, "steps": 3, "lr": 0.02}
     plan = {**paces, "targets": 8, "lessons": 8, "calibrated": 1, "wanted": list(WANTED)}
     for key, value in changes.items():

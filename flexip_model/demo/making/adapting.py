@@ -20,7 +20,6 @@ from ..scenes.words import LENGTH as TEXT_LENGTH
 from ..stages.base import Base
 from ..stages.kinds import VARIATIONS, Variation, condition_of, kind_and_seed, new_adapter, strangers
 from ..stages.networks import GRID, TEXT_WIDTH
-from ..stages.reader import Reader
 from .drawing import Noise, weighted_errors
 from .pool import Pool
 from .run import Run
@@ -150,15 +149,15 @@ def before(name: str, start: Path | None) -> list[dict[str, int]]:
     return [*told.get("before", []), told["adapter"]]
 
 
-def begin_with(adapter: Any, path: Path | None, reader: Reader | None) -> None:
-    """Give an adapter the weights of a file, and the reader's way to P's queries where the file tells of none.
+def begin_with(adapter: Any, path: Path | None, taught: Callable[[Any], None] | None) -> None:
+    """Give an adapter the weights of a file, and what was trained of P before where the file tells of none of it.
 
     Raises:
         FlexIPError: the file is of another kind or size.
     """
-    read = path is not None and _begin_from(adapter, path).get(TOKENS)
-    if reader is not None and not read:
-        reader.give(adapter)
+    has_it = path is not None and _begin_from(adapter, path).get(TOKENS)
+    if taught is not None and not has_it:
+        taught(adapter)
 
 
 def _begin_from(adapter: Adapter, path: Path) -> dict[str, Any]:
@@ -180,7 +179,7 @@ def train_adapters(
     name: str,
     deadline: float,
     start: Path | None = None,
-    reader: Reader | None = None,
+    taught: Callable[[Any], None] | None = None,
 ) -> dict[str, Adapter] | None:
     """Train adapters named KIND-seedN; the ablations end at `ABLATED` of the time. None if the leg ended first.
 
@@ -188,7 +187,8 @@ def train_adapters(
         null: the features of no reference, one row each.
         name: of the run in `work`.
         start: a folder; an adapter whose file lies there begins from it.
-        reader: adapters of FlexIP begin with its way to P's queries, where they have as many in the same places.
+        taught: gives adapters of FlexIP the way to P's queries, and P's keys, that were trained before, where they have
+            as many queries in the same places.
     """
     seeds = sorted({kind_and_seed(one)[1] for one in wanted})
     base.requires_grad_(False).eval()
@@ -200,7 +200,7 @@ def train_adapters(
         for one in wanted:
             kind, seed = kind_and_seed(one)
             own = replace(pace, until=ABLATED if ablated(kind) else 1.0)
-            begin = partial(begin_with, path=_start_of(one, start), reader=reader if reads_places(kind) else None)
+            begin = partial(begin_with, path=_start_of(one, start), taught=taught if reads_places(kind) else None)
             adapters[one], steppers[one] = stepper_of(
                 kind, base, batches[seed], own, seed, begin, shares_of(pace.batch, threads)
             )

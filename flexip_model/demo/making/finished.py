@@ -16,7 +16,7 @@ from ...encoders.weights import Spec
 from ...files.adapter_file import load_adapter_file, save_adapter
 from ...files.safefile import load_tensors, write_tensors
 from ...images.preprocess import CLIP_MEAN, CLIP_STD
-from ...method.adapters import Adapter
+from ...method.adapters import Adapter, FlexIPAdapter
 from ...train.calibrate import GATES, calibration_curve, picture_changes
 from ..scenes.compose import ON_WHITE, Composer
 from ..scenes.sources import PACKAGES
@@ -25,6 +25,7 @@ from ..stages import export, vae
 from ..stages.base import Base
 from ..stages.encoders import DinoTrainer, SightTrainer, names_in_files
 from ..stages.networks import CLIP_VISION, ENCODER_SIDE, encoder_metadata
+from ..stages.queries import Keys
 from ..stages.reader import Reader
 from ..stages.sampling import sample
 from ..stages.vae import to_pixels
@@ -35,7 +36,7 @@ STORE, TOKENIZER, TEXT = "store", "tokenizer", "text_encoder"
 """Folders in a work folder: the looks, CLIP's tokenizer files, the frozen text encoder in transformers' layout."""
 ADAPTERS = "adapters"
 """Its folder of adapter files."""
-NETWORKS = ("vae", "clip", "dino", "base", "tokens", "places")
+NETWORKS = ("vae", "clip", "dino", "base", "tokens", "places", "keys")
 """Stages that make a network; each has a folder of its name. `places` goes on with the base's."""
 EXPORTED = "flexip-seed1"
 """The adapter that ships."""
@@ -77,7 +78,7 @@ class Networks:
         self.base.to(device)
         self.vae: Any = (vae.build() if start_vae is None else vae.read(start_vae)).to(device)
         self.sight, self.dino = SightTrainer().to(device), DinoTrainer().to(device)
-        self.reader = Reader().to(device)
+        self.reader, self.keys = Reader().to(device), Keys().to(device)
 
     def network(self, stage: str) -> nn.Module:
         """What a stage of `NETWORKS` makes."""
@@ -88,6 +89,7 @@ class Networks:
             "base": self.base.unet,
             "tokens": self.reader,
             "places": self.base.unet,
+            "keys": self.keys,
         }
         return found[stage]
 
@@ -116,6 +118,11 @@ class Networks:
         clip = ClipEncoder(Spec(meta["name"], CLIP_VISION, ENCODER_SIDE, CLIP_MEAN, CLIP_STD))
         clip.visual = self.sight.visual
         return Encoding(self.vae, clip.to(self.device).eval(), self.dino.encoder)
+
+    def teach(self, adapter: FlexIPAdapter) -> None:
+        """Give an adapter what was learned of P before adapters train."""
+        self.reader.give(adapter)
+        self.keys.give(adapter)
 
     def write_base(self, folder: Path) -> export.Encoders:
         """Write all but the adapter as it ships; see `export.write_base`."""

@@ -34,7 +34,7 @@ from .adapting import TOKENS, before, reads_places, references_of, train_adapter
 from .drawing import train_base
 from .finished import ADAPTERS, EXPORTED, STORE, TOKENIZER, Networks, export_model, is_done, need, save, weights_of
 from .pictures import Targets, train_dino, train_sight, train_vae
-from .places import train_places
+from .places import train_keys, train_places
 from .plan import STAGES, Plan
 from .pool import Pool, fill
 from .reading import train_reader
@@ -199,6 +199,10 @@ class Legs:
         base, pool = self.networks.base, self._adapters_pool
         return train_places(base, pool, self.plan.places, self.work, self.deadline)
 
+    def _keys(self) -> bool:
+        networks, pool, pace = self.networks, self._adapters_pool, self.plan.keys
+        return train_keys(networks.base, networks.reader, networks.keys, pool, pace, self.work, self.deadline)
+
     @cached_property
     def _adapters_pool(self) -> Pool:
         return self._pool(False)
@@ -261,7 +265,7 @@ class Legs:
             name=run,
             deadline=self.deadline,
             start=self.start,
-            reader=networks.reader,
+            taught=networks.teach,
         )
         if adapters is None:
             return False
@@ -278,7 +282,7 @@ class Legs:
         for name, adapter in adapters.items():
             training = {"adapter": taken[name], "before": before(name, self.start), "name": name}
             if reads_places(kind_and_seed(name)[0]):
-                training |= steps_of(self.work, TOKENS)
+                training |= {**steps_of(self.work, TOKENS), **steps_of(self.work, "keys")}
             save(self.work / ADAPTERS / f"{name}.safetensors", adapter, encoders, training, dials.get(name, ()))
         if (self.work / ADAPTERS / f"{EXPORTED}.safetensors").exists():
             export_model(self.work, self.work / "model")  # what `evaluate-adapters` measures the others beside

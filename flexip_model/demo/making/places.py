@@ -1,10 +1,13 @@
-"""The base learns where its places are, for whatever adapter will be trained beside it.
+"""The base learns where its places are, for whatever adapter will be trained beside it; then P's keys are found there.
 
 An adapter has keys and values of its own, and the base's queries. Those of a base that only ever read words do not tell
 left from right (`demo-model probe`), so no adapter could put a part of the reference where it belongs. Here every
 cross-attention layer's queries learn to tell their row and column through a linear layer, thrown away afterwards, while
 the UNet draws what it drew before. No reference takes part, so all kinds of adapters begin alike. Our choice: Stable
 Diffusion's UNet was trained on a thousand times the data.
+
+Then FlexIP's keys: those of each of P's queries learn to be found by the frozen base's query of the same place.
+Attention that is spread over all places gives keys hardly a gradient, and values nothing to say.
 """
 
 from __future__ import annotations
@@ -12,67 +15,24 @@ from __future__ import annotations
 import copy
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..scenes.words import LENGTH as TEXT_LENGTH
 from ..stages.base import Base
-from ..stages.networks import GRID, TEXT_WIDTH, place_waves
+from ..stages.networks import ENCODER_WIDTH, GRID, TEXT_WIDTH
+from ..stages.queries import Keys, Places, Watched
+from ..stages.reader import Reader
 from .drawing import Noise, weighted_errors
 from .pool import Pool
 from .run import Run
-from .stepper import Pace, Stepper, Tensors, one_thread_each, shares_of, twins
+from .stepper import Pace, Stepper, Tensors, one_thread_each, parameters, shares_of, twins
 
 EMPTY = 0.1
 """Share of empty prompts, for guidance."""
 TOLD = 0.3
 """Weight of the places in the loss, beside that of the pictures."""
-LAYERS = "attn2.to_q"
-SMALLEST = 4
-"""Places in a row from which a layer must tell them."""
-FREQUENCIES = 6
-"""Of the waves that a query must tell of its row, and of its column, at most: as many as a head of the finest layers
-has room for."""
-
-
-class Places(nn.Module):
-    """The linear layers that read the queries of a UNet's cross-attention."""
-
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.read = nn.ModuleDict(
-            {key: nn.Linear(layer.out_features, 4 * FREQUENCIES) for key, layer in _layers(unet).items()}
-        )
-
-    def forward(self, queries: dict[str, Tensor]) -> Tensor:
-        """Queries (n, N, w) of every layer to the mean squared error of what they tell, 1 where they tell nothing."""
-        errors = []
-        for key, read in self.read.items():
-            side = round(queries[key].shape[1] ** 0.5)
-            if side < SMALLEST:
-                continue
-            waves = place_waves(side, 4 * min(FREQUENCIES, side // 2)).to(queries[key])
-            waves = (waves - waves.mean(0)) / waves.std(0, correction=0)
-            errors.append((read(queries[key])[..., : waves.shape[1]] - waves).square().mean())
-        return torch.stack(errors).mean()
-
-
-def watch(unet: nn.Module) -> dict[str, Tensor]:
-    """What holds, after each run of the UNet, the queries of its cross-attention, layer by layer."""
-    found: dict[str, Tensor] = {}
-    for key, layer in _layers(unet).items():
-
-        def note(_layer: nn.Module, _given: tuple[Tensor, ...], made: Tensor, key: str = key) -> None:
-            found[key] = made
-
-        layer.register_forward_hook(note)
-    return found
-
-
-def _layers(unet: nn.Module) -> dict[str, Any]:
-    return {name.replace(".", "_"): layer for name, layer in unet.named_modules() if name.endswith(LAYERS)}
 
 
 def train_places(base: Base, pool: Pool, pace: Pace, work: Path, deadline: float) -> bool:
@@ -110,10 +70,44 @@ def train_places(base: Base, pool: Pool, pace: Pace, work: Path, deadline: float
 
     with one_thread_each(device) as threads:
         networks = twins(unet, shares_of(batch, threads))
-        loss, *also = (partial(loss_of, network, watch(network)) for network in networks)
+        loss, *also = (partial(loss_of, network, Watched(network)) for network in networks)
         trained = {**{f"unet.{n}": p for n, p in unet.named_parameters()}, **dict(places.named_parameters())}
         stepper = Stepper(trained, loss, inputs, pace, also=also)
         done = Run("places", work, {"places": stepper}, refill, pace=pace, deadline=deadline).go()
+    if done:
+        stepper.use_average()
+    return done
+
+
+def train_keys(base: Base, reader: Reader, keys: Keys, pool: Pool, pace: Pace, work: Path, deadline: float) -> bool:
+    """Train the keys of the finished reader's tokens beside the finished base; False if the leg ended first."""
+    device, batch = pool.latents.device, pace.batch
+    for frozen in (base, reader):
+        frozen.requires_grad_(False).eval()
+    keys.begin(base.unet)
+    keys.requires_grad_(True).train()
+    noise, found = Noise(device), Watched(base.unet)
+    tokens = torch.zeros(batch, GRID**2, ENCODER_WIDTH, device=device)
+    inputs: dict[str, Tensor] = {"tokens": tokens}
+
+    @torch.no_grad()
+    def refill(_turn: int) -> None:
+        picked = torch.randint(len(pool), (batch,), device=device)
+        noisy, _, steps = noise(pool.latents[picked].float())
+        base.unet(noisy, steps, base.read(pool.prompts(picked, torch.zeros_like(picked).bool(), TEXT_LENGTH)))
+        tokens.copy_(reader.tokens(pool.references["same"]["patches"][picked].float()))
+        for name, queries in found.items():
+            if name in inputs:
+                inputs[name].copy_(queries)
+            else:
+                inputs[name] = queries
+
+    def loss(i: Tensors) -> dict[str, Tensor]:
+        return {"loss": keys({name: value for name, value in i.items() if name != "tokens"}, i["tokens"])}
+
+    stepper = Stepper(parameters(keys), loss, inputs, pace)
+    done = Run("keys", work, {"keys": stepper}, refill, pace=pace, deadline=deadline).go()
+    found.stop()
     if done:
         stepper.use_average()
     return done

@@ -12,7 +12,7 @@ from ...common.errors import FlexIPError
 from ..stages.kinds import CONFIGS, kind_and_seed
 from .stepper import Pace
 
-STAGES = ("vae", "clip", "dino", "base", "tokens", "places", "adapters")
+STAGES = ("vae", "clip", "dino", "base", "tokens", "places", "keys", "adapters")
 """Of `train`, in order."""
 ABLATIONS = ("short", "no_s", "no_cls", "no_queries", "no_gate", "images", "variants")
 
@@ -34,8 +34,8 @@ class Plan:
 
     Attributes:
         names: how the text encoder is trained, on a processor, by a number of steps.
-        vae, clip, dino, base, tokens, places, adapters: how each of these is trained. Adapters share the time and the
-            batches, which are small: they lacked steps, not samples, after 2,336 steps of 256.
+        vae, clip, dino, base, tokens, places, keys, adapters: how each of these is trained. Adapters share the time and
+            the batches, which are small: they lacked steps, not samples, after 2,336 steps of 256.
         targets: painted for the encoders and adapters.
         lessons: painted for the base.
         calibrated: trained subjects on which a dial is measured.
@@ -49,7 +49,8 @@ class Plan:
     base: Pace = field(default_factory=lambda: Pace(400, 512, lr=1.2e-3, warmup=300, ema=0.9995))
     tokens: Pace = field(default_factory=lambda: Pace(30, 64, warmup=30, ema=0.99))
     places: Pace = field(default_factory=lambda: Pace(60, 96, lr=6e-4, warmup=100, ema=0.99))
-    adapters: Pace = field(default_factory=lambda: Pace(550, 96, lr=5e-4, warmup=100))
+    keys: Pace = field(default_factory=lambda: Pace(10, 16, lr=3e-3, warmup=20, decay_from=0.6, ema=0.95))
+    adapters: Pace = field(default_factory=lambda: Pace(540, 96, lr=5e-4, warmup=100))
     targets: int = 100_000
     lessons: int = 300_000
     calibrated: int = 32
