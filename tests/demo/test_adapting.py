@@ -23,7 +23,7 @@ from flexip_model.demo.making.stepper import Pace, shares_of
 from flexip_model.demo.scenes.drawn import LENGTH, REFERENCES
 from flexip_model.demo.stages.kinds import CONFIGS, VARIATIONS, condition_of, new_adapter
 from flexip_model.demo.stages.networks import place_waves
-from flexip_model.demo.stages.queries import Keys, Places, own_cells
+from flexip_model.demo.stages.queries import Keys, Places, own_cells, waves_of
 from flexip_model.demo.stages.reader import Reader
 from flexip_model.files.adapter_file import load_adapter_file, save_adapter
 from flexip_model.hosts.condition import Condition
@@ -287,15 +287,16 @@ def test_queries_that_hold_their_place_have_no_error(shipped: Shipped) -> None:
         queries[name] = torch.zeros(1, side**2, told.read[name].in_features)
     assert float(told(queries)) == pytest.approx(1, abs=1e-5)
     for name, side in sides.items():
-        waves = place_waves(side, 4 * min(6, side // 2))
-        queries[name][0, :, : waves.shape[1]] = (waves - waves.mean(0)) / waves.std(0, correction=0)
+        waves = waves_of(side, CPU)
+        assert waves.shape == (side**2, 4 * min(6, side // 2)) and waves.mean().abs() < 1e-6
+        queries[name][0, :, : waves.shape[1]] = waves
     assert float(told(queries)) < 1e-9
 
 
 def test_keys_that_are_found_by_their_place_have_no_error(shipped: Shipped) -> None:
     keys = Keys()
     keys.begin(shipped.base.unet)
-    own = own_cells(8)
+    own = own_cells(8, CPU)
     assert own.shape == (64, 256) and torch.equal(own.sum(1), torch.ones(64))
     assert own[9].nonzero().flatten().tolist() == [34, 35, 50, 51] and own.max() == 0.25
     tokens = torch.zeros(1, 256, 128)

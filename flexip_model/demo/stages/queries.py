@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,10 +36,16 @@ class Places(nn.Module):
             side = round(queries[key].shape[1] ** 0.5)
             if side < SMALLEST:
                 continue
-            waves = place_waves(side, 4 * min(FREQUENCIES, side // 2)).to(queries[key])
-            waves = (waves - waves.mean(0)) / waves.std(0, correction=0)
+            waves = waves_of(side, queries[key].device)
             errors.append((read(queries[key])[..., : waves.shape[1]] - waves).square().mean())
         return torch.stack(errors).mean()
+
+
+@cache  # made on the processor, and a card's graph takes nothing from there
+def waves_of(side: int, device: torch.device) -> Tensor:
+    """Sines and cosines of the rows and columns of a grid, each of mean 0 and deviation 1: (side², 24 or fewer)."""
+    waves = place_waves(side, 4 * min(FREQUENCIES, side // 2))
+    return ((waves - waves.mean(0)) / waves.std(0, correction=0)).to(device)
 
 
 class Watched(dict[str, Tensor]):
@@ -93,7 +100,7 @@ class Keys(nn.Module):
             if side < SMALLEST:
                 continue
             attention = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).log_softmax(-1)
-            own = own_cells(side).to(attention)
+            own = own_cells(side, attention.device)
             lost.append(-(attention * own).sum(-1).mean() - math.log((GRID // side) ** 2))
         return torch.stack(lost).mean()
 
@@ -105,9 +112,10 @@ class Keys(nn.Module):
             adapter.site(site).preservation.to_k.weight.copy_(mine.weight)
 
 
-def own_cells(side: int) -> Tensor:
+@cache
+def own_cells(side: int, device: torch.device) -> Tensor:
     """For every place of a grid its cells among the latents', which count alike: (side², 256), each row's sum is 1."""
     place = torch.arange(GRID) // (GRID // side)
     cell = (place[:, None] * side + place).flatten()
     own = nn.functional.one_hot(cell, side**2).T.float()
-    return own / own.sum(1, keepdim=True)
+    return (own / own.sum(1, keepdim=True)).to(device)
