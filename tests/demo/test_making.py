@@ -217,7 +217,7 @@ def _line(work: Path, steps: int, stop_at: int = -1) -> tuple[Run, nn.Linear]:
     def refill(turn: int) -> None:
         inputs["x"].copy_(torch.randn(4, 3))
         if turn == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     pace = Pace(inf, 4, steps=steps, warmup=1, decay_from=0.2)
     stepper = Stepper(parameters(model), loss, inputs, pace)  # type: ignore[arg-type]

@@ -118,7 +118,7 @@ def test_full_disk_is_one_sentence_before_the_tests_begin(monkeypatch: pytest.Mo
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=4 * 10**9))
     assert module.main(["test", "-q"]) == 2
     said = capsys.readouterr().err
-    assert "write up to 6 GB" in said and "has 4.0 GB free" in said and "TMPDIR" in said
+    assert "write up to 8 GB" in said and "has 4.0 GB free" in said and "TMPDIR" in said
     module.check(argparse.Namespace(command="test"), ["tests/method"])  # some of them need less
 
 

@@ -23,7 +23,7 @@ class Interrupted(Trainer):
     def stepped(self) -> None:
         super().stepped()
         if self.rank == 1 and self.step == self.stop:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -215,11 +215,11 @@ def test_a_failure_keeps_the_place_of_a_mistake_of_the_program_alone() -> None:
 
 
 LOADING = """
-import os, signal, sys
+import signal, sys
 from flexip_model.train import cli, trainer
 
 def loading(config):
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
     return config
 
 trainer.load_checked = loading
