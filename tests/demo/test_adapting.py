@@ -23,12 +23,13 @@ from flexip_model.demo.making.stepper import Pace, shares_of
 from flexip_model.demo.scenes.drawn import LENGTH, REFERENCES
 from flexip_model.demo.stages.kinds import CONFIGS, VARIATIONS, condition_of, new_adapter
 from flexip_model.demo.stages.networks import place_waves
-from flexip_model.demo.stages.queries import Keys, Places, own_cells, waves_of
+from flexip_model.demo.stages.queries import Keys, Places, Watched, own_cells, waves_of
 from flexip_model.demo.stages.reader import Reader
 from flexip_model.files.adapter_file import load_adapter_file, save_adapter
 from flexip_model.hosts.condition import Condition
 from flexip_model.hosts.diffusers import inject
 from flexip_model.method.adapters import ReferenceFeatures
+from flexip_model.method.sites import SD15_SITES
 
 from ..support.paths import SHIPPED as DEMO
 
@@ -281,10 +282,10 @@ def test_queries_that_hold_their_place_have_no_error(shipped: Shipped) -> None:
             read.weight.zero_()
             read.bias.zero_()
             read.weight[:24, :24] = torch.eye(24)
-    sides = {name: {48: 16, 128: 8}[read.in_features] for name, read in told.read.items() if read.in_features != 64}
-    queries = {name: torch.zeros(1, 4, read.in_features) for name, read in told.read.items()}  # too coarse to tell
-    for name, side in sides.items():
-        queries[name] = torch.zeros(1, side**2, told.read[name].in_features)
+    widths = {site.name: told.read[site.name.replace(".", "_")].in_features for site in SD15_SITES}
+    sides = {name: {48: 16, 128: 8}[width] for name, width in widths.items() if width != 64}
+    # Those of the width 64 are too coarse to tell.
+    queries = {name: torch.zeros(1, sides.get(name, 2) ** 2, width) for name, width in widths.items()}
     assert float(told(queries).detach()) == pytest.approx(1, abs=1e-5)
     for name, side in sides.items():
         waves = waves_of(side, CPU)
@@ -300,17 +301,16 @@ def test_keys_that_are_found_by_their_place_have_no_error(shipped: Shipped) -> N
     assert own.shape == (64, 256) and torch.equal(own.sum(1), torch.ones(64))
     assert own[9].nonzero().flatten().tolist() == [34, 35, 50, 51] and own.max() == 0.25
     tokens = torch.zeros(1, 256, 128)
-    queries = {name: torch.zeros(1, 4, 64) for name in keys.to_k}
-    name = next(n for n, layer in keys.to_k.items() if layer.out_features == 128)
-    queries[name] = torch.zeros(1, 64, 128)
+    name, key = "up_blocks.2.attentions.0", "up_blocks_2_attentions_0"
+    queries = {"mid_block.attentions.0": torch.zeros(1, 4, 64), name: torch.zeros(1, 64, 128)}
     assert float(keys(queries, tokens).detach()) == pytest.approx(math.log(256 / 4), abs=1e-5)  # all alike
     # The row and column in each of two heads, as waves that a key of the same place has too.
     waves = place_waves(8, 16)
     tokens[0, :, :16] = waves.view(8, 1, 8, 1, 16).expand(8, 2, 8, 2, 16).reshape(256, 16)
     with torch.no_grad():
-        keys.to_k[name].weight.zero_()
+        keys.to_k[key].weight.zero_()
         for head in (0, 64):
-            keys.to_k[name].weight[head : head + 16, :16] = torch.eye(16)
+            keys.to_k[key].weight[head : head + 16, :16] = torch.eye(16)
             queries[name][0, :, head : head + 16] = 2000 * waves
     assert float(keys(queries, tokens).detach()) < 0.1
 
@@ -318,7 +318,16 @@ def test_keys_that_are_found_by_their_place_have_no_error(shipped: Shipped) -> N
 def test_keys_learn_to_be_found(shipped: Shipped, pool: Pool, tmp_path: Path) -> None:
     reader, keys = Reader(), Keys()
     pace = Pace(inf, 2, steps=12, lr=3e-3, warmup=1, ema=0.1)
+    seen = Watched(shipped.base.unet)
+    with torch.no_grad():
+        shipped.base.unet(torch.randn(2, 4, 16, 16), 700, torch.randn(2, 77, 128))
+        tokens = reader.tokens(pool.references["same"]["patches"][:2].float())
+    queries = dict(seen)
+    seen.stop()
+    keys.begin(shipped.base.unet)
+    untrained = float(keys(queries, tokens).detach())
     assert places.train_keys(shipped.base, reader, keys, pool, pace, tmp_path, inf)
+    assert float(keys(queries, tokens).detach()) < 0.97 * untrained
     adapter = new_adapter("flexip", shipped.base.unet)
     before = {name: value.clone() for name, value in adapter.state_dict().items()}
     keys.give(adapter)

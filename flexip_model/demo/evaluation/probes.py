@@ -5,11 +5,7 @@ Each reader is fitted by ridge regression on scenes with trained drawings, and r
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +15,10 @@ from ...common.errors import FlexIPError
 from ..scenes.compose import Composer
 from ..scenes.store import Store
 from ..stages.networks import GRID, noise_schedule
+from ..stages.queries import Watched
 from ..stages.vae import to_pixels
 from .judge import to_bytes
 from .shipped import Shipped
-
-log = logging.getLogger(__name__)
 
 FITTED, READ = 192, 64
 """Scenes with trained drawings, and with held-out ones."""
@@ -126,28 +121,10 @@ def queries_of(model: Shipped, scenes: Scenes) -> dict[str, Tensor]:
     noise = torch.randn(scenes.code.shape, generator=torch.Generator().manual_seed(3))
     noisy = noise_schedule().add_noise(scenes.code, noise, steps).to(model.device)
     text = model.base.read(model.words(scenes.prompts).to(model.device))
-    with _noted(model.base.unet) as found:
-        model.base.unet(noisy, steps.to(model.device), text)
-    return {name: value for name, value in found.items() if value.shape[1] >= (GRID // 2) ** 2}
-
-
-@contextmanager
-def _noted(unet: nn.Module) -> Iterator[dict[str, Tensor]]:
-    found: dict[str, Tensor] = {}
-    hooks = []
-    for name, module in unet.named_modules():
-        if name.endswith("attn2.to_q"):
-            layer = name.removesuffix(".transformer_blocks.0.attn2.to_q")
-
-            def note(_module: nn.Module, _given: Any, made: Tensor, layer: str = layer) -> None:
-                found[layer] = made.float().cpu()
-
-            hooks.append(module.register_forward_hook(note))
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
+    found = Watched(model.base.unet)
+    model.base.unet(noisy, steps.to(model.device), text)
+    found.stop()
+    return {name: value.float().cpu() for name, value in found.items() if value.shape[1] >= (GRID // 2) ** 2}
 
 
 def report(found: dict[str, dict[str, float]]) -> str:

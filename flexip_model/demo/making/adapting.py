@@ -111,7 +111,7 @@ def stepper_of(
         begin(adapter)
     adapter.to(device)
     same = "moved" if variation.moved else "same"
-    strangely = adapter.has_personalization and variation.strange and variation.gate
+    strangely = adapter.has_personalization and variation.strange
 
     def loss_of(unet: nn.Module, host: FlexIPHost, i: Tensors) -> Tensors:
         variant = batches.variant[: len(i["drawn"])]

@@ -26,18 +26,18 @@ class Places(nn.Module):
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
         self.read = nn.ModuleDict(
-            {key: nn.Linear(layer.out_features, 4 * FREQUENCIES) for key, layer in _layers(unet).items()}
+            {_key(name): nn.Linear(layer.out_features, 4 * FREQUENCIES) for name, layer in _layers(unet).items()}
         )
 
     def forward(self, queries: dict[str, Tensor]) -> Tensor:
         """Queries (n, N, w) of every layer to the mean squared error of what they tell, 1 where they tell nothing."""
         errors = []
-        for key, read in self.read.items():
-            side = round(queries[key].shape[1] ** 0.5)
+        for name, of_layer in queries.items():
+            side = round(of_layer.shape[1] ** 0.5)
             if side < SMALLEST:
                 continue
-            waves = waves_of(side, queries[key].device)
-            errors.append((read(queries[key])[..., : waves.shape[1]] - waves).square().mean())
+            waves = waves_of(side, of_layer.device)
+            errors.append((self.read[_key(name)](of_layer)[..., : waves.shape[1]] - waves).square().mean())
         return torch.stack(errors).mean()
 
 
@@ -49,13 +49,13 @@ def waves_of(side: int, device: torch.device) -> Tensor:
 
 
 class Watched(dict[str, Tensor]):
-    """Holds, after each run of a UNet, the queries of its cross-attention, layer by layer."""
+    """Holds, after each run of a UNet, the queries of its cross-attention by the site's name."""
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
         self._hooks = [
-            layer.register_forward_hook(lambda _layer, _given, made, key=key: self.__setitem__(key, made))
-            for key, layer in _layers(unet).items()
+            layer.register_forward_hook(lambda _layer, _given, made, name=name: self.__setitem__(name, made))
+            for name, layer in _layers(unet).items()
         ]
 
     def stop(self) -> None:
@@ -66,7 +66,7 @@ class Watched(dict[str, Tensor]):
 
 def _layers(unet: nn.Module) -> dict[str, Any]:
     """The layers that make them, by site."""
-    return {_key(site.diffusers): unet.get_submodule(f"{site.diffusers}.to_q") for site in SD15_SITES}
+    return {site.name: unet.get_submodule(f"{site.diffusers}.to_q") for site in SD15_SITES}
 
 
 def _key(name: str) -> str:
@@ -79,14 +79,14 @@ class Keys(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         adapter, self._heads = FlexIPAdapter(ADAPTER), 1
-        self.to_k = nn.ModuleDict({_key(site.diffusers): adapter.site(site).preservation.to_k for site in SD15_SITES})
+        self.to_k = nn.ModuleDict({_key(site.name): adapter.site(site).preservation.to_k for site in SD15_SITES})
 
     @torch.no_grad()
     def begin(self, unet: nn.Module) -> None:
         """Take the UNet's keys of the text, as adapters do."""
         for site in SD15_SITES:
             own: Any = unet.get_submodule(site.diffusers)
-            mine: Any = self.to_k[_key(site.diffusers)]
+            mine: Any = self.to_k[_key(site.name)]
             mine.weight.copy_(own.to_k.weight)
             self._heads = int(own.heads)
 
@@ -94,11 +94,12 @@ class Keys(nn.Module):
         """How little queries (n, N, w) of the sites find the tokens (n, 256, 128) of their own places: the mean cross
         entropy, 0 where each attends its own cells alone; ln 256 at the finest sites where it attends all alike."""
         lost = []
-        for key, to_k in self.to_k.items():
-            q, k = (x.unflatten(-1, (self._heads, -1)).transpose(1, 2) for x in (queries[key], to_k(tokens)))
-            side = round(q.shape[2] ** 0.5)
+        for name, of_layer in queries.items():
+            side = round(of_layer.shape[1] ** 0.5)
             if side < SMALLEST:
                 continue
+            keys = self.to_k[_key(name)](tokens)
+            q, k = (x.unflatten(-1, (self._heads, -1)).transpose(1, 2) for x in (of_layer, keys))
             attention = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).log_softmax(-1)
             own = own_cells(side, attention.device)
             lost.append(-(attention * own).sum(-1).mean() - math.log((GRID // side) ** 2))
@@ -108,7 +109,7 @@ class Keys(nn.Module):
     def give(self, adapter: FlexIPAdapter) -> None:
         """Put them into an adapter."""
         for site in SD15_SITES:
-            mine: Any = self.to_k[_key(site.diffusers)]
+            mine: Any = self.to_k[_key(site.name)]
             adapter.site(site).preservation.to_k.weight.copy_(mine.weight)
 
 
