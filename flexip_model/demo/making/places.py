@@ -24,20 +24,25 @@ from ..stages.base import Base
 from ..stages.networks import ENCODER_WIDTH, GRID, TEXT_WIDTH
 from ..stages.queries import Keys, Places, Watched
 from ..stages.reader import Reader
+from ..stages.sampling import GUIDANCE
 from .drawing import Noise, weighted_errors
 from .pool import Pool
 from .run import Run
 from .stepper import Pace, Stepper, Tensors, one_thread_each, parameters, shares_of, twins
 
-EMPTY = 0.1
-"""Share of empty prompts, for guidance."""
 TOLD = 0.3
 """Weight of the places in the loss, beside that of the pictures."""
+GUIDED = 0.2
+"""Weight of the pictures under guidance, beside that of those with a prompt and without. Guidance takes the difference
+of the two three times: errors that are small beside the pictures are not beside what a word changes."""
 
 
 def train_places(base: Base, pool: Pool, pace: Pace, work: Path, deadline: float) -> bool:
-    """Train the base's UNet; False if the leg ended first."""
-    device, batch = pool.latents.device, pace.batch
+    """Train the base's UNet; False if the leg ended first.
+
+    Half of the batch has prompts, the other half the same noisy latents and the empty prompt.
+    """
+    device, pairs = pool.latents.device, max(pace.batch // 2, 1)
     base.text.requires_grad_(False).eval()
     teacher = copy.deepcopy(base.unet).eval().requires_grad_(False)
     unet = base.unet.train().requires_grad_(True)
@@ -47,29 +52,38 @@ def train_places(base: Base, pool: Pool, pace: Pace, work: Path, deadline: float
         teacher.to(memory_format=torch.channels_last)
     noise = Noise(device)
     inputs = {
-        "noisy": torch.zeros(batch, 4, GRID, GRID, device=device),
-        "target": torch.zeros(batch, 4, GRID, GRID, device=device),
-        "steps": torch.zeros(batch, device=device, dtype=torch.long),
-        "mask": torch.zeros(batch, GRID, GRID, device=device),
-        "text": torch.zeros(batch, TEXT_LENGTH, TEXT_WIDTH, device=device),
+        "noisy": torch.zeros(pairs, 2, 4, GRID, GRID, device=device),
+        "target": torch.zeros(pairs, 2, 4, GRID, GRID, device=device),
+        "steps": torch.zeros(pairs, 2, device=device, dtype=torch.long),
+        "mask": torch.zeros(pairs, GRID, GRID, device=device),
+        "text": torch.zeros(pairs, 2, TEXT_LENGTH, TEXT_WIDTH, device=device),
     }
 
     @torch.no_grad()
     def refill(_turn: int) -> None:
-        picked = torch.randint(len(pool), (batch,), device=device)
+        picked = torch.randint(len(pool), (pairs,), device=device)
         noisy, _, steps = noise(pool.latents[picked].float())
-        text = base.read(pool.prompts(picked, torch.rand(batch, device=device) < EMPTY, TEXT_LENGTH))
-        found = {"noisy": noisy, "steps": steps, "text": text, "mask": pool.mask[picked]}
-        for name, value in {**found, "target": teacher(noisy, steps, text).sample}.items():
-            inputs[name].copy_(value)
+        both = torch.arange(2 * pairs, device=device) // 2
+        empty = torch.arange(2 * pairs, device=device) % 2 == 1
+        noisy, steps = noisy[both], steps[both]
+        text = base.read(pool.prompts(picked[both], empty, TEXT_LENGTH))
+        found = {"noisy": noisy, "steps": steps, "text": text, "target": teacher(noisy, steps, text).sample}
+        for name, value in found.items():
+            inputs[name].copy_(value.unflatten(0, (pairs, 2)))
+        inputs["mask"].copy_(pool.mask[picked])
 
     def loss_of(network: nn.Module, queries: dict[str, Tensor], i: Tensors) -> dict[str, Tensor]:
-        picture = weighted_errors(network(i["noisy"], i["steps"], i["text"]).sample, i["target"], i["mask"]).mean()
+        guess = network(i["noisy"].flatten(0, 1), i["steps"].flatten(), i["text"].flatten(0, 1)).sample
+        mask = i["mask"].repeat_interleave(2, 0)
+        picture = weighted_errors(guess, i["target"].flatten(0, 1), mask).mean()
+        drawn, wanted = (x[:, 1] + GUIDANCE * (x[:, 0] - x[:, 1]) for x in (guess.unflatten(0, (-1, 2)), i["target"]))
+        guided = weighted_errors(drawn, wanted, i["mask"]).mean()
         told = places(queries)
-        return {"loss": picture + TOLD * told, "picture": picture, "places": told}
+        loss = picture + GUIDED * guided + TOLD * told
+        return {"loss": loss, "picture": picture, "guided": guided, "places": told}
 
     with one_thread_each(device) as threads:
-        networks = twins(unet, shares_of(batch, threads))
+        networks = twins(unet, shares_of(pairs, threads))
         loss, *also = (partial(loss_of, network, Watched(network)) for network in networks)
         trained = {**{f"unet.{n}": p for n, p in unet.named_parameters()}, **dict(places.named_parameters())}
         stepper = Stepper(trained, loss, inputs, pace, also=also)
