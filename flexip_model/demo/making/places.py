@@ -1,10 +1,14 @@
 """The base learns where its places are, for whatever adapter will be trained beside it; then P's keys are found there.
 
 An adapter has keys and values of its own, and the base's queries. Those of a base that only ever read words do not tell
-left from right (`demo-model probe`), so no adapter could put a part of the reference where it belongs. Here every
-cross-attention layer's queries learn to tell their row and column through a linear layer, thrown away afterwards, while
-the UNet draws what it drew before. No reference takes part, so all kinds of adapters begin alike. Our choice: Stable
-Diffusion's UNet was trained on a thousand times the data.
+left from right (`demo-model probe`), so no adapter could put a part of the reference where it belongs. Here the queries
+of the cross-attention on the way up learn to tell their row and column through linear layers, thrown away afterwards,
+while the UNet draws what it drew before. No reference takes part, so all kinds of adapters begin alike. Our choice:
+Stable Diffusion's UNet was trained on a thousand times the data.
+
+The layers that make queries learn fast, as the text's keys hardly see what is put beside what they look for; what lies
+before them on the way up learns slowly. Where the whole UNet learned at one rate, its pictures changed twenty times as
+much for queries that told as much.
 
 Then FlexIP's keys: those of each of P's queries learn to be found by the frozen base's query of the same place.
 Attention that is spread over all places gives keys hardly a gradient, and values nothing to say.
@@ -32,6 +36,8 @@ from .stepper import Pace, Stepper, Tensors, one_thread_each, parameters, shares
 
 TOLD = 0.3
 """Weight of the places in the loss, beside that of the pictures."""
+SLOW = 0.05
+"""Learning rate of what does not make queries, as a share of the pace's."""
 GUIDED = 0.2
 """Weight of the pictures under guidance, beside that of those with a prompt and without. Guidance takes the difference
 of the two three times: errors that are small beside the pictures are not beside what a word changes."""
@@ -45,7 +51,8 @@ def train_places(base: Base, pool: Pool, pace: Pace, work: Path, deadline: float
     device, pairs = pool.latents.device, max(pace.batch // 2, 1)
     base.text.requires_grad_(False).eval()
     teacher = copy.deepcopy(base.unet).eval().requires_grad_(False)
-    unet = base.unet.train().requires_grad_(True)
+    unet = base.unet.train().requires_grad_(False)
+    unet.up_blocks.requires_grad_(True)
     places = Places(unet).to(device)
     if device.type == "cuda":
         unet.to(memory_format=torch.channels_last)
@@ -85,8 +92,9 @@ def train_places(base: Base, pool: Pool, pace: Pace, work: Path, deadline: float
     with one_thread_each(device) as threads:
         networks = twins(unet, shares_of(pairs, threads))
         loss, *also = (partial(loss_of, network, Watched(network)) for network in networks)
-        trained = {**{f"unet.{n}": p for n, p in unet.named_parameters()}, **dict(places.named_parameters())}
-        stepper = Stepper(trained, loss, inputs, pace, also=also)
+        trained = {**{f"unet.{name}": p for name, p in parameters(unet).items()}, **parameters(places)}
+        slowed = {name for name in trained if name.startswith("unet.") and not name.endswith("attn2.to_q.weight")}
+        stepper = Stepper(trained, loss, inputs, pace, also=also, slowed=slowed, slow=SLOW)
         done = Run("places", work, {"places": stepper}, refill, pace=pace, deadline=deadline).go()
     if done:
         stepper.use_average()

@@ -48,7 +48,7 @@ class Plan:
     dino: Pace = field(default_factory=lambda: Pace(50, 128, ema=0.995, warmup=50))
     base: Pace = field(default_factory=lambda: Pace(400, 512, lr=1.2e-3, warmup=300, ema=0.9995))
     tokens: Pace = field(default_factory=lambda: Pace(30, 64, warmup=30, ema=0.99))
-    places: Pace = field(default_factory=lambda: Pace(60, 96, lr=6e-4, warmup=100, ema=0.99))
+    places: Pace = field(default_factory=lambda: Pace(60, 96, lr=3e-3, warmup=50, decay_from=0.2, ema=0.99))
     keys: Pace = field(default_factory=lambda: Pace(10, 16, lr=3e-3, warmup=20, decay_from=0.6, ema=0.95))
     adapters: Pace = field(default_factory=lambda: Pace(540, 96, lr=5e-4, warmup=100))
     targets: int = 100_000

@@ -11,7 +11,7 @@ import copy
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +69,8 @@ class Stepper:
         also: losses that may be computed beside `loss` at once, such as that of a copy of the network with the same
             trained parameters. On a processor each takes a share of the batch in a thread of its own; a card leaves
             them alone.
+        slowed: some of the names, whose learning rate is `slow` times the pace's.
+        slow: a share of the learning rate.
         bf16: whether a card computes the loss under autocast to bfloat16. A processor never does, as some are slower
             with it.
     """
@@ -81,13 +83,19 @@ class Stepper:
         pace: Pace,
         *,
         also: Sequence[Callable[[Tensors], Tensors]] = (),
+        slowed: Container[str] = (),
+        slow: float = 1.0,
         bf16: bool = True,
     ) -> None:
         self.named, self.pace, self.inputs = dict(named), pace, inputs
         self.weights: list[nn.Parameter] = list(self.named.values())
         self.device = self.weights[0].device
         self.averaged = [w.detach().clone() for w in self.weights]
-        self._rate = torch.zeros((), device=self.device)
+        groups: list[dict[str, Any]] = []
+        for share, chosen in ((1.0, False), (slow, True)):
+            weights = [weight for name, weight in self.named.items() if (name in slowed) == chosen]
+            if weights:
+                groups.append({"params": weights, "lr": torch.zeros((), device=self.device), "share": share})
         self._keep = torch.zeros((), device=self.device)
         self._zero = torch.zeros((), device=self.device)
         on_card = self.device.type == "cuda"
@@ -99,8 +107,7 @@ class Stepper:
                 len(self._shares), initializer=torch.set_flush_denormal, initargs=(True,)
             )
         self.optimizer = torch.optim.AdamW(
-            self.weights,
-            lr=self._rate,
+            groups,
             betas=pace.betas,
             weight_decay=pace.weight_decay,
             capturable=on_card,
@@ -114,7 +121,9 @@ class Stepper:
 
     def step(self, progress: float, pool: object = None) -> None:
         """One step on what lies in `inputs`, at a share of the time."""
-        self._rate.fill_(self.pace.rate(self.steps, progress))
+        rate = self.pace.rate(self.steps, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"].fill_(rate * group["share"])
         self._keep.fill_(1 - min(self.pace.ema, (1 + self.steps) / (10 + self.steps)))
         if self._graph is not None:
             self._graph.replay()

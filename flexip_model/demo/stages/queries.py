@@ -21,20 +21,20 @@ has room for."""
 
 
 class Places(nn.Module):
-    """The linear layers that read the queries of a UNet's cross-attention."""
+    """The linear layers that read the queries of a UNet's cross-attention on the way up, where a place's neighbours
+    have been seen from every side."""
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
-        self.read = nn.ModuleDict(
-            {_key(name): nn.Linear(layer.out_features, 4 * FREQUENCIES) for name, layer in _layers(unet).items()}
-        )
+        up = {name: layer.out_features for name, layer in _layers(unet).items() if name.startswith("up_")}
+        self.read = nn.ModuleDict({_key(name): nn.Linear(width, 4 * FREQUENCIES) for name, width in up.items()})
 
     def forward(self, queries: dict[str, Tensor]) -> Tensor:
         """Queries (n, N, w) of every layer to the mean squared error of what they tell, 1 where they tell nothing."""
         errors = []
         for name, of_layer in queries.items():
             side = round(of_layer.shape[1] ** 0.5)
-            if side < SMALLEST:
+            if side < SMALLEST or _key(name) not in self.read:
                 continue
             waves = waves_of(side, of_layer.device)
             errors.append((self.read[_key(name)](of_layer)[..., : waves.shape[1]] - waves).square().mean())
