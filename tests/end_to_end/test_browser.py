@@ -98,7 +98,7 @@ def test_workflow_opens_whole_and_is_its_api_form(editor: Page, name: str) -> No
     if name in WITH_SHIPPED_MODEL:
         example = next(content["inputs"]["example"] for content in prompt.values() if "example" in content["inputs"])
         assert (ROOT / "models" / "demo" / "examples" / example).is_file()
-        run_and_look(editor, sink)
+        run_and_look(editor, name, sink)
     editor.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     editor.wait_for_timeout(1000)
     editor.screenshot(path=picture)
@@ -107,7 +107,7 @@ def test_workflow_opens_whole_and_is_its_api_form(editor: Page, name: str) -> No
     assert overlapping == []
 
 
-def run_and_look(page: Page, sink: str) -> None:
+def run_and_look(page: Page, name: str, sink: str) -> None:
     """Press Run; the saved picture and what the encoders see come, in either way of drawing nodes.
 
     Each run has a prompt of its own: older hosts send no preview again of a node whose result they kept. A page that
@@ -116,7 +116,10 @@ def run_and_look(page: Page, sink: str) -> None:
     # A node's picture is loaded when the node is drawn, and only nodes in view are.
     page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     page.evaluate(
-        "() => app.api.addEventListener('executed', e => (window.came ??= []).push([e.detail.node, e.detail.output]))"
+        """() => {
+            const came = (window.came = []);  // by this workflow alone
+            app.api.addEventListener('executed', event => came.push([event.detail.node, event.detail.output]));
+        }"""
     )
     if page.renderer == "classic":  # type: ignore[attr-defined]
         shown = "node.imgs?.[0]?.naturalWidth ?? 0"
@@ -133,7 +136,7 @@ def run_and_look(page: Page, sink: str) -> None:
                 const text = app.graph.getNodeById(app.graph.links.get(link).origin_id).widgets[0];
                 text.value = text.value + ' ' + word;
             }""",
-            f"{page.renderer} {attempt}",  # type: ignore[attr-defined]
+            f"{name} {page.renderer} {attempt}",  # type: ignore[attr-defined]
         )
         page.get_by_test_id("queue-button").click()
         try:
