@@ -238,6 +238,27 @@ def test_a_run_that_a_signal_ends_goes_on_to_the_same_bits(tmp_path: Path) -> No
     assert done.progress == 1
 
 
+def test_what_is_slowed_learns_at_its_share_of_the_rate_and_goes_on_so() -> None:
+    """AdamW's first step is the rate itself, whatever the gradient."""
+    named = {name: nn.Parameter(torch.zeros(2)) for name in ("fast", "slow")}
+    inputs = {"x": torch.ones(2)}
+
+    def loss(i: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"loss": sum(((w - i["x"]) ** 2).sum() for w in named.values())}  # type: ignore[dict-item]
+
+    pace = Pace(inf, 2, lr=0.1, warmup=1)
+    stepper = Stepper(named, loss, inputs, pace, slowed={"slow"}, slow=0.25)  # type: ignore[arg-type]
+    stepper.step(0.0)
+    assert torch.allclose(named["fast"], torch.tensor(0.1)) and torch.allclose(named["slow"], torch.tensor(0.025))
+    kept = stepper.state()
+    stepper.step(0.0)
+    moved = {name: weight.detach().clone() for name, weight in named.items()}
+    again = Stepper(named, loss, inputs, pace, slowed={"slow"}, slow=0.25)  # type: ignore[arg-type]
+    again.load(kept, 1)
+    again.step(0.0)
+    assert all(torch.equal(named[name], weight) for name, weight in moved.items())
+
+
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     run, model = _line(tmp_path, 2)
     with torch.no_grad():

@@ -7,8 +7,8 @@ while the UNet draws what it drew before. No reference takes part, so all kinds 
 Stable Diffusion's UNet was trained on a thousand times the data.
 
 The layers that make queries learn fast, as the text's keys hardly see what is put beside what they look for; what lies
-before them on the way up learns slowly. Where the whole UNet learned at one rate, its pictures changed nine times as much
-for queries that told as much (docs/small-model.md).
+before them on the way up learns slowly. Where the whole UNet learned at one rate, its pictures changed nine times as
+much for queries that told as much (docs/small-model.md).
 
 Then FlexIP's keys: those of each of P's queries learn to be found by the frozen base's query of the same place.
 Attention that is spread over all places gives keys hardly a gradient, and values nothing to say.
