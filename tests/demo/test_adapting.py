@@ -16,6 +16,7 @@ from flexip_model.common.errors import FlexIPError
 from flexip_model.demo.evaluation.shipped import Shipped
 from flexip_model.demo.making import adapting, places
 from flexip_model.demo.making.adapting import Batches, before, begin_with, reads_places, references_of, stepper_of
+from flexip_model.demo.making.drawing import weighted_errors
 from flexip_model.demo.making.pool import Pool
 from flexip_model.demo.making.reading import train_reader
 from flexip_model.demo.making.run import RECORD
@@ -162,6 +163,30 @@ def test_at_small_gamma_some_references_show_something_else(shipped: Shipped, po
     assert read["variant"].tolist() == [False, True] * 4
     for name in ("flexip-no_strange", "flexip-no_gate", "flexip-images", "ip-adapter", "ip-adapter-plus"):
         assert _read_by(name, shipped, pool, null, monkeypatch)["of"].tolist() == list(range(8)), name
+
+
+def test_a_reference_of_something_else_is_to_leave_the_base_alone(
+    shipped: Shipped, pool: Pool, null, monkeypatch
+) -> None:
+    """The target of such a sample is what the base draws without a reference; those of all others stay."""
+    batches = Batches(shipped.base, pool, null, 8, 1)
+    batches.refill(0)
+    batches.inputs["drawn"][:] = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.9, 0.6, 0.9, 0.9])
+    seen, i = {}, batches.inputs
+
+    def noted(guess, target, mask):
+        seen["target"] = target
+        return weighted_errors(guess, target, mask)
+
+    with torch.no_grad():
+        alone = shipped.base.unet(i["noisy"], i["steps"], i["text"]).sample
+    monkeypatch.setattr(adapting, "weighted_errors", noted)
+    stepper_of("flexip", shipped.base, batches, Pace(1, 8), 1)[1].step(0.0)
+    torch.testing.assert_close(seen["target"][1], alone[1], rtol=1e-4, atol=1e-4)
+    others = [0, 2, 3, 4, 5, 6, 7]
+    assert torch.equal(seen["target"][others], i["target"][others])
+    stepper_of("ip-adapter", shipped.base, batches, Pace(1, 8), 1)[1].step(0.0)
+    assert torch.equal(seen["target"], i["target"])
 
 
 def test_only_references_that_are_read_are_encoded() -> None:

@@ -18,7 +18,7 @@ from ...method.adapters import Adapter
 from ...train.configs.sections import ConditioningDropout
 from ..scenes.words import LENGTH as TEXT_LENGTH
 from ..stages.base import Base
-from ..stages.kinds import VARIATIONS, Variation, condition_of, kind_and_seed, new_adapter, strangers
+from ..stages.kinds import SECOND, VARIATIONS, Variation, condition_of, kind_and_seed, new_adapter, strangers
 from ..stages.networks import GRID, TEXT_WIDTH
 from .drawing import Noise, weighted_errors
 from .pool import Pool
@@ -124,8 +124,9 @@ def stepper_of(
             rows = (-1, *[1] * (one.ndim - 1))
             other = torch.where(strange.view(rows), other.roll(2, 0), other)
             seen[part] = torch.where(variant.view(rows), other, one)
+        target = _targets(unet, host, i, strange) if strangely else i["target"]
         host.condition = condition_of(adapter, variation, seen, i["text"], variant, i["drawn"])
-        error = weighted_errors(unet(i["noisy"], i["steps"], i["text"]).sample, i["target"], i["mask"])
+        error = weighted_errors(unet(i["noisy"], i["steps"], i["text"]).sample, target, i["mask"])
         of_variants = (error * variant).sum() / variant.sum().clamp(min=1)
         of_images = (error * ~variant).sum() / (~variant).sum().clamp(min=1)
         return {"loss": error.mean(), "image": of_images, "variant": of_variants}
@@ -133,6 +134,17 @@ def stepper_of(
     base.unet.requires_grad_(False).eval()
     loss, *also = (partial(loss_of, unet, inject(unet, adapter)) for unet in twins(base.unet, shares))
     return adapter, Stepper(parameters(adapter), loss, batches.inputs, pace, also=also)
+
+
+@torch.no_grad()
+def _targets(unet: nn.Module, host: FlexIPHost, i: Tensors, strange: Tensor) -> Tensor:
+    """A batch's targets; where the reference shows something else, it is what the base draws without it (our choice):
+    S then learns to leave the base alone, rather than to draw in its place what the true target shows."""
+    host.condition = None
+    drawn = unet(i["noisy"][SECOND], i["steps"][SECOND], i["text"][SECOND]).sample
+    target = i["target"].clone()
+    target[SECOND] = torch.where(strange[SECOND, None, None, None], drawn.to(target.dtype), target[SECOND])
+    return target
 
 
 def _start_of(name: str, start: Path | None) -> Path | None:

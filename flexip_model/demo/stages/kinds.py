@@ -23,6 +23,8 @@ GAMMA_SPREAD = 1.0
 STRANGE_BELOW = 0.2
 """γ below which every second variant sample of FlexIP's has a reference of something else (our choice). All others show
 what the prompt names, so S would never learn which of the two to follow where they disagree."""
+SECOND = slice(1, None, 4)
+"""Every second sample of those of the variant kind."""
 CONFIGS = {
     "flexip": ADAPTER,
     "ip-adapter": replace(ADAPTER, kind="ip-adapter", queries=4),
@@ -130,7 +132,8 @@ def strangers(variant: Tensor, drawn: Tensor) -> Tensor:
         variant, drawn: of `condition_of`; every second sample is of the variant kind.
     """
     low = drawn > (1 - STRANGE_BELOW) ** 2  # of a variant sample γ is 1 - sqrt(drawn)
-    second = torch.arange(len(variant), device=variant.device) % 4 == 1
+    second = torch.zeros_like(variant)
+    second[SECOND] = True
     return variant & low & second
 
 
