@@ -21,7 +21,7 @@ has room for."""
 
 
 class Places(nn.Module):
-    """The linear layers that read the queries of a UNet's cross-attention on the way up, where a place's neighbours
+    """The linear layers that read the queries of a UNet's cross-attention on the way up, where a place's neighbors
     have been seen from every side."""
 
     def __init__(self, unet: nn.Module) -> None:
