@@ -44,7 +44,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     train = parser.add_argument_group("train")
     train.add_argument("--seconds", type=float, default=inf, help="of this leg (default: no end)")
-    train.add_argument("--until", metavar="STAGE", help="the last stage: vae, clip, dino, base or adapters (default)")
+    stages = "vae, clip, dino, base, tokens, places, keys or adapters (default)"
+    train.add_argument("--until", metavar="STAGE", help=f"the last stage: {stages}")
     train.add_argument(
         "--plan", default="{}", metavar="JSON", help='changes to the plan, such as {"base": {"seconds": 600}}'
     )

@@ -7,8 +7,8 @@ while the UNet draws what it drew before. No reference takes part, so all kinds 
 Stable Diffusion's UNet was trained on a thousand times the data.
 
 The layers that make queries learn fast, as the text's keys hardly see what is put beside what they look for; what lies
-before them on the way up learns slowly. Where the whole UNet learned at one rate, its pictures changed nine times as
-much for queries that told as much (docs/small-model.md).
+before them on the way up learns slowly. Where the whole UNet learned at one rate, its pictures changed eight times
+as much for queries that told as much (docs/small-model.md).
 
 Then FlexIP's keys: those of each of P's queries learn to be found by the frozen base's query of the same place.
 Attention that is spread over all places gives keys hardly a gradient, and values nothing to say.
@@ -48,7 +48,7 @@ def train_places(base: Base, pool: Pool, pace: Pace, work: Path, deadline: float
 
     Half of the batch has prompts, the other half the same noisy latents and the empty prompt.
     """
-    device, pairs = pool.latents.device, max(pace.batch // 2, 1)
+    device, pairs = pool.latents.device, pace.batch // 2
     base.text.requires_grad_(False).eval()
     teacher = copy.deepcopy(base.unet).eval().requires_grad_(False)
     unet = base.unet.train().requires_grad_(False)
@@ -70,14 +70,12 @@ def train_places(base: Base, pool: Pool, pace: Pace, work: Path, deadline: float
     def refill(_turn: int) -> None:
         picked = torch.randint(len(pool), (pairs,), device=device)
         noisy, _, steps = noise(pool.latents[picked].float())
-        both = torch.arange(2 * pairs, device=device) // 2
-        empty = torch.arange(2 * pairs, device=device) % 2 == 1
-        noisy, steps = noisy[both], steps[both]
-        text = base.read(pool.prompts(picked[both], empty, TEXT_LENGTH))
+        picked, noisy, steps = (x.repeat_interleave(2, 0) for x in (picked, noisy, steps))
+        text = base.read(pool.prompts(picked, torch.arange(2 * pairs, device=device) % 2 == 1, TEXT_LENGTH))
         found = {"noisy": noisy, "steps": steps, "text": text, "target": teacher(noisy, steps, text).sample}
         for name, value in found.items():
             inputs[name].copy_(value.unflatten(0, (pairs, 2)))
-        inputs["mask"].copy_(pool.mask[picked])
+        inputs["mask"].copy_(pool.mask[picked[::2]])
 
     def loss_of(network: nn.Module, queries: dict[str, Tensor], i: Tensors) -> dict[str, Tensor]:
         guess = network(i["noisy"].flatten(0, 1), i["steps"].flatten(), i["text"].flatten(0, 1)).sample
