@@ -54,6 +54,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "--start", type=Path, metavar="FOLDER", help="adapters begin from the files KIND-seedN.safetensors in it"
     )
     train.add_argument(
+        "--networks",
+        type=Path,
+        metavar="FOLDER",
+        help="an exported folder, such as models/demo: its text encoder, VAE, encoders and base stand for these stages",
+    )
+    train.add_argument(
         "--bring",
         type=Path,
         metavar="FOLDER",
@@ -118,6 +124,7 @@ def _run(options: argparse.Namespace) -> None:
                 returned=options.returned,
                 returns=options.returns,
                 start=options.start,
+                networks=options.networks,
             )
             if not done or options.until not in (None, STAGES[-1]):
                 return

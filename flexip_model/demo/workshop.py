@@ -107,6 +107,7 @@ class Workshop:
         returned: Path | None = None,
         returns: Path | None = None,
         start: Path | None = None,
+        networks: Path | None = None,
     ) -> bool:
         """One leg of training; False if it ended before all was trained.
 
@@ -116,7 +117,9 @@ class Workshop:
             brought: a folder that `bring` wrote, in place of the stages `data` and `names`.
             returned: a folder that `returns` was, whose finished stages are gone on from.
             returns: where the finished stages go; see `write_returns`.
+            networks: a folder that `export` wrote, such as the one that ships, whose networks stand for their stages.
         """
+        from .making.finished import take_exported
         from .making.legs import Legs
         from .making.travel import take_returned, unpack_brought, write_returns
 
@@ -124,6 +127,8 @@ class Workshop:
             unpack_brought(brought, self.work)
         if returned is not None:
             take_returned(returned, self.work)
+        if networks is not None:
+            take_exported(networks, self.work)
         legs = Legs(self.work, self.plan, start_vae, seconds=seconds, processes=processes, start=start)
         try:
             done = legs.go(until)

@@ -21,7 +21,15 @@ from flexip_model.common.errors import FlexIPError
 from flexip_model.demo.evaluation.rows import digest_of
 from flexip_model.demo.evaluation.shipped import Shipped, noises
 from flexip_model.demo.making import travel
-from flexip_model.demo.making.finished import NETWORKS, TEXT, TOKENIZER, export_model, is_done, weights_of
+from flexip_model.demo.making.finished import (
+    NETWORKS,
+    TEXT,
+    TOKENIZER,
+    export_model,
+    is_done,
+    take_exported,
+    weights_of,
+)
 from flexip_model.demo.making.legs import Legs
 from flexip_model.demo.making.plan import Plan, plan_of
 from flexip_model.demo.making.run import RECORD, Run
@@ -124,6 +132,27 @@ def test_what_comes_back_is_small_and_goes_on_elsewhere(trained: Path, tmp_path:
         travel.take_returned(returns, tmp_path / "damaged")
     with pytest.raises(FlexIPError, match=r"has no returns.json"):
         travel.take_returned(tmp_path, tmp_path / "other")
+
+
+def test_training_goes_on_from_an_exported_folder(trained: Path, tmp_path: Path) -> None:
+    """What ships is all that the base and the encoders need; only `tokens`, `keys` and adapters are made anew."""
+    export_model(trained, tmp_path / "out")
+    work = tmp_path / "work"
+    with pytest.raises(FlexIPError, match="expected a folder that `demo-model export` wrote"):
+        take_exported(trained, work)
+    take_exported(tmp_path / "out", work)
+    made_anew = {"tokens", "keys"}
+    assert {stage for stage in NETWORKS if not is_done(work, stage)} == made_anew
+    for stage in made_anew:
+        shutil.copytree(trained / stage, work / stage)
+    shutil.copytree(trained / "adapters", work / "adapters")
+    kept = {stage: weights_of(work, stage).stat().st_mtime_ns for stage in ("vae", "places")}
+    take_exported(tmp_path / "out", work)
+    assert kept == {stage: weights_of(work, stage).stat().st_mtime_ns for stage in kept}
+    export_model(work, tmp_path / "again")
+    assert digest_of(tmp_path / "again") == digest_of(tmp_path / "out")
+    files = [read_info(tmp_path / name / "flexip_demo.safetensors") for name in ("out", "again")]
+    assert files[0].training == files[1].training
 
 
 def test_what_has_no_room_is_told_and_the_networks_come_first(trained: Path, tmp_path: Path, monkeypatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from ...common.errors import FlexIPError
 from ...encoders.clip import ClipEncoder
 from ...encoders.weights import Spec
 from ...files.adapter_file import load_adapter_file, save_adapter
-from ...files.safefile import load_tensors, write_tensors
+from ...files.safefile import atomic, load_tensors, write_tensors
 from ...images.preprocess import CLIP_MEAN, CLIP_STD
 from ...method.adapters import Adapter, FlexIPAdapter
 from ...train.calibrate import GATES, calibration_curve, picture_changes
@@ -158,6 +160,40 @@ class Networks:
             )
             changes.append(picture_changes((to_pixels(pictures) + 1) / 2))
         return calibration_curve(changes)
+
+
+def take_exported(folder: Path, work: Path) -> None:
+    """Begin a work folder with what ships: tokenizer, text encoder and frozen networks of an exported folder, in place
+    of the stages that made them. A stage that is finished in the work folder is kept; `tokens` and `keys`, which are in
+    no exported folder, and what an encoder has for its training alone begin anew.
+
+    Raises:
+        FlexIPError: `export` wrote no such folder.
+    """
+    path = folder / export.ADAPTER_FILE
+    if not path.is_file():
+        raise FlexIPError(f"{path} is missing; expected a folder that `demo-model export` wrote, such as models/demo")
+    steps = load_adapter_file(path)[0].training["steps"]
+    for name in (TOKENIZER, TEXT):
+        shutil.copytree(folder / name, work / name, dirs_exist_ok=True)
+    networks = Networks(work, torch.device("cpu"), folder / "vae")
+    parts = {
+        networks.base.unet: folder / "unet" / "diffusion_pytorch_model.safetensors",
+        networks.sight.visual: folder / "encoders" / export.ENCODER_FILES["open_clip"],
+        networks.dino.encoder: folder / "encoders" / export.ENCODER_FILES["dinov2"],
+    }
+    for part, file in parts.items():
+        tensors = load_tensors(file)
+        part.load_state_dict({key: tensors[name] for key, name in names_in_files(part).items()})
+    for stage in ("vae", "clip", "dino", "places" if "places" in steps else "base"):
+        if not is_done(work, stage):
+            networks.finish(stage)
+    for stage in set(steps) & {"names", *NETWORKS[:4], "places"}:
+        record = work / stage / RECORD
+        if not record.exists():
+            told = {key: {stage: value} for key, value in steps[stage].items()}
+            with atomic(record) as temporary:
+                temporary.write_text(json.dumps(told), encoding="utf-8")
 
 
 def _half(value: torch.Tensor) -> torch.Tensor:
