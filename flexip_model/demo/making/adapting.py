@@ -18,7 +18,16 @@ from ...method.adapters import Adapter
 from ...train.configs.sections import ConditioningDropout
 from ..scenes.words import LENGTH as TEXT_LENGTH
 from ..stages.base import Base
-from ..stages.kinds import SECOND, VARIATIONS, Variation, condition_of, kind_and_seed, new_adapter, strangers
+from ..stages.kinds import (
+    SECOND,
+    VARIANTS,
+    VARIATIONS,
+    Variation,
+    condition_of,
+    kind_and_seed,
+    new_adapter,
+    strangers,
+)
 from ..stages.networks import GRID, TEXT_WIDTH
 from .drawing import Noise, weighted_errors
 from .pool import Pool
@@ -43,7 +52,8 @@ class Batches:
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(batch, *shape, device=device, dtype=dtype)
 
-        self.variant = torch.arange(batch, device=device) % 2 == 1
+        self.variant = torch.zeros(batch, dtype=torch.bool, device=device)
+        self.variant[VARIANTS] = True
         self.inputs = {
             "noisy": zeros(4, 16, 16),
             "target": zeros(4, 16, 16),

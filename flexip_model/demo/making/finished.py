@@ -43,7 +43,7 @@ NETWORKS = ("vae", "clip", "dino", "base", "tokens", "places", "keys")
 EXPORTED = "flexip-seed1"
 """The adapter that ships."""
 DIAL_STEPS = 15
-KINDS = "image and variant, half and half, gamma spread over the dial"
+KINDS = "image and variant, three to one, gamma spread over the dial"
 """What the adapters' files tell of the batches."""
 
 

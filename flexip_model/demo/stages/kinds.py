@@ -23,7 +23,9 @@ GAMMA_SPREAD = 1.0
 STRANGE_BELOW = 0.2
 """γ below which every second variant sample of FlexIP's has a reference of something else (our choice). All others show
 what the prompt names, so S would never learn which of the two to follow where they disagree."""
-SECOND = slice(1, None, 4)
+VARIANTS = slice(1, None, 4)
+"""Samples of the variant kind: every fourth (our choice). S learns its part sooner than P does."""
+SECOND = slice(1, None, 8)
 """Every second sample of those of the variant kind."""
 CONFIGS = {
     "flexip": ADAPTER,
@@ -129,7 +131,7 @@ def strangers(variant: Tensor, drawn: Tensor) -> Tensor:
     """(n,) bool, the samples whose reference shows something else; see `STRANGE_BELOW`.
 
     Args:
-        variant, drawn: of `condition_of`; every second sample is of the variant kind.
+        variant, drawn: of `condition_of`; `VARIANTS` are of the variant kind.
     """
     low = drawn > (1 - STRANGE_BELOW) ** 2  # of a variant sample γ is 1 - sqrt(drawn)
     second = torch.zeros_like(variant)
