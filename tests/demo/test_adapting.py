@@ -156,8 +156,8 @@ def _read_by(name: str, shipped: Shipped, pool: Pool, null, monkeypatch) -> dict
 
 
 def test_at_small_gamma_some_references_show_something_else(shipped: Shipped, pool: Pool, null, monkeypatch) -> None:
-    """Every second variant sample below γ = 0.2 reads another sample's reference; no other kind does. One sample in four
-    is of the variant kind."""
+    """Every second variant sample below γ = 0.2 reads another sample's reference; no other kind does. One in four
+    samples is of the variant kind."""
     read = _read_by("flexip", shipped, pool, null, monkeypatch)
     # Sample 1 reads what lies two further up in the batch; sample 5 has γ = 0.23.
     assert read["of"].tolist() == [0, 7, 2, 3, 4, 5, 6, 7]
