@@ -26,9 +26,11 @@ EXAMPLES = PACK / "models" / "demo" / "examples"
 README = (
     ("sheep.webp", "a 3d render of a sheep in a green meadow"),
     ("cupcake.webp", "a 3d render of a cupcake on a beach"),
-    ("house.webp", "a 3d render of a house on a plain blue background"),
+    ("house.webp", "a 3d render of a penguin in the snow"),
+    ("tomato.webp", "a 3d render of a bear on a plain blue background"),
 )
-"""Reference and prompt of each row of the README's picture; all at the workflow's seed."""
+"""Reference and prompt of each row of the README's picture, all at the workflow's seed. In the last two they disagree on
+what is shown, so that the ends of the dial do."""
 
 
 SD15 = (
