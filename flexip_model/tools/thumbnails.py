@@ -29,8 +29,8 @@ README = (
     ("house.webp", "a 3d render of a penguin in the snow"),
     ("tomato.webp", "a 3d render of a bear on a plain blue background"),
 )
-"""Reference and prompt of each row of the README's picture, all at the workflow's seed. In the last two they disagree on
-what is shown, so that the ends of the dial do."""
+"""Reference and prompt of each row of the README's picture, all at the workflow's seed. In the last two they disagree
+on what is shown, so that the ends of the dial do."""
 
 
 SD15 = (
