@@ -188,7 +188,7 @@ def take_exported(folder: Path, work: Path) -> None:
     for stage in ("vae", "clip", "dino", "places" if "places" in steps else "base"):
         if not is_done(work, stage):
             networks.finish(stage)
-    for stage in set(steps) & {"names", *NETWORKS[:4], "places"}:
+    for stage in set(steps) & {"names", *NETWORKS} - {"tokens", "keys"}:
         record = work / stage / RECORD
         if not record.exists():
             told = {key: {stage: value} for key, value in steps[stage].items()}

@@ -25,7 +25,7 @@ STRANGE_BELOW = 0.2
 what the prompt names, so S would never learn which of the two to follow where they disagree."""
 VARIANTS = slice(1, None, 4)
 """Samples of the variant kind: every fourth (our choice). S learns its part sooner than P does."""
-SECOND = slice(1, None, 8)
+SECOND = slice(VARIANTS.start, None, 2 * VARIANTS.step)
 """Every second sample of those of the variant kind."""
 CONFIGS = {
     "flexip": ADAPTER,
