@@ -241,6 +241,10 @@ def test_the_record_of_what_was_measured_becomes_card_and_curves(measured: Path,
     own = told_runs(made["trained"])
     assert f"| trained, steps × batch | {own} | 7,000 × 4 + 3 × 2 | 7,000 × 4 + 3 × 2 |" in text
     assert f"ships was trained for {own} (steps × batch)" in text and " × " in own
+    kept = next(line for line in text.splitlines() if line.startswith("| the same: judge names the reference |"))
+    for cell, of_kind in zip(kept.strip("| ").split(" | ")[1:], made["comparison"]["kinds"].values(), strict=True):
+        told = [round(100 * at["kept"]["value"]) for at in of_kind["other"].values()]
+        assert cell.split(", ") == [f"{share}" for share in told] and len(told) == 6
     draw_curves(made, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 1000

@@ -21,6 +21,14 @@ _SHOWN = {
     "style": "style",
     "both": "subject, background, style",
 }
+_ALONG = {
+    ("own", "first"): "subject: the judge's first of 51",
+    ("own", "text"): "background and style",
+    ("own", "both"): "subject, background, style",
+    ("other", "asked"): "the prompt names another thing: judge names what is asked for",
+    ("other", "kept"): "the same: judge names the reference",
+}
+"""What is told of every adapter along the knob, by the kind of prompts."""
 _POINTS = 0.05
 """How far γ = 0 may be from the base alone."""
 
@@ -132,11 +140,21 @@ def _comparison(comparison: dict[str, Any]) -> list[str]:
     lines.append(_line(["trained, steps × batch", *(told_runs(kinds[kind]["trained"]) for kind in kinds)]))
     for name, label in COMPARED.items():
         lines.append(_line([label, *(_number(kinds[kind]["figures"].get(name)) for kind in kinds)]))
+    lines += ["", *_along(kinds)]
     others = [kind for kind in kinds if kind != first]
     lines += ["", _line([f"{_label(first)} minus", *(_label(kind) for kind in others)])]
     lines.append("|---" * (len(others) + 1) + "|")
     for name, label in COMPARED.items():
         lines.append(_line([label, *(_number(comparison["first_minus"][kind].get(name)) for kind in others)]))
+    return lines
+
+
+def _along(kinds: dict[str, Any]) -> list[str]:
+    knob = ", ".join(next(iter(kinds.values()))["own"])
+    lines = [_line([f"Shares in %, at {knob}", *(_label(kind) for kind in kinds)]), "|---" * (len(kinds) + 1) + "|"]
+    for (of, name), label in _ALONG.items():
+        shares = (", ".join(f"{100 * at[name]['value']:.0f}" for at in kinds[kind][of].values()) for kind in kinds)
+        lines.append(_line([label, *shares]))
     return lines
 
 
