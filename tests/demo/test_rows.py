@@ -15,13 +15,14 @@ import torch
 from PIL import Image
 
 from flexip_model.common.errors import FlexIPError
-from flexip_model.demo.evaluation import evaluate, evaluate_base, judges, record, rows, shipped, style
+from flexip_model.demo.evaluation import beside, evaluate, evaluate_base, judges, record, rows, shipped, style
 from flexip_model.demo.evaluation.figures.card import BEGIN, END, Goal, tables, told_runs, write_card
 from flexip_model.demo.evaluation.figures.compare import compare, per_subject, seed_groups
 from flexip_model.demo.evaluation.figures.curves import draw_curves
 from flexip_model.demo.evaluation.figures.summary import differences, summary
 from flexip_model.demo.evaluation.judge import fetch
 from flexip_model.demo.evaluation.shipped import Shipped
+from flexip_model.demo.scenes.store import Store
 from flexip_model.demo.stages.export import ADAPTER_FILE
 from flexip_model.files.adapter_file import save_adapter
 from flexip_model.method.adapters import create_adapter
@@ -256,6 +257,27 @@ def test_the_record_of_what_was_measured_becomes_card_and_curves(measured: Path,
     (measured / "odd.json").unlink()
     with pytest.raises(FlexIPError, match="has nothing on judges, base, baselines, shipped"):
         record.make_record(DEMO, tmp_path)
+
+
+def test_pictures_of_the_adapters_beside_each_other_come_from_one_base(
+    adapters: Path, store: Path, tiny, tmp_path: Path
+) -> None:
+    beside.draw_beside(Shipped(DEMO, CPU), Store.open(store), rows.adapter_files(DEMO, adapters), tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        sheet = np.asarray(picture, np.int16)
+    height, width = (sheet.shape[0] - 6) // 12, (sheet.shape[1] - 6) // 7
+
+    def cell(row: int, column: int) -> np.ndarray:
+        corner = sheet[6 + row * height :, 6 + column * width :]
+        return corner[22 : height - 6, : width - 6]
+
+    for first in range(0, 12, 4):
+        shipped_too, plus, plain = first + 1, first + 2, first + 3
+        for column in range(2, 7):  # the same file under another name
+            assert np.array_equal(cell(first, column), cell(shipped_too, column))
+        assert np.abs(cell(plus, 2) - cell(plain, 2)).mean() < 0.1  # at scale 0 the base alone
+        for row in (first, plus, plain):
+            assert np.abs(cell(row, 2) - cell(row, 6)).mean() > 0.5, "the knob turns nothing"
 
 
 def test_a_measure_that_changed_is_found() -> None:

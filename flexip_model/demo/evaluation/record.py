@@ -14,7 +14,8 @@ import torch
 
 from ...common.errors import FlexIPError
 from ...files.safefile import atomic
-from ..scenes.store import build
+from ..scenes.store import Store, build
+from .beside import draw_beside
 from .evaluate import NOISES
 from .figures.card import tables, write_card
 from .figures.compare import compare, seed_groups
@@ -56,8 +57,8 @@ def evaluate(
     noises: int = NOISES,
     subjects: int = CONCEPTS,
 ) -> None:
-    """Measure what is not measured yet; the record goes into `folder` and its card, if it has one, `curves.png` and
-    `outside.jpg` into `images`.
+    """Measure what is not measured yet; the record goes into `folder` and its card, if it has one, `curves.png`,
+    `outside.jpg` and, with `adapters`, `beside.jpg` into `images`.
 
     Args:
         rows: where `evaluate_adapters` wrote what it measured, here or on another machine; a folder in `work` by
@@ -75,7 +76,10 @@ def evaluate(
     if (folder / "README.md").is_file():
         write_card(folder / "README.md", record)
     draw_curves(record, images / "curves.png")
-    draw_outside(Shipped(folder), work / "downloads", images / "outside.jpg")
+    model = Shipped(folder)
+    draw_outside(model, work / "downloads", images / "outside.jpg")
+    if adapters is not None:
+        draw_beside(model, Store.open(_store(work)), adapter_files(folder, adapters), images / "beside.jpg")
     log.info(tables(record))
     log.info(f"{folder / RECORD}, curves and pictures in {images}, more in {rows}")
 
