@@ -198,8 +198,13 @@ class Measurement:
             log.info(f"{BASELINES}: {len(kept['rows'])} of {subjects} subjects")
 
     def adapter(self, name: str, path: Path, subjects: int, noises: int = NOISES) -> None:
-        """One adapter's rows."""
+        """One adapter's rows.
+
+        Raises:
+            FlexIPError: there are rows of it already, drawn from another number of noises.
+        """
         digest = digest_of(self.folder, path, noises)
+        self._keep_other_noises(name, path, noises)
         kept = read_rows(self.out, name, digest) or {
             "digest": digest,
             "beside": self.digest,
@@ -221,6 +226,17 @@ class Measurement:
             (self.out / "sheets").mkdir(exist_ok=True)
             sheet.save(self.out / "sheets" / f"{name}-{begin:02}.jpg", quality=90)
             log.info(f"{name}: {len(kept['rows'])} of {subjects} subjects, the last {rows[-1]['subject']}")
+
+    def _keep_other_noises(self, name: str, path: Path, noises: int) -> None:
+        """Refuse to write over rows of the same adapter and base that another number of noises took hours to make."""
+        file = self.out / f"{name}.json"
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        drawn = before.get("noises", noises)
+        if drawn != noises and before["digest"] == digest_of(self.folder, path, drawn):
+            raise FlexIPError(
+                f"{file} has {len(before['rows'])} subjects of {name}, drawn from {drawn} noises, and {noises} were "
+                f"asked for; name --noises {drawn} to go on, or another folder by --rows to begin anew"
+            )
 
     def _group(self, begin: int, subjects: int) -> range:
         known = len(self.evaluation.cast.subjects)
